@@ -1,0 +1,58 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"bytes"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// A field that no validation names could be written by any agent's token, so a
+// Kubernetes release that adds one must fail here first.
+func TestStatusWritersNamesEveryField(t *testing.T) {
+	text, err := os.ReadFile("status_writers.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var policy admissionregistrationv1.ValidatingAdmissionPolicy
+	document, _, _ := bytes.Cut(text, []byte("\n---\n"))
+	if err := yaml.UnmarshalStrict(document, &policy); err != nil {
+		t.Fatal(err)
+	}
+	compared := map[string]bool{}
+	for _, v := range policy.Spec.Validations {
+		compared[v.Expression] = true
+	}
+
+	// Fields that are compared in their own way, that the server alone sets, or
+	// that no client can send.
+	exempt := map[string]string{
+		"metadata.annotations":     "compared key by key",
+		"metadata.managedFields":   "the server's record of this very write",
+		"metadata.resourceVersion": "the server's, and a precondition only",
+		"metadata.selfLink":        "never set since Kubernetes 1.20",
+		"status.conditions":        "compared without our own",
+	}
+	for path, kind := range map[string]reflect.Type{
+		"metadata": reflect.TypeFor[metav1.ObjectMeta](),
+		"status":   reflect.TypeFor[corev1.PodStatus](),
+	} {
+		for i := range kind.NumField() {
+			name, _, _ := strings.Cut(kind.Field(i).Tag.Get("json"), ",")
+			full := path + "." + name
+			want := "object." + path + ".?" + name + " == oldObject." + path + ".?" + name
+			if compared[want] == (exempt[full] != "") {
+				t.Errorf("%s: validation %q present: %t, exempt: %q", full, want, compared[want], exempt[full])
+			}
+		}
+	}
+}
