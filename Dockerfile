@@ -1,0 +1,22 @@
+# One image for manager, agent and hold. Build for both architectures with
+#   docker buildx build --platform linux/amd64,linux/arm64 -t IMG .
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+ARG TARGETOS TARGETARCH VERSION=dev
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY api api
+COPY agent agent
+COPY cmd cmd
+COPY controllers controllers
+COPY webhook webhook
+RUN mkdir /out && CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
+    go build -trimpath -ldflags "-s -w" -o /out/ ./cmd/manager ./cmd/agent ./cmd/hold
+
+# The agent reads rules with the iptables-save of both variants.
+FROM debian:12-slim
+RUN apt-get update && apt-get install -y --no-install-recommends iptables && \
+    rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/manager /out/agent /out/hold /
+# The manager and the hold run as this user; the agent's manifest asks for root.
+USER 65532:65532

@@ -1,0 +1,142 @@
+# Policy Gate. `make help` lists the targets.
+#
+# Two commands need nothing but Go, make and root on Debian or Ubuntu:
+#   make demo   the race, without and with the gate, on a real cluster
+#   make test   everything that has to hold
+
+IMG ?= policygate:dev
+KUBECTL ?= kubectl
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
+
+# ENGINE=kube-router KUBE_ROUTER=/path/to/binary runs demo and e2e with the real
+# kube-router in place of the test engine.
+export ENGINE ?= test
+export KUBE_ROUTER ?=
+export KUBE_ROUTER_FLAGS ?=
+
+CLUSTER ?= dev
+NODES ?= 2
+
+# What the tests need from Debian: the container runtime and the netfilter tools.
+COMMANDS = containerd runc iptables ipset nft ip nsenter gcc
+PACKAGES = containerd runc containernetworking-plugins iptables ipset nftables \
+           iproute2 util-linux conntrack gcc libc6-dev
+
+.DEFAULT_GOAL := help
+
+##@ General
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*##/ {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ See it
+.PHONY: demo
+demo: deps ## Three rounds of Jobs against MariaDB: nothing, `sleep 10`, gated (KEEP=1 leaves the cluster)
+	cd test/e2e && go run ./cmd/demo
+
+.PHONY: cluster-up
+cluster-up: deps ## A real cluster on this machine, kept (CLUSTER=dev NODES=2)
+	cd test/cluster && go run ./cmd/cluster up --name $(CLUSTER) --nodes $(NODES)
+
+.PHONY: cluster-down
+cluster-down: ## Remove that cluster
+	cd test/cluster && go run ./cmd/cluster down --name $(CLUSTER)
+
+##@ Test
+.PHONY: test
+test: deps ## Everything: lint, unit, kernel and end-to-end tests
+	$(MAKE) lint
+	$(MAKE) test-unit
+	$(MAKE) test-kernel
+	$(MAKE) test-cluster
+	$(MAKE) test-apiserver
+	$(MAKE) test-e2e
+
+.PHONY: deps
+deps:
+	@missing=; for c in $(COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	[ -d /usr/lib/cni ] || missing="$$missing cni-plugins"; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing what is missing:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	fi
+
+.PHONY: test-unit
+test-unit: ## Tests that need neither root nor a cluster, with the race detector
+	go test -race -count=1 $$(go list ./... | grep -v -e /test/)
+
+.PHONY: test-kernel
+test-kernel: deps ## Rules and packets in network namespaces (root)
+	go test -count=1 ./test/kernel/... ./test/engine/...
+
+.PHONY: test-cluster
+test-cluster: deps ## The cluster harness itself (root)
+	cd test/cluster && go test -count=1 ./...
+
+.PHONY: kube
+kube: deps
+	cd test/cluster && go run ./cmd/cluster build
+
+.PHONY: test-apiserver
+test-apiserver: kube ## Tests against a real API server alone
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/...
+
+.PHONY: test-e2e
+test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
+	cd test/e2e && go test -count=1 -timeout 60m -v ./...
+
+.PHONY: lint
+lint: ## golangci-lint, pinned in hack/lint.mod
+	go tool -modfile=hack/lint.mod golangci-lint run ./...
+	cd test/cluster && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
+
+.PHONY: bench
+bench: ## Benchmarks
+	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v -e /test/)
+
+##@ Build
+.PHONY: build
+build: ## The three binaries, into bin/
+	$(GO_BUILD) -o bin/ ./cmd/manager ./cmd/agent ./cmd/hold
+
+.PHONY: image
+image: ## One image with all three (docker; PLATFORMS=linux/amd64,linux/arm64 and PUSH=1 for a release)
+	docker buildx build $(if $(PLATFORMS),--platform $(PLATFORMS)) $(if $(PUSH),--push,--load) -t $(IMG) .
+
+.PHONY: generate
+generate: ## Generated code (needs protoc, Debian's protobuf-compiler)
+	go build -o build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	go generate ./api/...
+
+.PHONY: fmt
+fmt: ## Format
+	go tool -modfile=hack/lint.mod golangci-lint fmt ./...
+
+##@ Deploy
+# An overlay that names the image for the Pods and for the hold.
+build/deploy/kustomization.yaml: FORCE
+	@mkdir -p $(@D)
+	@hack/overlay.sh $(IMG) > $@
+.PHONY: FORCE
+FORCE:
+
+.PHONY: deploy
+deploy: build/deploy/kustomization.yaml ## Install into the current cluster (IMG=registry/policygate:tag)
+	$(KUBECTL) apply --server-side -k build/deploy
+	$(KUBECTL) -n policygate-system rollout status deployment/policygate-manager --timeout 3m
+	$(KUBECTL) -n policygate-system rollout status daemonset/policygate-agent --timeout 5m
+
+.PHONY: installer
+installer: build/deploy/kustomization.yaml ## One YAML that installs everything, in build/install.yaml
+	$(KUBECTL) kustomize build/deploy > build/install.yaml
+	@echo build/install.yaml
+
+.PHONY: undeploy
+undeploy: build/deploy/kustomization.yaml ## Remove it; Pods that are held are let go first
+	hack/undeploy.sh "$(KUBECTL)"
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf build bin
