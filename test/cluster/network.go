@@ -1,0 +1,236 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// netnsDir is where iproute2 looks for network namespaces by name.
+const netnsDir = "/run/netns"
+
+func netnsPath(name string) string { return filepath.Join(netnsDir, name) }
+
+// network makes and removes the namespaces, links, addresses and routes of a cluster. Links
+// are made by the ip command, in batches, rather than by netlink messages: what is done reads
+// as one would type it when a network needs a look, and nodes need iproute2 anyway.
+type network struct {
+	name  string // the cluster's
+	plan  Plan
+	nodes int
+}
+
+func (n network) namespace(of string) string { return "pgate-" + n.name + "-" + of }
+func (n network) switchNS() string           { return n.namespace("switch") }
+func (n network) controlPlaneNS() string     { return n.namespace("cp") }
+
+// namespaces returns the names of all the cluster's network namespaces.
+func (n network) namespaces() []string {
+	names := []string{n.switchNS(), n.controlPlaneNS()}
+	for i := range n.nodes {
+		names = append(names, n.namespace(n.plan.Node(i).Name))
+	}
+	return names
+}
+
+// usable reports whether the routes of this namespace leave room for a plan: they must not
+// know any part of its ranges already, default routes aside.
+func usable(plan Plan) error {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, route := range routes {
+		if route.Dst == nil {
+			continue
+		}
+		addr, _ := netip.AddrFromSlice(route.Dst.IP)
+		bits, _ := route.Dst.Mask.Size()
+		known := netip.PrefixFrom(addr.Unmap(), bits)
+		for _, prefix := range append(plan.Underlay(), plan.PodRange()...) {
+			if bits > 0 && known.Overlaps(prefix) {
+				return fmt.Errorf("the route to %v on this machine overlaps %v", known, prefix)
+			}
+		}
+	}
+	return nil
+}
+
+// create makes the whole network.
+func (n network) create(ctx context.Context) error {
+	for _, name := range n.namespaces() {
+		if err := createNetNS(name); err != nil {
+			return err
+		}
+	}
+	if err := n.createSwitch(ctx); err != nil {
+		return err
+	}
+	if err := n.join(ctx, "", n.plan.HostInterface(), "host", n.plan.Host(), -1); err != nil {
+		return err
+	}
+	if err := n.join(ctx, n.controlPlaneNS(), "eth0", "cp", n.plan.ControlPlane(), -1); err != nil {
+		return err
+	}
+	for i := range n.nodes {
+		node := n.plan.Node(i)
+		if err := setSysctls(n.namespace(node.Name), nodeSysctls); err != nil {
+			return err
+		}
+		if err := n.join(ctx, n.namespace(node.Name), "eth0", node.Name, node.IPs, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nodeSysctls is what a machine needs to be a node.
+var nodeSysctls = map[string]string{
+	"net/ipv4/ip_forward":                 "1",
+	"net/ipv6/conf/all/forwarding":        "1",
+	"net/ipv6/conf/default/accept_dad":    "0", // no second of waiting for an address
+	"net/bridge/bridge-nf-call-iptables":  "1",
+	"net/bridge/bridge-nf-call-ip6tables": "1",
+}
+
+func (n network) createSwitch(ctx context.Context) error {
+	return ip(ctx, n.switchNS(), []string{
+		"link set lo up",
+		// Its ports only ever see unicast and ARP or ND: no snooping, no spanning tree.
+		"link add br0 type bridge mcast_snooping 0 stp_state 0",
+		"link set br0 up",
+	})
+}
+
+// join connects a namespace ("": the caller's) to the switch, with an interface of the given
+// name there and a port of the given name in the switch, and routes it to the pod ranges of
+// all nodes but the one with index self.
+func (n network) join(ctx context.Context, ns, iface, port string, addrs []netip.Addr, self int) error {
+	commands := []string{
+		fmt.Sprintf("link add %s type veth peer name %s netns %s", iface, port, n.switchNS()),
+	}
+	if ns != "" {
+		commands = append(commands, "link set lo up")
+	}
+	for i, addr := range addrs {
+		dad := ""
+		if addr.Is6() {
+			dad = " nodad"
+		}
+		commands = append(commands, fmt.Sprintf("addr add %v/%d dev %s%s", addr, n.plan.Underlay()[i].Bits(), iface, dad))
+	}
+	commands = append(commands, "link set "+iface+" up")
+	for i := range n.nodes {
+		if i == self {
+			continue
+		}
+		node := n.plan.Node(i)
+		for family, prefix := range node.PodCIDRs {
+			commands = append(commands, fmt.Sprintf("route add %v via %v dev %s", prefix, node.IPs[family], iface))
+		}
+	}
+	if self >= 0 {
+		// A node's own connection to a Service needs some route before kube-proxy's rules
+		// rewrite its destination. The control plane drops what they leave alone.
+		for family, prefix := range n.plan.ServiceRange() {
+			commands = append(commands, fmt.Sprintf("route add %v via %v dev %s", prefix, n.plan.ControlPlane()[family], iface))
+		}
+	}
+	if err := ip(ctx, ns, commands); err != nil {
+		return err
+	}
+	return ip(ctx, n.switchNS(), []string{"link set " + port + " master br0", "link set " + port + " up"})
+}
+
+// remove removes the whole network, or what there is of it.
+func (n network) remove(ctx context.Context) error {
+	var errs []error
+	if _, err := netlink.LinkByName(n.plan.HostInterface()); err == nil {
+		// It would go with the switch's namespace, but at a time of the kernel's choice.
+		errs = append(errs, ip(ctx, "", []string{"link del " + n.plan.HostInterface()}))
+	}
+	for _, name := range n.namespaces() {
+		if err := netns.DeleteNamed(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove network namespace %s: %w", name, err))
+		}
+	}
+	_ = os.Remove(netnsDir) // if nothing else has namespaces there; not empty otherwise
+	return errors.Join(errs...)
+}
+
+// ip runs commands of the ip tool in the namespace ns, or the caller's if empty.
+func ip(ctx context.Context, ns string, commands []string) error {
+	args := []string{"-batch", "-"}
+	if ns != "" {
+		args = append([]string{"-n", ns}, args...)
+	}
+	cmd := exec.CommandContext(ctx, "ip", args...)
+	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("ip %s of %q: %w: %s", strings.Join(args, " "), commands, err, output)
+	}
+	return nil
+}
+
+// createNetNS makes a named network namespace.
+func createNetNS(name string) error {
+	err := onThrowawayThread(func() error {
+		handle, err := netns.NewNamed(name)
+		if err != nil {
+			return err
+		}
+		return handle.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("create network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// setSysctls writes kernel settings, by their paths below /proc/sys, in a network namespace.
+func setSysctls(ns string, settings map[string]string) error {
+	err := onThrowawayThread(func() error {
+		handle, err := netns.GetFromName(ns)
+		if err != nil {
+			return err
+		}
+		defer handle.Close()
+		if err := netns.Set(handle); err != nil {
+			return err
+		}
+		for key, value := range settings {
+			if err := os.WriteFile("/proc/sys/"+key, []byte(value), 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("configure network namespace %s: %w", ns, err)
+	}
+	return nil
+}
+
+// onThrowawayThread runs f on an operating system thread that ends with it, so that f may
+// leave the thread in another namespace.
+func onThrowawayThread(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		result <- f()
+	}()
+	return <-result
+}
