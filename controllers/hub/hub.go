@@ -1,0 +1,317 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hub
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"k8s.io/utils/clock"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+const (
+	// maxReceive bounds a message of an agent. A report names at most three
+	// unmet expectations with 200 bytes each.
+	maxReceive = 16 << 10
+	// maxStreams bounds what one connection can hold open: an agent has one
+	// session, and a second while it replaces the first.
+	maxStreams = 4
+	// keepaliveTime and keepaliveTimeout end the session of a node that went
+	// away without a word: its confirmations count for at most their sum.
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 10 * time.Second
+	// minPing is how often an agent may ping.
+	minPing = 5 * time.Second
+	// handshakeTimeout bounds a connection that does not get to TLS and HTTP/2.
+	handshakeTimeout = 10 * time.Second
+)
+
+// Hello is what an agent says of itself when it connects.
+type Hello struct {
+	// Version is the agent's build, for people.
+	Version string
+	// BootID is the node's boot id.
+	BootID string
+	// Unsupported is empty, or says why the node's dataplane cannot be seen.
+	// It is text of the node: for logs, never for tenants.
+	Unsupported string
+}
+
+// Sink is told what happens on sessions, in order for each node. It is called
+// with a lock of the hub held: it must return quickly and must not call the
+// hub.
+type Sink interface {
+	// Connected says that a session for the node has begun. What the node
+	// reported before counts no more: it reports every assignment again.
+	Connected(node string, hello Hello)
+	// Disconnected says that the node has no session any more.
+	Disconnected(node string)
+	// Reported passes on a well-formed report on the node's current
+	// assignment of report.uid. Its generation is the one given to Assign.
+	Reported(node string, report *hubv1.Report)
+}
+
+// Options are what a Hub needs; all fields but Log are required.
+type Options struct {
+	Reviewer Reviewer
+	Sink     Sink
+	Clock    clock.WithTicker
+	Log      logr.Logger
+	// Address is where to listen, such as ":9444".
+	Address string
+	// GetCertificate returns the certificate to present to a client.
+	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+}
+
+// Hub serves sessions. Its methods may be called from any goroutine.
+type Hub struct {
+	hubv1.UnimplementedHubServer
+
+	reviewer Reviewer
+	sink     Sink
+	clock    clock.WithTicker
+	log      logr.Logger
+	address  string
+	tls      *tls.Config
+
+	// generations counts the assignments sent, in the wire's sense. It starts
+	// at the time so that it grows over a restart of the replica, too.
+	generations atomic.Uint64
+	listening   atomic.Pointer[net.TCPAddr]
+
+	// mu guards nodes. A node's own lock is taken after it, or without it.
+	mu    sync.Mutex
+	nodes map[string]*node
+}
+
+// node is what the hub keeps of one node.
+type node struct {
+	// mu guards the following fields and the session's queue. It is held
+	// while the sink is called, so that the sink hears of things in order.
+	mu          sync.Mutex
+	assignments map[string]assignment
+	session     *session
+}
+
+// assignment is what a node was told of one uid.
+type assignment struct {
+	// message carries the wire's generation. It is never written to.
+	message *hubv1.Assign
+	// generation is the caller's.
+	generation uint64
+}
+
+// New returns a Hub that serves when Start is called. Assignments may be made
+// before.
+func New(o Options) *Hub {
+	h := &Hub{
+		reviewer: o.Reviewer,
+		sink:     o.Sink,
+		clock:    o.Clock,
+		log:      o.Log,
+		address:  o.Address,
+		tls: &tls.Config{
+			MinVersion:     tls.VersionTLS13,
+			GetCertificate: o.GetCertificate,
+			NextProtos:     []string{"h2"},
+		},
+		nodes: map[string]*node{},
+	}
+	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0))) //nolint:gosec // not negative
+	return h
+}
+
+// Assign makes a the node's assignment of its subject's uid, in place of an
+// earlier one. The generation of a is the caller's and must grow for a uid; it
+// comes back in reports, the one on the wire is the hub's own. The hub keeps
+// a, which must not be changed afterwards. A release of the uid that was not
+// sent yet is dropped: it was decided without a.
+func (h *Hub) Assign(nodeName string, a *hubv1.Assign) {
+	n := h.node(nodeName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	uid := a.GetSubject().GetUid()
+	n.assignments[uid] = h.stamp(a, a.GetGeneration())
+	if n.session != nil {
+		n.session.queue.assign(uid, n.assignments[uid].message)
+	}
+}
+
+// Withdraw ends the node's assignment of uid, and with it an unsent release.
+// It does nothing if there is none.
+func (h *Hub) Withdraw(nodeName, uid string) {
+	n := h.node(nodeName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.assignments[uid]; !ok {
+		return
+	}
+	delete(n.assignments, uid)
+	if n.session != nil {
+		n.session.queue.withdraw(uid)
+	}
+}
+
+// Release sends r to the node if it has a session, and forgets it otherwise.
+// It reports whether there was one, which does not say that r arrived.
+func (h *Hub) Release(nodeName string, r *hubv1.Release) bool {
+	n := h.node(nodeName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.session == nil {
+		return false
+	}
+	n.session.queue.release(r.GetSubject().GetUid(), r)
+	return true
+}
+
+// Listening returns nil once the hub accepts connections, and an error
+// otherwise: it is a readiness check.
+func (h *Hub) Listening() error {
+	if h.listening.Load() == nil {
+		return errors.New("the hub does not listen yet")
+	}
+	return nil
+}
+
+// Addr returns where the hub listens, or nil if it does not yet.
+func (h *Hub) Addr() *net.TCPAddr { return h.listening.Load() }
+
+// NeedLeaderElection reports false: agents have a session with every replica.
+func (h *Hub) NeedLeaderElection() bool { return false }
+
+// Start listens and serves until ctx ends. It returns nil then, or the error
+// that kept it from listening.
+func (h *Hub) Start(ctx context.Context) error {
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", h.address)
+	if err != nil {
+		return fmt.Errorf("hub: listen on %q: %w", h.address, err)
+	}
+	server := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(h.tls)),
+		grpc.MaxRecvMsgSize(maxReceive),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+	)
+	hubv1.RegisterHubServer(server, h)
+	if addr, ok := listener.Addr().(*net.TCPAddr); ok {
+		h.listening.Store(addr)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case <-ctx.Done():
+		h.listening.Store(nil)
+		// Sessions never end by themselves, so there is nothing to wait for;
+		// agents have sessions with the other replicas.
+		server.Stop()
+		<-served
+		return nil
+	case err := <-served:
+		h.listening.Store(nil)
+		return fmt.Errorf("hub: serve on %q: %w", h.address, err)
+	}
+}
+
+// node returns the named node, which it makes if need be. A node costs little
+// and names come from tokens and Pods alone, so none is ever dropped.
+func (h *Hub) node(name string) *node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n, ok := h.nodes[name]
+	if !ok {
+		n = &node{assignments: map[string]assignment{}}
+		h.nodes[name] = n
+	}
+	return n
+}
+
+// stamp gives a the next generation of the wire.
+func (h *Hub) stamp(a *hubv1.Assign, generation uint64) assignment {
+	// The caller may hand the same message to several nodes and sessions.
+	// The parts of it are shared: nobody writes to them.
+	return assignment{generation: generation, message: &hubv1.Assign{
+		Subject:      a.GetSubject(),
+		Generation:   h.generations.Add(1),
+		Basis:        a.GetBasis(),
+		Expectations: a.GetExpectations(),
+		Whys:         a.GetWhys(),
+		OwnNode:      a.GetOwnNode(),
+		Settle:       a.GetSettle(),
+	}}
+}
+
+// open makes s the node's session, queues the full sync for it and ends the
+// session that it replaces.
+func (h *Hub) open(nodeName string, s *session, hello Hello) {
+	n := h.node(nodeName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.session != nil {
+		close(n.session.replaced)
+		h.sink.Disconnected(nodeName)
+	}
+	n.session = s
+	for _, uid := range slices.Sorted(maps.Keys(n.assignments)) {
+		// Under a new generation, so that the agent reports on it again and
+		// no report of an earlier session can be taken for this one's.
+		n.assignments[uid] = h.stamp(n.assignments[uid].message, n.assignments[uid].generation)
+		s.queue.assign(uid, n.assignments[uid].message)
+	}
+	s.queue.synced()
+	h.sink.Connected(nodeName, hello)
+}
+
+// end forgets s, unless another session has replaced it.
+func (h *Hub) end(nodeName string, s *session) {
+	n := h.node(nodeName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.session == s {
+		n.session = nil
+		h.sink.Disconnected(nodeName)
+	}
+}
+
+// report passes r on if it answers the current assignment, and drops it if
+// not: it crossed a newer one on the way. It returns an error if r is
+// malformed.
+func (h *Hub) report(nodeName string, s *session, r *hubv1.Report) error {
+	n := h.node(nodeName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	current, ok := n.assignments[r.GetUid()]
+	if !ok || n.session != s || current.message.GetGeneration() != r.GetGeneration() {
+		return validateReport(r, -1)
+	}
+	if err := validateReport(r, len(current.message.GetExpectations())); err != nil {
+		return err
+	}
+	h.sink.Reported(nodeName, &hubv1.Report{
+		Uid:           r.GetUid(),
+		Generation:    current.generation,
+		Confirmed:     r.GetConfirmed(),
+		Unmet:         r.GetUnmet(),
+		UnmetRequired: r.GetUnmetRequired(),
+		UnmetAdvisory: r.GetUnmetAdvisory(),
+	})
+	return nil
+}

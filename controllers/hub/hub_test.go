@@ -1,0 +1,413 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hub
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+const agentUser = "system:serviceaccount:policygate-system:policygate-agent"
+
+// reviews answers TokenReviews: a token "token-of-N" is of node N's agent.
+type reviews struct{ err error }
+
+func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
+	if r.err != nil {
+		return nil, r.err
+	}
+	token, _, _ := strings.Cut(review.Spec.Token, ".")
+	node, ok := strings.CutPrefix(token, "token-of-")
+	if !ok {
+		return review, nil
+	}
+	review.Status = authenticationv1.TokenReviewStatus{
+		Authenticated: true,
+		Audiences:     review.Spec.Audiences,
+		User: authenticationv1.UserInfo{
+			Username: agentUser,
+			Extra:    map[string]authenticationv1.ExtraValue{nodeNameExtra: {node}},
+		},
+	}
+	return review, nil
+}
+
+// sink records what the hub says.
+type sink struct {
+	mu     sync.Mutex
+	events []string
+}
+
+func (s *sink) add(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, fmt.Sprintf(format, args...))
+}
+
+func (s *sink) Connected(node string, hello Hello) {
+	s.add("%s connected boot=%s unsupported=%q", node, hello.BootID, hello.Unsupported)
+}
+func (s *sink) Disconnected(node string) { s.add("%s disconnected", node) }
+func (s *sink) Reported(node string, r *hubv1.Report) {
+	s.add("%s reported %s generation=%d confirmed=%v", node, r.GetUid(), r.GetGeneration(), r.GetConfirmed())
+}
+
+// await waits until the sink has heard exactly want.
+func (s *sink) await(t *testing.T, want ...string) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		s.mu.Lock()
+		got := append([]string(nil), s.events...)
+		s.mu.Unlock()
+		diff := cmp.Diff(want, got)
+		if diff == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("events (-want +got):\n%s", diff)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// fixture is a hub that serves on a port of the loopback interface.
+type fixture struct {
+	*Hub
+	sink  *sink
+	roots *x509.CertPool
+}
+
+func serve(t *testing.T, clk clock.WithTicker, r TokenReviews) *fixture {
+	t.Helper()
+	cert, roots := certificate(t)
+	f := &fixture{sink: &sink{}, roots: roots}
+	f.Hub = New(Options{
+		Reviewer: NewTokenReviewer(r, agentUser),
+		Sink:     f.sink,
+		Clock:    clk,
+		Log:      logr.Discard(),
+		Address:  "127.0.0.1:0",
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return cert, nil
+		},
+	})
+	if f.Listening() == nil {
+		t.Error("a hub that was not started is listening")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.Start(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Start: %v", err)
+		}
+	})
+	for deadline := time.Now().Add(10 * time.Second); f.Listening() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the hub does not listen")
+		}
+	}
+	return f
+}
+
+// agent is a client of the hub.
+type agent struct {
+	t      *testing.T
+	stream grpc.BidiStreamingClient[hubv1.AgentMessage, hubv1.HubMessage]
+}
+
+// dial opens a session without saying hello.
+func (f *fixture) dial(t *testing.T, token string) agent {
+	t.Helper()
+	creds := credentials.NewTLS(&tls.Config{RootCAs: f.roots, ServerName: "hub", MinVersion: tls.VersionTLS13})
+	conn, err := grpc.NewClient(f.Addr().String(), grpc.WithTransportCredentials(creds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ctx := t.Context()
+	if token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	}
+	stream, err := hubv1.NewHubClient(conn).Session(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return agent{t, stream}
+}
+
+func (f *fixture) connect(t *testing.T, token string) agent {
+	t.Helper()
+	a := f.dial(t, token)
+	a.send(&hubv1.AgentMessage{Message: &hubv1.AgentMessage_Hello{Hello: &hubv1.Hello{Version: "v1", BootId: "b"}}})
+	return a
+}
+
+// send ignores errors: the status comes with the next receive.
+func (a agent) send(m *hubv1.AgentMessage) { _ = a.stream.Send(m) }
+
+func (a agent) report(r *hubv1.Report) {
+	a.send(&hubv1.AgentMessage{Message: &hubv1.AgentMessage_Report{Report: r}})
+}
+
+// expect receives as many messages as there are names and compares them. It
+// returns the generations of those that are assignments.
+func (a agent) expect(want ...string) []uint64 {
+	a.t.Helper()
+	var got []string
+	var generations []uint64
+	for range want {
+		m, err := a.stream.Recv()
+		if err != nil {
+			a.t.Fatalf("after %q: %v", got, err)
+		}
+		switch x := m.GetMessage().(type) {
+		case *hubv1.HubMessage_Assign:
+			got = append(got, "assign "+x.Assign.GetSubject().GetUid())
+			generations = append(generations, x.Assign.GetGeneration())
+		case *hubv1.HubMessage_Withdraw:
+			got = append(got, "withdraw "+x.Withdraw.GetUid())
+		case *hubv1.HubMessage_Release:
+			got = append(got, "release "+x.Release.GetSubject().GetUid())
+		case *hubv1.HubMessage_Synced:
+			got = append(got, "synced")
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		a.t.Fatalf("messages (-want +got):\n%s", diff)
+	}
+	return generations
+}
+
+// end receives until the session ends and returns the status.
+func (a agent) end() *status.Status {
+	a.t.Helper()
+	for {
+		if _, err := a.stream.Recv(); err != nil {
+			return status.Convert(err)
+		}
+	}
+}
+
+func assign(uid string, generation uint64) *hubv1.Assign {
+	return &hubv1.Assign{
+		Subject: &hubv1.Subject{Uid: uid}, Generation: generation,
+		Expectations: []*hubv1.Expectation{{}, {}},
+	}
+}
+
+func release(uid string) *hubv1.Release { return &hubv1.Release{Subject: &hubv1.Subject{Uid: uid}} }
+
+func TestSessionSyncsInFullAndThenSendsDeltas(t *testing.T) {
+	f := serve(t, clock.RealClock{}, reviews{})
+	f.Assign("n1", assign("b", 1))
+	f.Assign("n1", assign("a", 2))
+	f.Assign("n2", assign("c", 3))
+	if f.Release("n1", release("a")) {
+		t.Error("a release to a node without a session was accepted")
+	}
+
+	a := f.connect(t, "token-of-n1")
+	first := a.expect("assign a", "assign b", "synced")
+	f.Assign("n1", assign("a", 4))
+	second := a.expect("assign a")
+	if second[0] <= first[0] || second[0] <= first[1] {
+		t.Errorf("generations %v after %v do not grow", second, first)
+	}
+	f.Withdraw("n1", "b")
+	f.Withdraw("n1", "was never assigned")
+	a.expect("withdraw b")
+	if !f.Release("n1", release("a")) {
+		t.Error("a release to a node with a session was not accepted")
+	}
+	a.expect("release a")
+
+	a.report(&hubv1.Report{Uid: "a", Generation: first[0], Confirmed: true})  // answers an older one
+	a.report(&hubv1.Report{Uid: "b", Generation: first[1], Confirmed: true})  // withdrawn
+	a.report(&hubv1.Report{Uid: "c", Generation: second[0], Confirmed: true}) // another node's
+	a.report(&hubv1.Report{Uid: "a", Generation: second[0], Confirmed: true})
+	f.sink.await(t, `n1 connected boot=b unsupported=""`, "n1 reported a generation=4 confirmed=true")
+}
+
+func TestANewerSessionReplacesAnOlderOne(t *testing.T) {
+	f := serve(t, clock.RealClock{}, reviews{})
+	f.Assign("n1", assign("a", 1))
+	older := f.connect(t, "token-of-n1")
+	before := older.expect("assign a", "synced")
+	newer := f.connect(t, "token-of-n1")
+	after := newer.expect("assign a", "synced")
+	if after[0] <= before[0] {
+		t.Errorf("the generation is %d in the newer session, was %d: want it to grow", after[0], before[0])
+	}
+	if got := older.end(); got.Code() != codes.Aborted {
+		t.Errorf("the older session ended with %v, want Aborted", got)
+	}
+	newer.report(&hubv1.Report{Uid: "a", Generation: before[0], Confirmed: true}) // of the older session
+	newer.report(&hubv1.Report{Uid: "a", Generation: after[0]})
+	connected := `n1 connected boot=b unsupported=""`
+	f.sink.await(t, connected, "n1 disconnected", connected, "n1 reported a generation=1 confirmed=false")
+}
+
+func TestASessionWithoutProofIsRefused(t *testing.T) {
+	cases := map[string]struct {
+		token   string
+		reviews reviews
+		want    codes.Code
+	}{
+		"no token":                             {want: codes.Unauthenticated},
+		"a token that is not valid":            {token: "forged", want: codes.Unauthenticated},
+		"the API server does not answer":       {token: "token-of-n1", reviews: reviews{err: errors.New("down")}, want: codes.Unavailable},
+		"a valid token is told of a bad hello": {token: "token-of-n1", want: codes.InvalidArgument},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			f := serve(t, clock.RealClock{}, tc.reviews)
+			a := f.dial(t, tc.token)
+			a.report(&hubv1.Report{Uid: "a"})
+			if got := a.end(); got.Code() != tc.want {
+				t.Errorf("ended with %v, want %v", got, tc.want)
+			}
+			f.sink.await(t)
+		})
+	}
+}
+
+func TestAMalformedReportEndsTheSession(t *testing.T) {
+	cases := map[string]struct {
+		report *hubv1.Report
+		want   string
+	}{
+		"no uid":                         {&hubv1.Report{}, "uid is empty"},
+		"more unmet than agreed":         {&hubv1.Report{Uid: "a", Unmet: make([]*hubv1.Unmet, 4)}, "unmet has 4 entries"},
+		"an index beyond the assignment": {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Expectation: 2}}}, "unmet[0].expectation is 2"},
+		"confirmed and unmet":            {&hubv1.Report{Uid: "a", Confirmed: true, UnmetRequired: 1}, "confirmed with unmet_required 1"},
+		"a reason that is not printable": {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Reason: "\x1b[31m"}}}, "unmet[0].reason"},
+		"a reason that is too long":      {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Reason: strings.Repeat("x", 201)}}}, "unmet[0].reason"},
+	}
+	f := serve(t, clock.RealClock{}, reviews{})
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			f.Assign("n1", assign("a", 1))
+			a := f.connect(t, "token-of-n1")
+			tc.report.Generation = a.expect("assign a", "synced")[0]
+			a.report(tc.report)
+			got := a.end()
+			if got.Code() != codes.InvalidArgument || !strings.Contains(got.Message(), tc.want) {
+				t.Errorf("ended with %v, want InvalidArgument and %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestASessionEndsWhenItsTokenExpires(t *testing.T) {
+	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
+	f := serve(t, clk, reviews{})
+	claims := base64.RawURLEncoding.EncodeToString([]byte(`{"exp":1600}`))
+	a := f.connect(t, "token-of-n1."+claims+".signature")
+	a.expect("synced")
+	f.sink.await(t, `n1 connected boot=b unsupported=""`)
+	ended := make(chan *status.Status, 1)
+	go func() { ended <- a.end() }()
+	clk.Step(599 * time.Second)
+	select {
+	case got := <-ended:
+		t.Fatalf("ended a second before the token expires: %v", got)
+	case <-time.After(50 * time.Millisecond):
+	}
+	// The session's timer may not be set yet; it is set for the same time.
+	for deadline := time.Now().Add(10 * time.Second); ; clk.Step(time.Second) {
+		select {
+		case got := <-ended:
+			if got.Code() != codes.Unauthenticated {
+				t.Errorf("ended with %v, want Unauthenticated", got)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+			if time.Now().After(deadline) {
+				t.Fatal("the session outlives its token")
+			}
+		}
+	}
+}
+
+func TestAnAgentThatDoesNotReadIsCutOff(t *testing.T) {
+	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
+	f := serve(t, clk, reviews{})
+	// More than the flow-control windows hold.
+	for i := range 64 {
+		big := assign(fmt.Sprintf("uid-%d", i), 1)
+		big.Whys = []string{strings.Repeat("x", 64<<10)}
+		f.Assign("n1", big)
+	}
+	f.connect(t, "token-of-n1")
+	connected := `n1 connected boot=b unsupported=""`
+	f.sink.await(t, connected)
+	for deadline := time.Now().Add(10 * time.Second); ; clk.Step(watchInterval) {
+		f.sink.mu.Lock()
+		n := len(f.sink.events)
+		f.sink.mu.Unlock()
+		if n == 2 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the session of an agent that does not read goes on")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	f.sink.await(t, connected, "n1 disconnected")
+}
+
+// certificate returns a self-signed certificate for "hub".
+func certificate(t *testing.T) (*tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "hub"}, DNSNames: []string{"hub"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, roots
+}

@@ -1,0 +1,211 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hub
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+const (
+	// helloTimeout is how long an agent may take to say Hello.
+	helloTimeout = 10 * time.Second
+	// slowConsumer is how long one message may wait for the agent to read.
+	slowConsumer = 30 * time.Second
+	// watchInterval is how often a blocked send is looked for.
+	watchInterval = 5 * time.Second
+	// reportsPerSecond and reportsBurst bound what one agent can make the
+	// manager do. A node of 250 Pods that are all gated at once, with every
+	// answer changing twice a second, stays under them; beyond, the agent is
+	// slowed down by flow control.
+	reportsPerSecond = 500
+	reportsBurst     = 2000
+)
+
+// session is one agent's connection. The queue is guarded by its node's lock.
+type session struct {
+	queue *queue
+	// replaced is closed when a newer session of the node has begun.
+	replaced chan struct{}
+	// sending is when the send in progress began, in Unix nanoseconds, or 0.
+	sending atomic.Int64
+}
+
+// Session serves one agent until either side ends it. It implements the
+// generated service interface.
+func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessage]) error {
+	ctx := stream.Context()
+	identity, err := h.identify(ctx)
+	if err != nil {
+		return err
+	}
+	log := h.log.WithValues("node", identity.Node)
+	messages := make(chan *hubv1.AgentMessage)
+	failed := make(chan error, 2)
+	go receive(stream, messages, failed)
+
+	hello, err := h.awaitHello(ctx, messages, failed)
+	if err != nil {
+		return err
+	}
+	s := &session{queue: newQueue(), replaced: make(chan struct{})}
+	h.open(identity.Node, s, hello)
+	defer h.end(identity.Node, s)
+	log.Info("agent connected", "version", hello.Version, "unsupported", printable(hello.Unsupported))
+	go h.send(stream, identity.Node, s, failed)
+
+	err = h.serve(ctx, identity, s, messages, failed)
+	log.Info("agent disconnected", "reason", err)
+	return err
+}
+
+// serve handles reports until the session has to end, and returns why.
+func (h *Hub) serve(ctx context.Context, id Identity, s *session,
+	messages <-chan *hubv1.AgentMessage, failed <-chan error,
+) error {
+	limiter := rate.NewLimiter(reportsPerSecond, reportsBurst)
+	watch := h.clock.NewTicker(watchInterval)
+	defer watch.Stop()
+	var expired <-chan time.Time
+	if !id.Expires.IsZero() {
+		timer := h.clock.NewTimer(id.Expires.Sub(h.clock.Now()))
+		defer timer.Stop()
+		expired = timer.C()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case err := <-failed:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		case <-s.replaced:
+			return status.Errorf(codes.Aborted, "a newer session of node %s has begun", id.Node)
+		case <-expired:
+			return status.Error(codes.Unauthenticated, "the token has expired: connect again with a newer one")
+		case now := <-watch.C():
+			if began := s.sending.Load(); began != 0 && now.Sub(time.Unix(0, began)) > slowConsumer {
+				return status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
+			}
+		case m := <-messages:
+			r := m.GetReport()
+			if r == nil {
+				return status.Errorf(codes.InvalidArgument, "message is %T: want a report after hello", m.GetMessage())
+			}
+			if err := limiter.Wait(ctx); err != nil {
+				return status.FromContextError(ctx.Err()).Err()
+			}
+			if err := h.report(id.Node, s, r); err != nil {
+				return status.Errorf(codes.InvalidArgument, "report: %v", err)
+			}
+		}
+	}
+}
+
+// awaitHello returns the first message, which must be a Hello.
+func (h *Hub) awaitHello(ctx context.Context, messages <-chan *hubv1.AgentMessage, failed <-chan error) (Hello, error) {
+	timer := h.clock.NewTimer(helloTimeout)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return Hello{}, status.FromContextError(ctx.Err()).Err()
+	case err := <-failed:
+		return Hello{}, status.Errorf(codes.InvalidArgument, "the session ended before hello: %v", err)
+	case <-timer.C():
+		return Hello{}, status.Errorf(codes.DeadlineExceeded, "no hello within %s", helloTimeout)
+	case m := <-messages:
+		hello := m.GetHello()
+		if err := validateHello(m); err != nil {
+			return Hello{}, status.Errorf(codes.InvalidArgument, "hello: %v", err)
+		}
+		return Hello{
+			Version:     printable(hello.GetVersion()),
+			BootID:      hello.GetBootId(),
+			Unsupported: printable(hello.GetUnsupported()),
+		}, nil
+	}
+}
+
+// receive passes on messages until the stream ends. A stream has no way to
+// interrupt a receive but the end of its handler, which ends this too.
+func receive(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessage],
+	messages chan<- *hubv1.AgentMessage, failed chan<- error,
+) {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			failed <- err
+			return
+		}
+		select {
+		case messages <- m:
+		case <-stream.Context().Done():
+			return
+		}
+	}
+}
+
+// send sends what is queued until the stream ends.
+func (h *Hub) send(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessage],
+	nodeName string, s *session, failed chan<- error,
+) {
+	n := h.node(nodeName)
+	for {
+		select {
+		case <-stream.Context().Done():
+			return
+		case <-s.queue.ready:
+		}
+		for {
+			// One at a time, so that what is superseded while an agent is slow
+			// is never sent.
+			n.mu.Lock()
+			m := s.queue.next()
+			n.mu.Unlock()
+			if m == nil {
+				break
+			}
+			s.sending.Store(h.clock.Now().UnixNano())
+			err := stream.Send(m)
+			s.sending.Store(0)
+			if err != nil {
+				failed <- err
+				return
+			}
+		}
+	}
+}
+
+// identify reviews the token that came with the call.
+func (h *Hub) identify(ctx context.Context) (Identity, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	token, err := bearerToken(md.Get("authorization"))
+	if err != nil {
+		return Identity{}, status.Errorf(codes.Unauthenticated, "%v", err)
+	}
+	id, err := h.reviewer.Review(ctx, token)
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &refused):
+		h.log.Info("agent refused", "reason", refused.Error())
+		return Identity{}, status.Errorf(codes.Unauthenticated, "%v", refused)
+	case err != nil:
+		h.log.Error(err, "token could not be reviewed")
+		return Identity{}, status.Error(codes.Unavailable, "the token could not be reviewed: try again")
+	}
+	return id, nil
+}
