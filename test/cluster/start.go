@@ -114,13 +114,13 @@ func (s starter) start(ctx context.Context) error {
 	}
 	s.progress("network in slot %d, certificates", s.state.Slot)
 
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.startControlPlane(ctx) })
-	group.Go(func() error { return s.startRuntimes(ctx) })
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.startControlPlane(groupCtx) })
+	group.Go(func() error { return s.startRuntimes(groupCtx) })
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return s.startKubelets(context.WithoutCancel(ctx))
+	return s.startKubelets(ctx)
 }
 
 // startControlPlane starts etcd, the API server and its clients.
