@@ -1,0 +1,231 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package expect
+
+import (
+	"net/netip"
+
+	"github.com/policygate/policygate/api/flow"
+)
+
+// End is one end of a connection.
+type End struct {
+	Addr netip.Addr
+	// Pod is nil for an address that is no Pod's.
+	Pod *Pod
+}
+
+// Conn is a new connection whose ends are known.
+type Conn struct {
+	Src, Dst End
+	Protocol flow.Protocol
+	Port     uint16
+}
+
+// Flow returns what of the connection a node sees.
+func (x Conn) Flow() flow.Flow {
+	return flow.Flow{Protocol: x.Protocol, Src: x.Src.Addr, Dst: x.Dst.Addr, Port: x.Port}
+}
+
+// sides returns the isolated end and the other one, seen in direction d.
+func (x Conn) sides(d Direction) (isolated, other End) {
+	if d == Ingress {
+		return x.Dst, x.Src
+	}
+	return x.Src, x.Dst
+}
+
+// Admission is what policies say of a connection, and how far an engine is
+// known to follow them. The values are ordered: of several rules the highest
+// counts, of the two sides of a connection the lowest.
+type Admission uint8
+
+const (
+	// Refused: no rule admits it, and no engine is known to admit it.
+	Refused Admission = iota
+	// Doubtful: an engine is known to admit what the rules do not, or the
+	// rules are not clear. Nothing may be expected.
+	Doubtful
+	// Deviating: a rule admits it, and an engine is known not to.
+	Deviating
+	// Admitted: a rule admits it.
+	Admitted
+)
+
+// Answer returns what a node must do with the connection, and whether a node
+// that does not is known to deviate. Inconclusive means that nothing may be
+// expected.
+func (a Admission) Answer() (want flow.Answer, advisory bool) {
+	switch a {
+	case Refused:
+		return flow.Denied, false
+	case Deviating:
+		return flow.Allowed, true
+	case Admitted:
+		return flow.Allowed, false
+	case Doubtful:
+	}
+	return flow.Inconclusive, false
+}
+
+// Selecting returns those of policies that select p.
+func Selecting(policies []*Policy, p *Pod) []*Policy {
+	var out []*Policy
+	for _, q := range policies {
+		if q.Selects(p) {
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
+// Isolated reports whether policies, all of which select one Pod, isolate it
+// in direction d.
+func Isolated(policies []*Policy, d Direction) bool {
+	for _, q := range policies {
+		if q.Isolates[d] {
+			return true
+		}
+	}
+	return false
+}
+
+// Admission returns what policies say of x in direction d. All of them select
+// the end of x that d isolates: the destination for Ingress, the source for
+// Egress. A Pod that is not isolated admits everything.
+func (c *Cluster) Admission(policies []*Policy, d Direction, x Conn) Admission {
+	if !Isolated(policies, d) {
+		return Admitted
+	}
+	best := Refused
+	for _, q := range policies {
+		for i := range q.Rules[d] {
+			best = max(best, c.ruleAdmission(q, d, i, x))
+		}
+	}
+	return best
+}
+
+// ruleAdmission is the admission of one rule: the lower of what its peers and
+// its ports say.
+func (c *Cluster) ruleAdmission(q *Policy, d Direction, i int, x Conn) Admission {
+	rule := &q.Rules[d][i]
+	_, other := x.sides(d)
+	how := c.matchPeers(q, rule, other)
+	if how.admission == Refused {
+		return Refused
+	}
+	admission := min(how.admission, c.matchPorts(q, d, rule, how, x))
+	if admission == Admitted && (c.conflicting(q) || c.tooLarge(q, d, i)) {
+		return Deviating
+	}
+	return admission
+}
+
+// peerMatch says by which kind of peer a rule admits an end: named ports are
+// realized differently for each.
+type peerMatch struct {
+	admission Admission
+	selector  bool
+	everyone  bool
+}
+
+func (c *Cluster) matchPeers(q *Policy, rule *Rule, other End) peerMatch {
+	if rule.everyone() {
+		return peerMatch{admission: Admitted, everyone: true}
+	}
+	var how peerMatch
+	for i := range rule.Peers {
+		peer := &rule.Peers[i]
+		switch {
+		case peer.Block == nil:
+			if other.Pod != nil && c.names(q, peer, other.Pod) {
+				return peerMatch{admission: Admitted, selector: true}
+			}
+		case peer.Block.contains(other.Addr):
+			how.admission = max(how.admission, blockAdmission(rule, peer.Block, other.Addr))
+		}
+	}
+	return how
+}
+
+// blockAdmission is the admission of an address that block contains.
+// kube-router keeps all blocks of a rule in one set in which an except of one
+// block hides the address of another, and writes ::/0 as 2000::/3 and fd00::/8.
+func blockAdmission(rule *Rule, block *Block, addr netip.Addr) Admission {
+	for i := range rule.Peers {
+		if b := rule.Peers[i].Block; b != nil && b.excepts(addr) {
+			return Deviating
+		}
+	}
+	if block.CIDR.Bits() == 0 && addr.Is6() && !enforcedAny6(addr) {
+		return Deviating
+	}
+	return Admitted
+}
+
+// names reports whether a selector peer of q means p.
+func (c *Cluster) names(q *Policy, peer *Peer, p *Pod) bool {
+	if peer.Block != nil || p.HostNetwork || !peer.Pods.Matches(p.Labels) {
+		return false
+	}
+	if peer.Namespaces == nil {
+		return p.Namespace == q.Namespace
+	}
+	ns, ok := c.namespaces[p.Namespace]
+	return ok && peer.Namespaces.Matches(ns.Labels)
+}
+
+// ruleNames reports whether any selector peer of the rule means p.
+func (c *Cluster) ruleNames(q *Policy, rule *Rule, p *Pod) bool {
+	for i := range rule.Peers {
+		if c.names(q, &rule.Peers[i], p) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Cluster) matchPorts(q *Policy, d Direction, rule *Rule, how peerMatch, x Conn) Admission {
+	if len(rule.Ports) == 0 {
+		return Admitted
+	}
+	best := Refused
+	for _, port := range rule.Ports {
+		switch {
+		case port.Name != "":
+			best = max(best, c.matchNamedPort(q, d, port, how, x))
+		case port.Protocol == x.Protocol && (port.First == 0 || port.First <= x.Port && x.Port <= port.Last):
+			best = Admitted
+		}
+	}
+	return best
+}
+
+// matchNamedPort resolves the port on the destination. What kube-router does
+// otherwise: it reads only ordinary containers; writes no rule for an egress
+// block; with selector peers and a name that no Pod has it opens all ports;
+// without `to` it resolves the name in the policy's own namespace and opens
+// the numbers found to every destination; and its sets for one name hold, at
+// times, Pods that give the name another number.
+func (c *Cluster) matchNamedPort(q *Policy, d Direction, port Port, how peerMatch, x Conn) Admission {
+	var declared ContainerPort
+	var has bool
+	if x.Dst.Pod != nil {
+		declared, has = x.Dst.Pod.named(port.Name, port.Protocol)
+	}
+	if has && port.Protocol == x.Protocol && declared.Number == x.Port {
+		switch {
+		case d == Egress && !how.selector && !how.everyone:
+			return Doubtful
+		case declared.Sidecar, d == Egress && how.everyone && x.Dst.Pod.Namespace != q.Namespace:
+			return Deviating
+		}
+		return Admitted
+	}
+	if how.selector && !has || port.Protocol == x.Protocol && c.ports[portName{port.Name, port.Protocol}][x.Port] > 0 {
+		return Doubtful
+	}
+	return Refused
+}
