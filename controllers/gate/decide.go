@@ -1,0 +1,265 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/policygate/policygate/api/v1alpha1"
+)
+
+const (
+	// quiet is how long a Pod may wait before anything is written about it:
+	// most are confirmed sooner and cost one write in all.
+	quiet = 3 * time.Second
+	// maxNamed bounds the nodes that a message names.
+	maxNamed = 5
+)
+
+// state is everything that the decision about one Pod is made of.
+type state struct {
+	// addressed is when the Pod's present addresses were first seen; zero if
+	// it has none.
+	addressed time.Time
+	// held is when the hold of the Pod's present sandbox started; zero if it
+	// did not or the Pod has none.
+	held time.Time
+	// timeout and onTimeout are the Pod's settings.
+	timeout   time.Duration
+	onTimeout string
+	// current is true if the span and its assignments were computed after the
+	// barrier passed for the Pod.
+	current bool
+	// moved is true if the gate was opened for other addresses or an earlier
+	// boot of the node.
+	moved bool
+	// notAsked counts the flows beyond the limit.
+	notAsked int
+	// span are the nodes that were assigned the Pod, sorted by name. Empty if
+	// it is not computed.
+	span []spanNode
+}
+
+// spanNode is what is known of one node of the span.
+type spanNode struct {
+	name string
+	// own is true for the node that the Pod runs on.
+	own bool
+	// connected is true if the node's agent has a session.
+	connected bool
+	// unseen is true if the agent cannot see the node's dataplane.
+	unseen bool
+	// stalled is true if the node is in quarantine.
+	stalled bool
+	// confirmed is true if it confirmed the current assignment.
+	confirmed bool
+	// deviates is true if it confirmed but for advisory expectations.
+	deviates bool
+	// awaits says what is unmet, fit for the Pod's owner; empty if the node
+	// has not answered.
+	awaits string
+}
+
+// outcome is what a condition says.
+type outcome struct {
+	reason, message string
+}
+
+// decision is what to do about one Pod.
+type decision struct {
+	// open is the outcome to open the gate with, or nil: not now.
+	open *outcome
+	// shut is the outcome to tell while the gate is shut, or nil: nothing yet.
+	shut *outcome
+	// urgent is true if shut must be told without delay.
+	urgent bool
+	// next is when the passage of time alone may change the decision; zero if
+	// never.
+	next time.Time
+}
+
+// decide decides about a Pod whose gate is shut. It never opens a gate that
+// the Pod's own node did not confirm, nor one before the barrier.
+func decide(s state, now time.Time) decision {
+	if s.addressed.IsZero() {
+		return decision{}
+	}
+	deadline := s.deadline()
+	timedOut := !now.Before(deadline)
+	own, awaited, excused := s.sort()
+
+	if s.current && own && len(awaited) == 0 {
+		return decision{open: s.confirmed(excused, now)}
+	}
+	d := decision{}
+	switch {
+	case timedOut && s.onTimeout == v1alpha1.OnTimeoutStart && s.current && own:
+		d.open = &outcome{
+			reason: v1alpha1.ReasonPartiallyConfirmed,
+			message: fmt.Sprintf("confirmed on %s within %s; missing: %s",
+				s.count(), s.timeout, strings.Join(named(names(awaited)), ", ")) + s.remarks(excused),
+		}
+	case timedOut:
+		d.shut = &outcome{
+			reason:  v1alpha1.ReasonTimeout,
+			message: fmt.Sprintf("not confirmed within %s: %s", s.timeout, s.waiting(awaited)),
+		}
+		d.urgent = true
+	case s.moved:
+		d.shut = &outcome{
+			reason:  v1alpha1.ReasonAddressChanged,
+			message: "the Pod's addresses or its node's boot changed after the gate had opened: " + s.waiting(awaited),
+		}
+		d.urgent = true
+		d.next = deadline
+	case now.Sub(s.addressed) >= quiet:
+		d.shut = &outcome{reason: v1alpha1.ReasonWaiting, message: s.waiting(awaited)}
+		d.next = deadline
+	default:
+		d.next = earlier(deadline, s.addressed.Add(quiet))
+	}
+	return d
+}
+
+// deadline returns when the timeout runs out. The hold counts from its own
+// start, and so do we, if there is one.
+func (s state) deadline() time.Time {
+	if !s.held.IsZero() {
+		return s.held.Add(s.timeout)
+	}
+	return s.addressed.Add(s.timeout)
+}
+
+// sort returns whether the own node has confirmed, the nodes that are awaited,
+// and those that have not confirmed but do not hold the Pod. An own node is
+// never excused, and a span without one confirms nothing.
+func (s state) sort() (own bool, awaited, excused []spanNode) {
+	for _, n := range s.span {
+		switch {
+		case n.confirmed:
+			own = own || n.own
+		case !n.own && (n.unseen || n.stalled):
+			excused = append(excused, n)
+		default:
+			awaited = append(awaited, n)
+		}
+	}
+	return own, awaited, excused
+}
+
+// confirmed is the outcome when nobody is awaited.
+func (s state) confirmed(excused []spanNode, now time.Time) *outcome {
+	o := &outcome{
+		reason:  v1alpha1.ReasonConfirmed,
+		message: fmt.Sprintf("confirmed on %s in %s", s.count(), rounded(now.Sub(s.addressed))),
+	}
+	var deviating []string
+	for _, n := range s.span {
+		if n.confirmed && n.deviates {
+			deviating = append(deviating, n.name)
+		}
+	}
+	if len(deviating) > 0 {
+		o.reason = v1alpha1.ReasonEngineDeviates
+		o.message += "; the policy engine does not realize all that was asked on " + strings.Join(named(deviating), ", ")
+	}
+	o.message += s.remarks(excused)
+	return o
+}
+
+// count returns how many nodes of how many have confirmed.
+func (s state) count() string {
+	confirmed := 0
+	for _, n := range s.span {
+		if n.confirmed {
+			confirmed++
+		}
+	}
+	plural := "s"
+	if len(s.span) == 1 {
+		plural = ""
+	}
+	return fmt.Sprintf("%d/%d node%s", confirmed, len(s.span), plural)
+}
+
+// remarks says what the confirmation does not cover.
+func (s state) remarks(excused []spanNode) string {
+	text := ""
+	if len(excused) > 0 {
+		var reasons []string
+		for _, n := range excused {
+			why := "stalled"
+			if n.unseen {
+				why = "not supported"
+			}
+			reasons = append(reasons, n.name+" ("+why+")")
+		}
+		text += "; not awaited: " + strings.Join(named(reasons), ", ")
+	}
+	if s.notAsked > 0 {
+		text += fmt.Sprintf("; %d flows beyond the limit were not asked", s.notAsked)
+	}
+	return text
+}
+
+// waiting says what the Pod waits for. It holds nothing that changes with
+// time, so that it is written again only if something happened.
+func (s state) waiting(awaited []spanNode) string {
+	if len(s.span) == 0 {
+		return "what must be confirmed is not known yet"
+	}
+	if len(awaited) == 0 && s.current {
+		return "the Pod's own node is not among those that could confirm it"
+	}
+	if len(awaited) == 0 {
+		return "waiting for the API server to list policies and namespaces"
+	}
+	texts := make([]string, len(awaited))
+	for i, n := range awaited {
+		switch {
+		case !n.connected:
+			texts[i] = "no agent connected on " + n.name
+		case n.unseen:
+			texts[i] = "the agent on " + n.name + " does not support this node's dataplane"
+		case n.awaits != "":
+			texts[i] = "waiting for " + n.name + ": " + n.awaits
+		default:
+			texts[i] = "waiting for " + n.name
+		}
+	}
+	return strings.Join(named(texts), "; ")
+}
+
+func names(nodes []spanNode) []string {
+	all := make([]string, len(nodes))
+	for i, n := range nodes {
+		all[i] = n.name
+	}
+	return all
+}
+
+// named caps a list of texts that each stand for a node.
+func named(texts []string) []string {
+	if len(texts) <= maxNamed {
+		return texts
+	}
+	return append(texts[:maxNamed:maxNamed], fmt.Sprintf("and %d more", len(texts)-maxNamed))
+}
+
+// rounded returns d as people read it: milliseconds below ten seconds.
+func rounded(d time.Duration) time.Duration {
+	if d < 10*time.Second {
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(100 * time.Millisecond)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,194 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/policygate/policygate/api/v1alpha1"
+)
+
+func TestDecide(t *testing.T) {
+	t0 := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	own := spanNode{name: "n1", own: true, connected: true, confirmed: true}
+	ownWaits := spanNode{name: "n1", own: true, connected: true, awaits: "db/allow-jobs does not admit 10.1.2.3 there yet"}
+	far := spanNode{name: "n7", connected: true, confirmed: true}
+	farWaits := spanNode{name: "n7", connected: true, awaits: "db/allow-jobs does not admit 10.1.2.3 there yet"}
+	absent := spanNode{name: "n7"}
+	with := func(n spanNode, change func(*spanNode)) spanNode { change(&n); return n }
+	pod := func(span ...spanNode) state {
+		return state{
+			addressed: t0, timeout: time.Minute, onTimeout: v1alpha1.OnTimeoutStart,
+			current: true, span: span,
+		}
+	}
+	but := func(s state, change func(*state)) state { change(&s); return s }
+	const waiting = "waiting for n7: db/allow-jobs does not admit 10.1.2.3 there yet"
+
+	cases := map[string]struct {
+		state state
+		after time.Duration
+		want  decision
+	}{
+		"a Pod without an address waits in silence": {
+			state: but(pod(own), func(s *state) { s.addressed = time.Time{} }),
+			after: time.Hour,
+		},
+		"the gate opens when every node has confirmed": {
+			state: pod(own, far),
+			after: 412 * time.Millisecond,
+			want:  decision{open: &outcome{v1alpha1.ReasonConfirmed, "confirmed on 2/2 nodes in 412ms"}},
+		},
+		"nothing opens before the barrier": {
+			state: but(pod(own, far), func(s *state) { s.current = false }),
+			after: time.Second,
+			want:  decision{next: t0.Add(quiet)},
+		},
+		"nothing opens before the barrier, not at the timeout either": {
+			state: but(pod(own, absent), func(s *state) { s.current = false }),
+			after: time.Minute,
+			want: decision{urgent: true, shut: &outcome{v1alpha1.ReasonTimeout,
+				"not confirmed within 1m0s: no agent connected on n7"}},
+		},
+		"an empty span confirms nothing": {
+			state: pod(),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "what must be confirmed is not known yet"},
+				next: t0.Add(time.Minute),
+			},
+		},
+		"a span without the Pod's own node confirms nothing": {
+			state: pod(far),
+			after: time.Minute,
+			want: decision{urgent: true, shut: &outcome{v1alpha1.ReasonTimeout,
+				"not confirmed within 1m0s: the Pod's own node is not among those that could confirm it"}},
+		},
+		"nothing is written in the first three seconds": {
+			state: pod(own, farWaits),
+			after: 2999 * time.Millisecond,
+			want:  decision{next: t0.Add(quiet)},
+		},
+		"after three seconds the message names the node and what it lacks": {
+			state: pod(own, farWaits),
+			after: 3 * time.Second,
+			want:  decision{shut: &outcome{v1alpha1.ReasonWaiting, waiting}, next: t0.Add(time.Minute)},
+		},
+		"a node without an agent is awaited and named": {
+			state: pod(own, absent),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "no agent connected on n7"},
+				next: t0.Add(time.Minute),
+			},
+		},
+		"a node that has not answered is awaited": {
+			state: pod(own, with(farWaits, func(n *spanNode) { n.awaits = "" })),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n7"},
+				next: t0.Add(time.Minute),
+			},
+		},
+		"a stalled node holds no Pod of another node": {
+			state: pod(own, with(farWaits, func(n *spanNode) { n.stalled = true })),
+			after: time.Second,
+			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
+				"confirmed on 1/2 nodes in 1s; not awaited: n7 (stalled)"}},
+		},
+		"a stalled node holds its own Pods": {
+			state: pod(with(ownWaits, func(n *spanNode) { n.stalled = true }), far),
+			after: time.Second,
+			want:  decision{next: t0.Add(quiet)},
+		},
+		"a node that cannot be seen holds no Pod of another node": {
+			state: pod(own, with(farWaits, func(n *spanNode) { n.unseen = true })),
+			after: time.Second,
+			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
+				"confirmed on 1/2 nodes in 1s; not awaited: n7 (not supported)"}},
+		},
+		"a node that cannot be seen holds its own Pods and says so": {
+			state: pod(with(ownWaits, func(n *spanNode) { n.unseen = true })),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "the agent on n1 does not support this node's dataplane"},
+				next: t0.Add(time.Minute),
+			},
+		},
+		"unmet advisory expectations open the gate and are told": {
+			state: pod(own, with(far, func(n *spanNode) { n.deviates = true })),
+			after: 11 * time.Second,
+			want: decision{open: &outcome{v1alpha1.ReasonEngineDeviates,
+				"confirmed on 2/2 nodes in 11s; the policy engine does not realize all that was asked on n7"}},
+		},
+		"flows that were not asked are counted": {
+			state: but(pod(own), func(s *state) { s.notAsked = 40 }),
+			after: time.Second,
+			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
+				"confirmed on 1/1 node in 1s; 40 flows beyond the limit were not asked"}},
+		},
+		"start: at the timeout the gate opens if only other nodes are missing": {
+			state: pod(own, farWaits),
+			after: time.Minute,
+			want: decision{open: &outcome{v1alpha1.ReasonPartiallyConfirmed,
+				"confirmed on 1/2 nodes within 1m0s; missing: n7"}},
+		},
+		"start: at the timeout the gate stays shut if the own node is missing": {
+			state: pod(ownWaits, far),
+			after: time.Minute,
+			want: decision{urgent: true, shut: &outcome{v1alpha1.ReasonTimeout,
+				"not confirmed within 1m0s: waiting for n1: db/allow-jobs does not admit 10.1.2.3 there yet"}},
+		},
+		"fail: at the timeout the gate stays shut whoever is missing": {
+			state: but(pod(own, farWaits), func(s *state) { s.onTimeout = v1alpha1.OnTimeoutFail }),
+			after: time.Minute,
+			want: decision{urgent: true, shut: &outcome{v1alpha1.ReasonTimeout,
+				"not confirmed within 1m0s: " + waiting}},
+		},
+		"after the timeout the gate still opens": {
+			state: but(pod(own, far), func(s *state) { s.onTimeout = v1alpha1.OnTimeoutFail }),
+			after: 90 * time.Second,
+			want:  decision{open: &outcome{v1alpha1.ReasonConfirmed, "confirmed on 2/2 nodes in 1m30s"}},
+		},
+		"the timeout counts from the start of the hold": {
+			state: but(pod(own, farWaits), func(s *state) { s.held = t0.Add(20 * time.Second) }),
+			after: time.Minute,
+			want:  decision{shut: &outcome{v1alpha1.ReasonWaiting, waiting}, next: t0.Add(80 * time.Second)},
+		},
+		"a changed address is told at once": {
+			state: but(pod(own, farWaits), func(s *state) { s.moved = true }),
+			want: decision{urgent: true, next: t0.Add(time.Minute), shut: &outcome{v1alpha1.ReasonAddressChanged,
+				"the Pod's addresses or its node's boot changed after the gate had opened: " + waiting}},
+		},
+		"a changed address that is confirmed at once is not told": {
+			state: but(pod(own), func(s *state) { s.moved = true }),
+			want:  decision{open: &outcome{v1alpha1.ReasonConfirmed, "confirmed on 1/1 node in 0s"}},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := decide(tc.state, t0.Add(tc.after))
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(decision{}, outcome{})); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMessagesNameABoundedNumberOfNodes(t *testing.T) {
+	s := state{timeout: time.Minute, onTimeout: v1alpha1.OnTimeoutStart, addressed: time.Unix(0, 0)}
+	for i := range 9 {
+		s.span = append(s.span, spanNode{name: fmt.Sprintf("n%d", i), own: i == 0})
+	}
+	got := decide(s, time.Unix(5, 0)).shut.message
+	want := "no agent connected on n0; no agent connected on n1; no agent connected on n2; " +
+		"no agent connected on n3; no agent connected on n4; and 4 more"
+	if got != want {
+		t.Errorf("message = %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,20 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gate decides when a Pod's gate opens, and what is said while it does
+// not.
+//
+// A Ledger holds one entry per gated Pod. It has the coverage index say what
+// must be confirmed, hands that to the nodes of the span through the hub,
+// collects their answers, and, behind the barrier and once nobody is awaited,
+// sends the release to the agent on the Pod's node, which alone writes True.
+// Every replica has a Ledger and releases by itself. Messages writes False and
+// what is awaited, on the elected replica only.
+//
+// The decision itself is the pure function decide. The Ledger is one goroutine
+// around it: what others tell it goes through an inbox in order.
+//
+// The package computes no expectation, opens no connection and reads no
+// object from the API. Names of other namespaces' policies and text that comes
+// from a node never get into a condition.
+package gate

@@ -1,0 +1,246 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/time/rate"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+)
+
+const (
+	// messageInterval is how often one Pod's message is written at most.
+	messageInterval = 10 * time.Second
+	// messagesPerSecond is how many are written in all.
+	messagesPerSecond = 20
+	// patchTimeout bounds one write; retryAfter is when one that failed is
+	// tried again, unless the Pod has changed by then.
+	patchTimeout = 5 * time.Second
+	retryAfter   = time.Second
+)
+
+// Message is what a Pod's condition is to say while its gate is shut.
+type Message struct {
+	UID             types.UID
+	Namespace, Name string
+	// ResourceVersion is the Pod's: a message about an older state than the
+	// API server's is not written, as the gate may have opened meanwhile.
+	ResourceVersion string
+	// Generation is the Pod's metadata.generation.
+	Generation int64
+	// Current is the condition that the Pod has, or zero.
+	Current corev1.PodCondition
+	Reason  string
+	Text    string
+	// Urgent: a new reason is written without waiting for the Pod's turn.
+	Urgent bool
+}
+
+// StatusPatcher writes a strategic merge patch of a Pod's status.
+type StatusPatcher interface {
+	PatchStatus(ctx context.Context, namespace, name string, patch []byte) error
+}
+
+// Messages writes False and what is awaited into conditions. It keeps what is
+// to be said on every replica, and writes it while Start runs, which is on the
+// elected one.
+type Messages struct {
+	patcher       StatusPatcher
+	clock         clock.Clock
+	log           logr.Logger
+	conditionType corev1.PodConditionType
+	limiter       *rate.Limiter
+	told          chan struct{}
+
+	// mu guards the following.
+	mu sync.Mutex
+	// pending is what is to be written.
+	pending map[types.UID]Message
+	// written is what was last attempted, by Pod.
+	written map[types.UID]attempt
+}
+
+// attempt is one write.
+type attempt struct {
+	reason string
+	// again is when the Pod may be written next.
+	again time.Time
+}
+
+var _ Teller = (*Messages)(nil)
+
+// NewMessages returns Messages that write through p.
+func NewMessages(p StatusPatcher, conditionType corev1.PodConditionType, clk clock.Clock, log logr.Logger) *Messages {
+	return &Messages{
+		patcher:       p,
+		clock:         clk,
+		log:           log,
+		conditionType: conditionType,
+		limiter:       rate.NewLimiter(messagesPerSecond, messagesPerSecond),
+		told:          make(chan struct{}, 1),
+		pending:       map[types.UID]Message{},
+		written:       map[types.UID]attempt{},
+	}
+}
+
+// Tell implements Teller. A message that the Pod shows already is not written.
+func (m *Messages) Tell(msg Message) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := msg.Current
+	if c.Status == corev1.ConditionFalse && c.Reason == msg.Reason && c.Message == msg.Text {
+		delete(m.pending, msg.UID)
+		return
+	}
+	m.pending[msg.UID] = msg
+	select {
+	case m.told <- struct{}{}:
+	default:
+	}
+}
+
+// Hush implements Teller.
+func (m *Messages) Hush(uid types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.pending, uid)
+}
+
+// Forget implements Teller.
+func (m *Messages) Forget(uid types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.pending, uid)
+	delete(m.written, uid)
+}
+
+// NeedLeaderElection reports true: one replica writes.
+func (m *Messages) NeedLeaderElection() bool { return true }
+
+// Start writes until ctx ends; it returns nil then.
+func (m *Messages) Start(ctx context.Context) error {
+	for {
+		msg, wait := m.next(m.clock.Now())
+		if msg != nil {
+			m.write(ctx, *msg)
+			if ctx.Err() != nil {
+				return nil
+			}
+			continue
+		}
+		timer := m.clock.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-m.told:
+		case <-timer.C():
+		}
+		timer.Stop()
+	}
+}
+
+// next takes the message that is to be written now, the urgent ones first. If
+// there is none it returns when there may be, unless another is told before.
+func (m *Messages) next(now time.Time) (*Message, time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var first *Message
+	wait := messageInterval
+	for _, msg := range m.pending {
+		last, known := m.written[msg.UID]
+		due := !known || !now.Before(last.again) || msg.Urgent && last.reason != msg.Reason
+		switch {
+		case !due:
+			wait = min(wait, last.again.Sub(now))
+		case first == nil, msg.Urgent && !first.Urgent,
+			msg.Urgent == first.Urgent && cmp.Less(msg.UID, first.UID):
+			first = &msg
+		}
+	}
+	if first == nil {
+		return nil, wait
+	}
+	if !m.limiter.AllowN(now, 1) {
+		return nil, time.Second / messagesPerSecond
+	}
+	delete(m.pending, first.UID)
+	m.written[first.UID] = attempt{reason: first.Reason, again: now.Add(messageInterval)}
+	return first, 0
+}
+
+// write patches one Pod. A Pod that is gone, or that has changed since msg was
+// made, is left alone: its next event makes a new message.
+func (m *Messages) write(ctx context.Context, msg Message) {
+	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
+	defer cancel()
+	now := m.clock.Now()
+	patch, err := msg.patch(m.conditionType, now)
+	if err == nil {
+		err = m.patcher.PatchStatus(ctx, msg.Namespace, msg.Name, patch)
+	}
+	if err == nil {
+		return
+	}
+	log := m.log.WithValues("pod", msg.Namespace+"/"+msg.Name, "reason", msg.Reason)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsInvalid(err):
+		// Deleted, or replaced by a Pod of the same name: its UID is wrong,
+		// which answers 422.
+		log.V(1).Info("pod to be written is gone", "error", err.Error())
+		return
+	case apierrors.IsConflict(err):
+		log.V(1).Info("pod to be written has changed", "error", err.Error())
+	default:
+		log.Error(err, "condition could not be written")
+	}
+	if _, wanted := m.written[msg.UID]; !wanted {
+		return
+	}
+	if _, newer := m.pending[msg.UID]; newer {
+		// The event of what changed has already made it; nothing was written,
+		// so it need not wait.
+		delete(m.written, msg.UID)
+		return
+	}
+	m.written[msg.UID] = attempt{reason: msg.Reason, again: now.Add(retryAfter)}
+	m.pending[msg.UID] = msg
+}
+
+// patch returns the strategic merge patch of m, with the Pod's UID and
+// resourceVersion as preconditions.
+func (m Message) patch(conditionType corev1.PodConditionType, now time.Time) ([]byte, error) {
+	condition := corev1.PodCondition{
+		Type:               conditionType,
+		Status:             corev1.ConditionFalse,
+		ObservedGeneration: m.Generation,
+		Reason:             m.Reason,
+		Message:            m.Text,
+		LastTransitionTime: m.Current.LastTransitionTime,
+	}
+	if m.Current.Status != corev1.ConditionFalse {
+		condition.LastTransitionTime = metav1.NewTime(now)
+	}
+	body, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": m.UID, "resourceVersion": m.ResourceVersion},
+		"status":   map[string]any{"conditions": []corev1.PodCondition{condition}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode patch of pod %s/%s: %w", m.Namespace, m.Name, err)
+	}
+	return body, nil
+}
