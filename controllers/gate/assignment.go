@@ -7,8 +7,7 @@ import (
 	"bytes"
 	"net/netip"
 	"slices"
-
-	"k8s.io/apimachinery/pkg/types"
+	"strings"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
@@ -18,7 +17,11 @@ type Assignment struct {
 	Subject *hubv1.Subject
 	// Basis is the state that it was computed from.
 	Basis *hubv1.Basis
-	// Demands holds what each node of the span must confirm. Nil: not computed.
+	// Span are the nodes that must confirm. Nil: not computed, and nothing is
+	// released.
+	Span []string
+	// Demands has every node of the span, and nodes that are asked and not
+	// awaited.
 	Demands map[string]Demand
 	// Settle is hub.proto's Assign.settle.
 	Settle bool
@@ -29,10 +32,9 @@ type Assignment struct {
 // Demand is what one node must confirm. It must not be changed.
 type Demand struct {
 	Expectations []*hubv1.Expectation
-	// Whys is what the expectations' why indexes.
+	// Whys is what the expectations' why indexes. Each begins with the object
+	// whose rules it is about, as "namespace/name ".
 	Whys []string
-	// Policies has, for each of Whys, the policy that demands it, or zero.
-	Policies []types.NamespacedName
 }
 
 // sameContent reports whether nodes that confirmed a have confirmed b: only
@@ -41,7 +43,8 @@ func (a *Assignment) sameContent(b *Assignment) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	if !sameSubject(a.Subject, b.Subject) || a.Settle != b.Settle || len(a.Demands) != len(b.Demands) {
+	if !sameSubject(a.Subject, b.Subject) || a.Settle != b.Settle ||
+		!slices.Equal(a.Span, b.Span) || len(a.Demands) != len(b.Demands) {
 		return false
 	}
 	for node, demand := range a.Demands {
@@ -78,21 +81,22 @@ func (d Demand) awaits(index uint32, namespace string, ips []netip.Addr) string 
 		return ""
 	}
 	e := d.Expectations[index]
-	var policy types.NamespacedName
-	if int64(e.GetWhy()) < int64(len(d.Policies)) {
-		policy = d.Policies[e.GetWhy()]
+	why := ""
+	if int64(e.GetWhy()) < int64(len(d.Whys)) {
+		why = d.Whys[e.GetWhy()]
 	}
-	switch {
-	case policy.Name == "":
-		return "the rules there are not complete yet"
-	case policy.Namespace != namespace:
-		return "a policy in another namespace is not in force there yet"
-	case e.GetWant() == hubv1.Answer_ANSWER_DENIED:
-		return policy.String() + " does not keep others out there yet"
-	}
+	object, rest, _ := strings.Cut(why, " ")
+	owner, name, named := strings.Cut(object, "/")
 	src, ok := netip.AddrFromSlice(e.GetFlow().GetSrc())
-	if ok && slices.Contains(ips, src) {
-		return policy.String() + " does not admit " + src.String() + " there yet"
+	switch {
+	case !named || owner == "" || name == "":
+		return "the rules there are not complete yet"
+	case owner != namespace:
+		return "a policy in another namespace is not in force there yet"
+	case strings.Contains(rest, "isolation"):
+		return object + " is not isolated there yet"
+	case e.GetWant() == hubv1.Answer_ANSWER_ALLOWED && ok && slices.Contains(ips, src):
+		return object + " does not admit " + src.String() + " there yet"
 	}
-	return policy.String() + " is not in force there yet"
+	return object + " is not in force there yet"
 }

@@ -48,6 +48,8 @@ type spanNode struct {
 	name string
 	// own is true for the node that the Pod runs on.
 	own bool
+	// optional is true if the node is asked and need not be awaited.
+	optional bool
 	// connected is true if the node's agent has a session.
 	connected bool
 	// unseen is true if the agent cannot see the node's dataplane.
@@ -141,7 +143,7 @@ func (s state) sort() (own bool, awaited, excused []spanNode) {
 		switch {
 		case n.confirmed:
 			own = own || n.own
-		case !n.own && (n.unseen || n.stalled):
+		case !n.own && (n.optional || n.unseen || n.stalled):
 			excused = append(excused, n)
 		default:
 			awaited = append(awaited, n)
@@ -192,7 +194,10 @@ func (s state) remarks(excused []spanNode) string {
 		var reasons []string
 		for _, n := range excused {
 			why := "stalled"
-			if n.unseen {
+			switch {
+			case n.optional:
+				why = "beyond the limit of foreign nodes"
+			case n.unseen:
 				why = "not supported"
 			}
 			reasons = append(reasons, n.name+" ("+why+")")

@@ -112,6 +112,12 @@ func TestDecide(t *testing.T) {
 			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
 				"confirmed on 1/2 nodes in 1s; not awaited: n7 (not supported)"}},
 		},
+		"a node beyond the limit of foreign nodes is asked and not awaited": {
+			state: pod(own, with(farWaits, func(n *spanNode) { n.optional = true })),
+			after: time.Second,
+			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
+				"confirmed on 1/2 nodes in 1s; not awaited: n7 (beyond the limit of foreign nodes)"}},
+		},
 		"a node that cannot be seen holds its own Pods and says so": {
 			state: pod(with(ownWaits, func(n *spanNode) { n.unseen = true })),
 			after: 3 * time.Second,

@@ -146,7 +146,7 @@ func (l *Ledger) recompute(e *entry, renew bool) {
 	passed := l.barrier.Passed(uid)
 	a := l.coverage.Assignment(uid)
 	e.stale, e.touched, e.early = false, true, !passed
-	if a == nil || a.Demands == nil || !slices.Equal(a.Subject.GetIps(), text(e.pod.ips)) {
+	if a == nil || a.Span == nil || !slices.Equal(a.Subject.GetIps(), text(e.pod.ips)) {
 		// Not computed, or for addresses that the inbox does not know of yet.
 		l.withdraw(e)
 		e.current = false
@@ -270,7 +270,7 @@ func (l *Ledger) state(e *entry) state {
 	for _, name := range slices.Sorted(maps.Keys(e.answers)) {
 		n, a := l.node(name), e.answers[name]
 		s.span = append(s.span, spanNode{
-			name: name, own: name == e.pod.node,
+			name: name, own: name == e.pod.node, optional: !slices.Contains(e.assignment.Span, name),
 			connected: n.connected, unseen: n.connected && n.unseen, stalled: n.stalled,
 			confirmed: a.confirmed, deviates: a.deviates, awaits: a.awaits,
 		})

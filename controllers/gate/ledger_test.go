@@ -167,6 +167,7 @@ func (b *bench) demand(ip string, basis uint64, port uint16, nodes ...string) {
 	a := &Assignment{
 		Subject: &hubv1.Subject{Uid: "p", Namespace: "shop", Name: "job", Ips: []string{ip}},
 		Basis:   &hubv1.Basis{NetworkPolicies: basis},
+		Span:    nodes,
 		Demands: map[string]Demand{},
 	}
 	for _, n := range nodes {
@@ -177,8 +178,7 @@ func (b *bench) demand(ip string, basis uint64, port uint16, nodes ...string) {
 				}),
 				Want: hubv1.Answer_ANSWER_ALLOWED,
 			}},
-			Whys:     []string{"shop/allow ingress[0]"},
-			Policies: []types.NamespacedName{{Namespace: "shop", Name: "allow"}},
+			Whys: []string{"shop/allow ingress[0]"},
 		}
 	}
 	b.coverage.assignments["p"] = a
