@@ -1,0 +1,309 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package confirm
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/utils/clock"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+// Source is a session with a replica of the manager. A report goes back into
+// the session that its assignment came from, and into no later one: a replica
+// that restarted counts its generations anew.
+type Source struct {
+	// Replica names the replica.
+	Replica string
+	// Session grows with each session of this process.
+	Session uint64
+}
+
+// Reports takes what is to be told to the manager's replicas.
+type Reports interface {
+	// Send must not block and must not call back. A report replaces an
+	// earlier one of the same uid that has not left yet; one for a session
+	// that has ended is dropped.
+	Send(to Source, report *hubv1.Report)
+}
+
+// Options are what a Confirmer is made of.
+type Options struct {
+	Dataplane Dataplane
+	Reports   Reports
+	Clock     clock.Clock
+	Log       logr.Logger
+	// Registerer exposes the metrics. nil: they are counted for nobody.
+	Registerer prometheus.Registerer
+}
+
+// Confirmer keeps the assignments of this node and answers them. It is made
+// by New and safe for concurrent use.
+type Confirmer struct {
+	dataplane Dataplane
+	reports   Reports
+	clock     clock.Clock
+	log       logr.Logger
+	metrics   *metrics
+	// wake tells Run that something may be due earlier than it believes.
+	wake chan struct{}
+
+	// looking has room for one: whoever reads the dataplane.
+	looking chan struct{}
+	sightMu sync.Mutex // guards next
+	next    *sight     // the look that later callers of see wait for
+
+	mu       sync.Mutex // guards the following fields and all that they hold
+	subjects map[string]*subject
+	newest   *sight // the look that ended last
+	failing  bool   // whether it failed
+}
+
+// subject is all that is held for one uid.
+type subject struct {
+	// began is when the uid was first assigned.
+	began time.Time
+	// assignments is keyed by replica, evaluations by content. Each evaluation
+	// has at least one assignment.
+	assignments map[string]*assignment
+	evaluations map[contentKey]*evaluation
+}
+
+// assignment is the newest one of a replica.
+type assignment struct {
+	source     Source
+	generation uint64
+	basis      *hubv1.Basis
+	ips        []string
+	ownNode    bool
+	key        contentKey
+	// told: a report for this generation was sent.
+	told bool
+}
+
+// evaluation is what replicas with the same content share.
+type evaluation struct {
+	// The following four never change.
+	uid          string
+	key          contentKey
+	expectations []expectation
+	// malformed says why this content cannot be judged, or is nil.
+	malformed *unmet
+
+	state state
+	// observed: there was a look, begun at seenAt, and answer is from the
+	// newest.
+	observed bool
+	seenAt   time.Time
+	answer   answer
+	// told is the answer that was reported last, at toldAt.
+	told   answer
+	toldAt time.Time
+}
+
+// New returns a Confirmer without assignments. It takes no look before Run.
+func New(o Options) *Confirmer {
+	return &Confirmer{
+		dataplane: o.Dataplane,
+		reports:   o.Reports,
+		clock:     o.Clock,
+		log:       o.Log,
+		metrics:   newMetrics(o.Registerer),
+		wake:      make(chan struct{}, 1),
+		looking:   make(chan struct{}, 1),
+		subjects:  make(map[string]*subject),
+	}
+}
+
+// Assign takes in what a replica assigned, in place of its earlier assignment
+// for the uid. It returns an error if a has no subject's uid, so that there is
+// nothing to report on; anything else that is malformed is reported to the
+// replica. The message must not be changed afterwards.
+func (c *Confirmer) Assign(from Source, a *hubv1.Assign) error {
+	uid := a.GetSubject().GetUid()
+	if uid == "" {
+		return errors.New("assignment without subject: want a subject with a uid")
+	}
+	key, err := keyOf(a)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.subjects[uid]
+	if s == nil {
+		s = &subject{
+			began:       c.clock.Now(),
+			assignments: make(map[string]*assignment),
+			evaluations: make(map[contentKey]*evaluation),
+		}
+		c.subjects[uid] = s
+	}
+	if s.evaluations[key] == nil {
+		s.evaluations[key] = s.evaluate(uid, key, a)
+	}
+	s.assignments[from.Replica] = &assignment{
+		source:     from,
+		generation: a.GetGeneration(),
+		basis:      a.GetBasis(),
+		ips:        slices.Sorted(slices.Values(a.GetSubject().GetIps())),
+		ownNode:    a.GetOwnNode(),
+		key:        key,
+	}
+	s.prune()
+	if e := s.evaluations[key]; e.malformed != nil {
+		c.log.Info("Assignment is malformed", "replica", from.Replica, "uid", uid, "reason", e.malformed.reason)
+		c.publish(s, e)
+	}
+	c.wakeUp()
+	return nil
+}
+
+// evaluate returns a new evaluation of a. It begins with what another one at
+// the same addresses has noticed of the engine.
+func (s *subject) evaluate(uid string, key contentKey, a *hubv1.Assign) *evaluation {
+	expectations, malformed := parse(a)
+	e := &evaluation{
+		uid: uid, key: key,
+		expectations: expectations,
+		malformed:    malformed,
+		state:        state{settle: a.GetSettle()},
+	}
+	if malformed != nil {
+		e.observed = true
+		e.answer = answer{unmet: []unmet{*malformed}, required: len(a.GetExpectations())}
+		return e
+	}
+	ips := slices.Sorted(slices.Values(a.GetSubject().GetIps()))
+	for _, other := range s.assignments {
+		known := &s.evaluations[other.key].state
+		if known.looked && slices.Equal(other.ips, ips) {
+			e.state = known.successor(a.GetSettle())
+			break
+		}
+	}
+	return e
+}
+
+// prune drops evaluations that no assignment names.
+func (s *subject) prune() {
+	used := make(map[contentKey]bool, len(s.assignments))
+	for _, a := range s.assignments {
+		used[a.key] = true
+	}
+	for key := range s.evaluations {
+		if !used[key] {
+			delete(s.evaluations, key)
+		}
+	}
+}
+
+// Withdraw ends the replica's assignment of uid. One that is not held is no
+// error.
+func (c *Confirmer) Withdraw(from Source, uid string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.subjects[uid]; s != nil {
+		delete(s.assignments, from.Replica)
+		c.tidy(uid, s)
+	}
+}
+
+// Forget ends whatever the replica assigned in sessions before the given one.
+func (c *Confirmer) Forget(replica string, before uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for uid, s := range c.subjects {
+		if a := s.assignments[replica]; a != nil && a.source.Session < before {
+			delete(s.assignments, replica)
+			c.tidy(uid, s)
+		}
+	}
+}
+
+// tidy drops what has no assignment any more.
+func (c *Confirmer) tidy(uid string, s *subject) {
+	s.prune()
+	if len(s.assignments) == 0 {
+		delete(c.subjects, uid)
+	}
+}
+
+func (c *Confirmer) wakeUp() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// current reports whether e still has an assignment.
+func (c *Confirmer) current(e *evaluation) bool {
+	s := c.subjects[e.uid]
+	return s != nil && s.evaluations[e.key] == e
+}
+
+// observe takes the look into e, whose result on it is r, and reports what
+// changed. A look that began before the newest that e knows says nothing.
+func (c *Confirmer) observe(e *evaluation, seen *sight, r result) {
+	if seen.began.Before(e.seenAt) {
+		return
+	}
+	if seen.err != nil {
+		reason := printable("the dataplane could not be read: " + seen.err.Error())
+		e.answer = e.state.fail(reason, requiredIn(e.expectations))
+	} else {
+		e.answer = e.state.observe(moment{began: seen.began, ended: seen.ended, rewrites: seen.rewrites}, r)
+	}
+	e.observed, e.seenAt = true, seen.began
+	c.publish(c.subjects[e.uid], e)
+}
+
+// reportPause is the least time between two reports on a subject that differ
+// only in what is unmet, which may change with every look.
+const reportPause = time.Second
+
+// publish reports e's answer to each replica that was not told it yet.
+func (c *Confirmer) publish(s *subject, e *evaluation) {
+	if !e.observed || e.state.wanting {
+		return
+	}
+	now := c.clock.Now()
+	changed := !e.answer.equal(e.told) &&
+		(e.answer.confirmed != e.told.confirmed || now.Sub(e.toldAt) >= reportPause)
+	if changed {
+		e.told, e.toldAt = e.answer, now
+	}
+	for _, a := range s.assignments {
+		if a.key != e.key || (a.told && !changed) {
+			continue
+		}
+		a.told = true
+		c.log.V(1).Info("Report", "uid", e.uid, "replica", a.source.Replica, "generation", a.generation,
+			"confirmed", e.answer.confirmed, "unmetRequired", e.answer.required, "unmetAdvisory", e.answer.advisory)
+		c.reports.Send(a.source, reportOf(e, a.generation))
+	}
+}
+
+func reportOf(e *evaluation, generation uint64) *hubv1.Report {
+	report := &hubv1.Report{
+		Uid:           e.uid,
+		Generation:    generation,
+		Confirmed:     e.answer.confirmed,
+		UnmetRequired: uint32(e.answer.required), //nolint:gosec // bounded by the message's size
+		UnmetAdvisory: uint32(e.answer.advisory), //nolint:gosec // bounded by the message's size
+	}
+	for _, u := range e.answer.unmet {
+		report.Unmet = append(report.Unmet, &hubv1.Unmet{
+			Expectation: uint32(u.index), //nolint:gosec // bounded by the message's size
+			Reason:      u.reason,
+		})
+	}
+	return report
+}

@@ -1,0 +1,161 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package confirm
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// shortest and longest bound the time between looks while a subject is
+	// young. Within them a look may take a fifth of the time.
+	shortest = 100 * time.Millisecond
+	longest  = 250 * time.Millisecond
+	// patience is the age from which a subject is looked after once in slow.
+	patience = 30 * time.Second
+	slow     = time.Second
+)
+
+// Run takes looks while anything is assigned, until ctx ends; then it returns
+// nil.
+func (c *Confirmer) Run(ctx context.Context) error {
+	for {
+		var fire <-chan time.Time
+		stop := func() {}
+		if due, any := c.due(); any {
+			timer := c.clock.NewTimer(due.Sub(c.clock.Now()))
+			fire, stop = timer.C(), func() { timer.Stop() }
+		}
+		select {
+		case <-ctx.Done():
+			stop()
+			return nil
+		case <-c.wake:
+			stop()
+		case <-fire:
+			c.look(ctx)
+		}
+	}
+}
+
+// due returns when the next look is, and false if nothing needs one.
+func (c *Confirmer) due() (time.Time, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Now()
+	var first time.Time
+	found := false
+	for _, s := range c.subjects {
+		for _, e := range s.evaluations {
+			if e.malformed != nil {
+				continue
+			}
+			if t := c.dueOf(s, e, now); !found || t.Before(first) {
+				first, found = t, true
+			}
+		}
+	}
+	return first, found
+}
+
+// dueOf returns when e needs its next look.
+func (c *Confirmer) dueOf(s *subject, e *evaluation, now time.Time) time.Time {
+	if c.newest == nil {
+		return now
+	}
+	ended := c.newest.ended
+	if e.state.wanting {
+		return e.state.allSince.Add(secondLook)
+	}
+	if !e.observed || !s.told() {
+		// A burst of assignments shares a look.
+		return ended.Add(secondLook)
+	}
+	return ended.Add(interval(now.Sub(s.began), ended.Sub(c.newest.began)))
+}
+
+// told reports whether every replica had an answer to its newest assignment.
+func (s *subject) told() bool {
+	for _, a := range s.assignments {
+		if !a.told {
+			return false
+		}
+	}
+	return true
+}
+
+// interval returns the time between looks for a subject of the given age, if
+// a look takes cost.
+func interval(age, cost time.Duration) time.Duration {
+	if age >= patience {
+		return slow
+	}
+	return min(max(4*cost, shortest), longest)
+}
+
+// look takes one look for all subjects and reports what changed.
+func (c *Confirmer) look(ctx context.Context) {
+	// Before the look: one that was assigned later must not count it.
+	evaluations := c.watched()
+	if len(evaluations) == 0 {
+		return
+	}
+	seen := c.see(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	results := make([]result, len(evaluations))
+	if seen.err == nil {
+		for i, e := range evaluations {
+			results[i] = judge(seen, e.expectations)
+		}
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.note(seen)
+	confirmed := 0
+	for i, e := range evaluations {
+		if c.current(e) {
+			c.observe(e, seen, results[i])
+		}
+		if e.answer.confirmed {
+			confirmed++
+		}
+	}
+	c.metrics.held(confirmed, len(evaluations)-confirmed)
+}
+
+// watched returns the evaluations that a look can answer.
+func (c *Confirmer) watched() []*evaluation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []*evaluation
+	for _, s := range c.subjects {
+		for _, e := range s.evaluations {
+			if e.malformed == nil {
+				all = append(all, e)
+			}
+		}
+	}
+	if len(all) == 0 {
+		c.metrics.held(0, 0)
+	}
+	return all
+}
+
+// note remembers the look that ended last, and logs when looks begin to fail
+// and when they succeed again.
+func (c *Confirmer) note(seen *sight) {
+	c.newest = seen
+	switch failing := seen.err != nil; {
+	case failing && !c.failing:
+		c.log.Error(seen.err, "The dataplane cannot be read: nothing is confirmed")
+		c.failing = true
+	case !failing && c.failing:
+		c.log.Info("The dataplane can be read again")
+		c.failing = false
+	}
+}
