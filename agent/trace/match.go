@@ -4,6 +4,7 @@
 package trace
 
 import (
+	mathbits "math/bits"
 	"net/netip"
 	"strings"
 
@@ -171,6 +172,10 @@ func (w *walk) addrType(m ruleset.AddrType) Ternary {
 		have = w.path.SrcType
 	}
 	if have == 0 {
+		return Unknown
+	}
+	if w.flow.Dst.Is6() && mathbits.OnesCount16(uint16(m.Types)) != 1 {
+		// For IPv6 the kernel wants some of several types together.
 		return Unknown
 	}
 	return Of(have&m.Types != 0)

@@ -1,0 +1,256 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/policygate/policygate/agent/ruleset"
+)
+
+// Runner runs a program and returns what it prints. It returns an error unless
+// the program ends with status 0.
+type Runner interface {
+	Run(ctx context.Context, name string, args ...string) ([]byte, error)
+}
+
+// execRunner runs programs of the agent's image.
+type execRunner struct{}
+
+func (execRunner) Run(ctx context.Context, name string, args ...string) ([]byte, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // The program is the operator's option.
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("run %s: %w: %s", name, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+// attempts bounds how often a read is begun again because the rules changed
+// under it. An engine commits in bursts, but each read takes tens of
+// milliseconds and the next look comes soon.
+const attempts = 5
+
+// errUnsettled means that the rules changed during every attempt.
+var errUnsettled = errors.New("the rules kept changing while they were read")
+
+// reader reads the rules of one backend. It returns them whole or an error,
+// and a stamp that changes if and only if they may have.
+type reader interface {
+	read(ctx context.Context) (tables []ruleset.Table, stamp string, err error)
+}
+
+// nftReader reads nf_tables: the tables of iptables through the text of the
+// save tools, all others as opaque chains.
+type nftReader struct {
+	conn     *conn
+	runner   Runner
+	programs map[ruleset.Family]string
+
+	// What was read last, and at which generation. Only settled generations
+	// are kept.
+	generation uint32
+	tables     []ruleset.Table
+	known      bool
+}
+
+func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
+	for range attempts {
+		gen, err := settled(r.conn)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+			// nfnetlink does not know nf_tables and could not load it, so
+			// there is nothing in it.
+			return nil, "none", nil
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		stamp := fmt.Sprintf("generation %d", gen)
+		if r.known && r.generation == gen {
+			return r.tables, stamp, nil
+		}
+		r.known = false
+		tables, err := r.readAll(ctx)
+		if err != nil && !errors.Is(err, errInterrupted) {
+			// A change in the middle can be the cause of any error.
+			if now, genErr := generation(r.conn); genErr == nil && now != gen && ctx.Err() == nil {
+				continue
+			}
+			return nil, "", err
+		}
+		now, genErr := generation(r.conn)
+		if genErr != nil {
+			return nil, "", genErr
+		}
+		if err == nil && now == gen {
+			r.generation, r.tables, r.known = gen, tables, true
+			return tables, stamp, nil
+		}
+	}
+	return nil, "", errUnsettled
+}
+
+func (r *nftReader) readAll(ctx context.Context) ([]ruleset.Table, error) {
+	bases, err := nftBases(r.conn)
+	if err != nil {
+		return nil, err
+	}
+	alien, err := alienTables(r.conn)
+	if err != nil {
+		return nil, err
+	}
+	var tables []ruleset.Table
+	for _, of := range []struct {
+		nf     uint8
+		family ruleset.Family
+	}{{unix.NFPROTO_IPV4, ruleset.IPv4}, {unix.NFPROTO_IPV6, ruleset.IPv6}} {
+		if !slices.ContainsFunc(bases, func(b nftBase) bool { return b.family == of.nf && !b.idle() }) {
+			continue
+		}
+		out, err := r.runner.Run(ctx, r.programs[of.family])
+		if err != nil {
+			return nil, err
+		}
+		parsed, err := ruleset.Parse(of.family, ruleset.NFT, string(out))
+		if err != nil {
+			return nil, fmt.Errorf("parse %s: %w", r.programs[of.family], err)
+		}
+		for _, t := range parsed {
+			if alien[tableKey{of.nf, t.Name}] == "" {
+				tables = append(tables, t)
+			}
+		}
+	}
+	return complete(tables, bases, alien)
+}
+
+// complete adds an opaque chain for every base chain that the text does not
+// hold. It returns an error if the two contradict each other.
+func complete(tables []ruleset.Table, bases []nftBase, alien map[tableKey]string) ([]ruleset.Table, error) {
+	printed := slices.Clone(tables)
+	for _, b := range bases {
+		if b.idle() {
+			continue
+		}
+		chain := find(printed, b)
+		if chain == nil {
+			why := alien[tableKey{b.family, b.table}]
+			if why == "" {
+				why = "its rules are native to nftables"
+			}
+			tables = append(tables, b.opaque(why)...)
+			continue
+		}
+		if chain.Base.Drop != b.drop {
+			return nil, fmt.Errorf("chain %s of table %s has another policy in the kernel than in the text", b.chain, b.table)
+		}
+	}
+	return tables, nil
+}
+
+// find returns the chain of the text that is the kernel's b, or nil.
+func find(tables []ruleset.Table, b nftBase) *ruleset.Chain {
+	for _, t := range tables {
+		families := b.families()
+		if len(families) != 1 || families[0] != t.Family || t.Name != b.table {
+			continue
+		}
+		for _, c := range t.Chains {
+			if c.Name == b.chain && c.Base != nil && c.Base.Hook == b.place() && c.Base.Priority == b.priority && c.Base.NAT == (b.kind == "nat") {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// legacyReader reads the legacy tables, and only those that exist: to read
+// another would create it.
+type legacyReader struct {
+	runner   Runner
+	programs map[ruleset.Family]string
+	// proc is the directory with ip_tables_names.
+	proc string
+
+	// sum is the hash of the text that tables were parsed from.
+	sum    [sha256.Size]byte
+	tables []ruleset.Table
+}
+
+func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
+	type save struct {
+		family ruleset.Family
+		table  string
+		text   string
+	}
+	var saves []save
+	hash := sha256.New()
+	for _, of := range []struct {
+		family ruleset.Family
+		file   string
+	}{{ruleset.IPv4, "ip_tables_names"}, {ruleset.IPv6, "ip6_tables_names"}} {
+		names, err := os.ReadFile(filepath.Join(r.proc, of.file))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, "", fmt.Errorf("list legacy tables: %w", err)
+		}
+		for _, name := range strings.Fields(string(names)) {
+			out, err := r.runner.Run(ctx, r.programs[of.family], "-t", name)
+			if err != nil {
+				return nil, "", err
+			}
+			text := steady(string(out))
+			saves = append(saves, save{of.family, name, text})
+			_, _ = fmt.Fprintf(hash, "%s %s %d\n%s", of.family, name, len(text), text)
+		}
+	}
+	sum := [sha256.Size]byte(hash.Sum(nil))
+	stamp := fmt.Sprintf("legacy %x", sum)
+	if sum == r.sum {
+		return r.tables, stamp, nil
+	}
+	var tables []ruleset.Table
+	for _, s := range saves {
+		parsed, err := ruleset.Parse(s.family, ruleset.Legacy, s.text)
+		if err != nil {
+			return nil, "", fmt.Errorf("parse %s table %s: %w", r.programs[s.family], s.table, err)
+		}
+		if len(parsed) != 1 || parsed[0].Name != s.table {
+			return nil, "", fmt.Errorf("%s printed %d tables where table %s was asked for", r.programs[s.family], len(parsed), s.table)
+		}
+		tables = append(tables, parsed...)
+	}
+	r.sum, r.tables = sum, tables
+	return tables, stamp, nil
+}
+
+// steady removes what changes without the rules: comment lines, which hold the
+// time, and the counters of the policies.
+func steady(save string) string {
+	var b strings.Builder
+	for line := range strings.Lines(save) {
+		switch {
+		case strings.HasPrefix(line, "#"):
+			continue
+		case strings.HasPrefix(line, ":"):
+			if counters := strings.LastIndex(line, " ["); counters > 0 {
+				line = line[:counters] + "\n"
+			}
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}

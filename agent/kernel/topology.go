@@ -1,0 +1,201 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/policygate/policygate/agent/ruleset"
+)
+
+// link is an interface of the node.
+type link struct {
+	index int
+	name  string
+	// kind is the driver's, "" for a device of hardware.
+	kind string
+	// xdp: an XDP program sees the interface's packets first.
+	xdp bool
+	// callIPTables and callIP6Tables are a bridge's own attributes.
+	callIPTables, callIP6Tables bool
+}
+
+// onsite reports whether what is directly behind the interface runs on this
+// node: containers are behind veths, bridges and netkits, virtual machines
+// behind taps. Neighbours behind hardware and tunnels are other nodes.
+func (l link) onsite() bool {
+	switch l.kind {
+	case "veth", "bridge", "netkit", "tun":
+		return true
+	}
+	return false
+}
+
+// readLinks lists the interfaces of the namespace.
+func readLinks(c *conn) (map[int]link, error) {
+	links := map[int]link{}
+	request := make([]byte, unix.SizeofIfInfomsg)
+	err := c.ask(unix.RTM_GETLINK, unix.NLM_F_DUMP, request, func(body []byte) error {
+		if len(body) < unix.SizeofIfInfomsg {
+			return errors.New("answer without header")
+		}
+		l := link{index: int(int32(binary.NativeEndian.Uint32(body[4:])))} //nolint:gosec // The index is a signed number.
+		var nested error
+		err := attributes(body[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
+			switch kind {
+			case unix.IFLA_IFNAME:
+				l.name = text(value)
+			case unix.IFLA_LINKINFO:
+				nested = errors.Join(nested, l.info(value))
+			case unix.IFLA_XDP:
+				nested = errors.Join(nested, attributes(value, func(kind uint16, value []byte) {
+					if kind == unix.IFLA_XDP_ATTACHED && len(value) > 0 {
+						l.xdp = value[0] != 0 // XDP_ATTACHED_NONE
+					}
+				}))
+			}
+		})
+		links[l.index] = l
+		return errors.Join(err, nested)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	return links, nil
+}
+
+func (l *link) info(b []byte) error {
+	var nested error
+	err := attributes(b, func(kind uint16, value []byte) {
+		switch kind {
+		case unix.IFLA_INFO_KIND:
+			l.kind = text(value)
+		case unix.IFLA_INFO_DATA:
+			if l.kind != "bridge" {
+				return
+			}
+			nested = attributes(value, func(kind uint16, value []byte) {
+				on := len(value) > 0 && value[0] != 0
+				switch kind {
+				case unix.IFLA_BR_NF_CALL_IPTABLES:
+					l.callIPTables = on
+				case unix.IFLA_BR_NF_CALL_IP6TABLES:
+					l.callIP6Tables = on
+				}
+			})
+		}
+	})
+	return errors.Join(err, nested)
+}
+
+// bridgeCalls returns the sysctl by which every bridge of the namespace hands
+// bridged packets to the IP hooks. Without br_netfilter there is none and the
+// bridges' own attributes have no effect either.
+func bridgeCalls(family ruleset.Family) (loaded, on bool, err error) {
+	file := "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	if family == ruleset.IPv6 {
+		file = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
+	}
+	value, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("read whether bridged packets meet the rules: %w", err)
+	}
+	return true, strings.TrimSpace(string(value)) != "0", nil
+}
+
+// localTable is the kernel's routing table of its own addresses (RT_TABLE_LOCAL).
+const localTable = 255
+
+// addresses knows the types of addresses as the addrtype match does.
+type addresses struct {
+	types map[netip.Prefix]ruleset.AddrTypes
+	// lengths are the prefix lengths in types, by family.
+	lengths4, lengths6 map[int]bool
+}
+
+func readAddresses(h *netlink.Handle) (addresses, error) {
+	a := addresses{types: map[netip.Prefix]ruleset.AddrTypes{}, lengths4: map[int]bool{}, lengths6: map[int]bool{}}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		routes, err := h.RouteListFiltered(family, &netlink.Route{Table: localTable}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return a, fmt.Errorf("list local addresses: %w", err)
+		}
+		for _, r := range routes {
+			a.add(r)
+		}
+	}
+	return a, nil
+}
+
+func (a *addresses) add(r netlink.Route) {
+	var kind ruleset.AddrTypes
+	switch r.Type {
+	case unix.RTN_LOCAL:
+		kind = ruleset.Local
+	case unix.RTN_BROADCAST:
+		kind = ruleset.Broadcast
+	case unix.RTN_ANYCAST:
+		kind = ruleset.Anycast
+	default:
+		return
+	}
+	if r.Dst == nil {
+		return
+	}
+	addr, ok := netip.AddrFromSlice(r.Dst.IP)
+	bits, _ := r.Dst.Mask.Size()
+	if !ok {
+		return
+	}
+	addr = addr.Unmap()
+	lengths := a.lengths6
+	if addr.Is4() {
+		lengths = a.lengths4
+	}
+	lengths[bits] = true
+	a.types[netip.PrefixFrom(addr, bits).Masked()] = kind
+}
+
+// of returns the types of an address. For IPv4 the kernel looks into the
+// local table only and gives one type; for IPv6 unicast is a property of the
+// address and goes with local.
+func (a *addresses) of(ip netip.Addr) ruleset.AddrTypes {
+	if ip.IsMulticast() {
+		return ruleset.Multicast
+	}
+	lengths := a.lengths6
+	if ip.Is4() {
+		lengths = a.lengths4
+		if b := ip.As4(); b[0] == 0 || b == [4]byte{255, 255, 255, 255} {
+			return ruleset.Broadcast
+		}
+	}
+	for bits := ip.BitLen(); bits > 0; bits-- {
+		if !lengths[bits] {
+			continue
+		}
+		prefix, err := ip.Prefix(bits)
+		if err != nil {
+			continue
+		}
+		if kind := a.types[prefix]; kind != 0 {
+			if ip.Is4() {
+				return kind
+			}
+			return kind | ruleset.Unicast
+		}
+	}
+	return ruleset.Unicast
+}
