@@ -226,6 +226,14 @@ func (c *Cluster) Policy(namespace, name string) *Policy {
 // must not be changed.
 func (c *Cluster) PoliciesIn(namespace string) []*Policy { return c.policies[namespace] }
 
+// Reaching returns the policies of any namespace that have a namespaceSelector
+// which matches the namespace. The slice must not be changed.
+func (c *Cluster) Reaching(namespace string) []*Policy { return c.namedIn[namespace] }
+
+// Holding returns the Pods whose address it is, those that are being deleted
+// included. The slice must not be changed.
+func (c *Cluster) Holding(addr netip.Addr) []*Pod { return c.byAddr[addr] }
+
 // Sharing returns the policies that kube-router cannot tell from q, without q.
 func (c *Cluster) Sharing(q *Policy) []*Policy {
 	if !c.conflicting(q) {
@@ -301,6 +309,39 @@ func (c *Cluster) DeleteNode(name string) {
 
 // Node returns the node of that name, or nil.
 func (c *Cluster) Node(name string) *Node { return c.nodes[name] }
+
+// Demand returns what node must do with a new connection, and whether a node
+// that does not is known to deviate. Inconclusive means that nothing can be
+// demanded. An address that several Pods have is taken for that of the oldest.
+func (c *Cluster) Demand(node string, f flow.Flow) (want flow.Answer, advisory bool) {
+	end := func(addr netip.Addr) End {
+		for _, p := range c.byAddr[addr] {
+			if p.Peer() {
+				return End{Addr: addr, Pod: p}
+			}
+		}
+		return End{Addr: addr}
+	}
+	x := Conn{Src: end(f.Src), Dst: end(f.Dst), Protocol: f.Protocol, Port: f.Port}
+	return c.admission(node, x, func(p *Pod) []*Policy { return Selecting(c.policies[p.Namespace], p) }).Answer()
+}
+
+// admission is the lower of the sides of x that node judges, given the policies
+// that select a Pod.
+func (c *Cluster) admission(node string, x Conn, policies func(*Pod) []*Policy) Admission {
+	out := Admitted
+	for _, d := range []Direction{Ingress, Egress} {
+		side, _ := x.sides(d)
+		if side.Pod == nil || side.Pod.Node != node {
+			continue
+		}
+		if c.unreadable(side.Pod.Namespace) {
+			return Doubtful
+		}
+		out = min(out, c.Admission(policies(side.Pod), d, x))
+	}
+	return out
+}
 
 // unreadable reports whether a policy of the namespace was not understood:
 // then nothing is known of its Pods.

@@ -35,6 +35,9 @@ type Expectation struct {
 	// Why names the rule, for administrators: it holds names of objects of any
 	// namespace.
 	Why string
+	// Policy is the policy that demands it: of several that isolate a Pod, one
+	// of them. It is zero if none does.
+	Policy types.NamespacedName
 }
 
 // Families says which address families are asked.
@@ -129,6 +132,9 @@ type Result struct {
 	Settle bool
 	// Notes are sorted and without duplicates.
 	Notes []Note
+	// Policies are those that select the subject or name it as a peer, whether
+	// or not anything is asked because of them, sorted.
+	Policies []types.NamespacedName
 }
 
 // plan is one computation.
@@ -181,6 +187,7 @@ func (c *Cluster) Expect(s Subject, options Options) Result {
 		selecting: map[types.UID][]*Policy{},
 		strangers: map[strangerKey]stranger{},
 	}
+	k.dependOn()
 	ends := k.ends()
 	if c.unreadable(s.Pod.Namespace) || s.Pod.Node == "" || len(ends) == 0 {
 		k.noteUnreadable()
@@ -228,6 +235,17 @@ func (k *plan) ends() []End {
 	return out
 }
 
+// dependOn notes the policies that the result depends on.
+func (k *plan) dependOn() {
+	for _, q := range slices.Concat(k.policies(k.subject), k.cluster.Naming(k.subject)) {
+		k.result.Policies = append(k.result.Policies, q.key())
+	}
+	slices.SortFunc(k.result.Policies, func(a, b types.NamespacedName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	k.result.Policies = slices.Compact(k.result.Policies)
+}
+
 func (k *plan) noteUnreadable() {
 	for _, q := range k.cluster.policies[k.subject.Namespace] {
 		if q.Err != nil {
@@ -246,22 +264,6 @@ func (k *plan) policies(p *Pod) []*Policy {
 	return out
 }
 
-// admission is the lower of the sides of x that node judges.
-func (k *plan) admission(node string, x Conn) Admission {
-	out := Admitted
-	for _, d := range []Direction{Ingress, Egress} {
-		side, _ := x.sides(d)
-		if side.Pod == nil || side.Pod.Node != node {
-			continue
-		}
-		if k.cluster.unreadable(side.Pod.Namespace) {
-			return Doubtful
-		}
-		out = min(out, k.cluster.Admission(k.policies(side.Pod), d, x))
-	}
-	return out
-}
-
 // question is a connection that may be asked of a node.
 type question struct {
 	node               string
@@ -270,6 +272,7 @@ type question struct {
 	// denied: ask only if the answer must be Denied.
 	denied bool
 	why    string
+	policy types.NamespacedName
 }
 
 // ask adds the question to its node's list, with the controls that an Allowed
@@ -280,7 +283,7 @@ func (k *plan) ask(q question) bool {
 	if k.asked[key] || f.Validate() != nil || f.Src == f.Dst || !k.enforced(q.node, f.Src.Is6()) {
 		return true
 	}
-	want, deviates := k.admission(q.node, q.conn).Answer()
+	want, deviates := k.cluster.admission(q.node, q.conn, k.policies).Answer()
 	if want == flow.Inconclusive || q.denied && want != flow.Denied {
 		return true
 	}
@@ -302,10 +305,11 @@ func (k *plan) ask(q question) bool {
 		Advisory: want == flow.Allowed && (deviates || q.advisory || k.beyond[q.node]),
 		External: q.external,
 		Why:      q.why,
+		Policy:   q.policy,
 	})
 	for _, control := range controls {
 		f := control.conn.Flow()
-		k.add(ask{control.node, f}, Expectation{Flow: f, Want: flow.Denied, Why: control.why})
+		k.add(ask{control.node, f}, Expectation{Flow: f, Want: flow.Denied, Why: control.why, Policy: control.policy})
 	}
 	return true
 }
@@ -354,7 +358,10 @@ func (k *plan) controls(node string, x Conn) []question {
 			k.strangers[key] = s
 		}
 		if s.ok {
-			out = append(out, question{node: node, conn: s.conn, why: strangerWhy(side.Pod, d, by)})
+			out = append(out, question{
+				node: node, conn: s.conn,
+				why: strangerWhy(side.Pod, d, by), policy: isolating(k.policies(side.Pod), d),
+			})
 		}
 	}
 	return out

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/policygate/policygate/api/flow"
 )
 
@@ -31,6 +33,7 @@ type group struct {
 	// subject, or nil.
 	previous *Pod
 	why      string
+	policy   types.NamespacedName
 
 	visited int
 }
@@ -85,7 +88,7 @@ func (k *plan) question(g *group, peer candidate, port Port) (question, bool) {
 		x.Port = k.anyPort(g, x)
 	}
 	return question{
-		node: node, conn: x, why: g.why, denied: g.denied,
+		node: node, conn: x, why: g.why, policy: g.policy, denied: g.denied,
 		advisory: peer.advisory, external: peer.external,
 	}, true
 }
@@ -157,7 +160,8 @@ func (k *plan) askOwnIsolation(self End) {
 			if x, ok := k.stranger(self, d, by); ok {
 				k.ask(question{
 					node: k.subject.Node, conn: x, denied: true,
-					external: by == fromOutside, why: strangerWhy(k.subject, d, by),
+					external: by == fromOutside,
+					why:      strangerWhy(k.subject, d, by), policy: isolating(policies, d),
 				})
 			}
 		}

@@ -234,6 +234,10 @@ func (q *Policy) Selects(p *Pod) bool {
 // String returns "namespace/name".
 func (q *Policy) String() string { return q.Namespace + "/" + q.Name }
 
+func (q *Policy) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: q.Namespace, Name: q.Name}
+}
+
 // concatenation is what kube-router hashes into the names of a policy's chain
 // and sets: without a separator, so two policies can share them.
 func (q *Policy) concatenation() string { return q.Namespace + q.Name }

@@ -41,7 +41,7 @@ func (k *plan) groupOwnRules(self End) {
 		for _, d := range []Direction{Ingress, Egress} {
 			for i := range q.Rules[d] {
 				rule := &q.Rules[d][i]
-				g := group{self: self, out: d == Egress, ports: portsOf(rule), why: ruleWhy(q, d, i)}
+				g := group{self: self, out: d == Egress, ports: portsOf(rule), why: ruleWhy(q, d, i), policy: q.key()}
 				if rule.everyone() {
 					k.groupEveryone(g, q, d)
 					continue
@@ -207,7 +207,7 @@ func (k *plan) groupNamingRules(self End, p *Pod, localOnly, denied bool) {
 				}
 				g := group{
 					self: self, out: d == Ingress, remote: true, foreign: foreign, denied: denied,
-					ports: portsOf(rule), why: ruleWhy(q, d, i),
+					ports: portsOf(rule), why: ruleWhy(q, d, i), policy: q.key(),
 				}
 				if denied {
 					g.previous = p
@@ -250,7 +250,8 @@ func (k *plan) groupPredecessor(self End, previous *Pod, localOnly bool) {
 				rule := &q.Rules[d][i]
 				g := group{
 					self: self, out: d == Egress, denied: true, previous: previous,
-					ports: portsOf(rule), why: ruleWhy(q, d, i) + " granted the address's previous pod",
+					ports: portsOf(rule), policy: q.key(),
+					why: ruleWhy(q, d, i) + " granted the address's previous pod",
 				}
 				k.addGroup(g, k.newestFirst(k.meant(q, rule), self.Addr.Is6()))
 			}

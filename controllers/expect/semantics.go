@@ -6,6 +6,8 @@ package expect
 import (
 	"net/netip"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/policygate/policygate/api/flow"
 )
 
@@ -89,6 +91,16 @@ func Isolated(policies []*Policy, d Direction) bool {
 		}
 	}
 	return false
+}
+
+// isolating returns the first policy that isolates in direction d.
+func isolating(policies []*Policy, d Direction) types.NamespacedName {
+	for _, q := range policies {
+		if q.Isolates[d] {
+			return q.key()
+		}
+	}
+	return types.NamespacedName{}
 }
 
 // Admission returns what policies say of x in direction d. All of them select

@@ -1,0 +1,108 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package coverage
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
+)
+
+// Subject is a gated Pod at its present addresses.
+type Subject struct {
+	UID             types.UID
+	Namespace, Name string
+	// IPs are sorted.
+	IPs []netip.Addr
+	// Generation is the Pod's metadata.generation.
+	Generation int64
+	Node       string
+	// BootID is the present boot of Node, empty if the Node is not known.
+	BootID string
+	// Since is when this process first saw the addresses.
+	Since    time.Time
+	Settings v1alpha1.Settings
+	// HoldStartedAt is nil until the Pod's hold runs, and for a Pod without.
+	HoldStartedAt *time.Time
+	// AddressChanged is set if the gate was opened for other addresses or in
+	// an earlier boot.
+	AddressChanged bool
+}
+
+// Basis is the state of the API that an assignment was computed from: the
+// highest resourceVersion applied of each kind, and that of the Pod's last
+// change of anything that its assignment is made of.
+type Basis struct {
+	NetworkPolicies, Namespaces, Pod uint64
+}
+
+// Assignment is what must be confirmed for a subject.
+type Assignment struct {
+	Subject Subject
+	// Span are the nodes that must confirm, sorted. nil: not computed, Notes
+	// say why, and nothing may be released.
+	Span []string
+	// PerNode has the expectations of every node of the span, and of nodes
+	// that may be asked and must not be awaited.
+	PerNode  map[string][]expect.Expectation
+	NotAsked int
+	Notes    []expect.Note
+	Settle   bool
+	Basis    Basis
+}
+
+// Assignment computes the assignment of a subject from all that the index holds
+// at the time of the call. It returns false if the subject is not held.
+func (x *Index) Assignment(uid types.UID) (Assignment, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	h, ok := x.held[uid]
+	if !ok {
+		return Assignment{}, false
+	}
+	p := x.pods[uid]
+	r := x.cluster.Expect(expect.Subject{
+		Pod:          p.Pod,
+		Predecessors: x.predecessors(p),
+		LocalOnly:    p.settings.Scope == v1alpha1.ScopeLocal,
+	}, x.options.Expect)
+	x.link(uid, h, p, &r)
+	return Assignment{
+		Subject:  x.subject(p),
+		Span:     r.Span,
+		PerNode:  r.Nodes,
+		NotAsked: r.NotAsked,
+		Notes:    r.Notes,
+		Settle:   r.Settle,
+		Basis: Basis{
+			NetworkPolicies: x.versions[KindNetworkPolicy].highest,
+			Namespaces:      x.versions[KindNamespace].highest,
+			Pod:             p.version,
+		},
+	}, true
+}
+
+func (x *Index) subject(p *pod) Subject {
+	s := Subject{
+		UID: p.UID, Namespace: p.Namespace, Name: p.Name,
+		IPs:            slices.Clone(p.IPs),
+		Generation:     p.generation,
+		Node:           p.Node,
+		Since:          p.since,
+		Settings:       p.settings,
+		AddressChanged: (p.open || p.annotation != "") && !x.programmed(p),
+	}
+	if n := x.nodes[p.Node]; n != nil {
+		s.BootID = n.bootID
+	}
+	if started := p.holdStarted; !started.IsZero() {
+		s.HoldStartedAt = &started
+	}
+	return s
+}

@@ -1,0 +1,262 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package coverage
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
+)
+
+// DefaultNotReadyLimit is how long a node may be not ready until others no
+// longer wait for it. A kubelet that only restarts is back by then.
+const DefaultNotReadyLimit = time.Minute
+
+// Options are what an Index needs. All fields are required.
+type Options struct {
+	Clock clock.WithDelayedExecution
+	// ConditionType is the readiness gate that makes a Pod a subject.
+	ConditionType corev1.PodConditionType
+	// NotReadyLimit is how long a node may be not ready until it leaves the
+	// spans of Pods on other nodes.
+	NotReadyLimit time.Duration
+	// Expect are the options of every computation. Its FamilyOff is not used:
+	// see SetFamilyOff.
+	Expect expect.Options
+}
+
+// DefaultOptions returns the defaults, with the real clock.
+func DefaultOptions() Options {
+	return Options{
+		Clock:         clock.RealClock{},
+		ConditionType: v1alpha1.ConditionProgrammed,
+		NotReadyLimit: DefaultNotReadyLimit,
+		Expect:        expect.DefaultOptions(),
+	}
+}
+
+// Index is the state that assignments are computed from. Its methods may be
+// called from any goroutine; events about one object must come in order. It
+// keeps nothing of the objects that it is given but their labels.
+type Index struct {
+	options Options
+	started time.Time
+	wake    chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	cluster *expect.Cluster
+	pods    map[types.UID]*pod
+	byName  map[types.NamespacedName]types.UID
+	nodes   map[string]*node
+	// namespaces has the UID of the namespace of each name.
+	namespaces map[string]types.UID
+	held       map[types.UID]*held
+	affected   map[types.UID]struct{}
+	// addresses and policies lead from what a held subject's last assignment
+	// was made of to the subject.
+	addresses links[netip.Addr]
+	policies  links[types.NamespacedName]
+	departed  departed
+	versions  map[Kind]*versions
+	// generations has the metadata.generation of each policy that is held.
+	generations map[types.NamespacedName]int64
+	familyOff   map[family]bool
+	// sequence is the Seq of the Pod whose address became known last.
+	sequence uint64
+}
+
+type family struct {
+	node string
+	v6   bool
+}
+
+// held is a subject that waits for its gate, and what its last assignment was
+// made of.
+type held struct {
+	addresses []netip.Addr
+	policies  []types.NamespacedName
+}
+
+// New returns an Index that holds nothing.
+func New(o Options) *Index {
+	x := &Index{
+		options:     o,
+		started:     o.Clock.Now(),
+		wake:        make(chan struct{}, 1),
+		cluster:     expect.NewCluster(),
+		pods:        map[types.UID]*pod{},
+		byName:      map[types.NamespacedName]types.UID{},
+		nodes:       map[string]*node{},
+		namespaces:  map[string]types.UID{},
+		held:        map[types.UID]*held{},
+		affected:    map[types.UID]struct{}{},
+		addresses:   links[netip.Addr]{},
+		policies:    links[types.NamespacedName]{},
+		departed:    departed{byAddress: map[netip.Addr][]departure{}},
+		versions:    map[Kind]*versions{KindNetworkPolicy: newVersions(), KindNamespace: newVersions()},
+		generations: map[types.NamespacedName]int64{},
+		familyOff:   map[family]bool{},
+	}
+	x.options.Expect.FamilyOff = func(node string, v6 bool) bool { return x.familyOff[family{node, v6}] }
+	return x
+}
+
+// Wake receives after Affected has got something to return. It holds one
+// element: there is one receiver.
+func (x *Index) Wake() <-chan struct{} { return x.wake }
+
+// Affected returns, once and sorted, the subjects whose assignment may have
+// changed since the last call, and those that are no longer held. A subject
+// that becomes held is among them.
+func (x *Index) Affected() []types.UID {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	out := sortedKeys(x.affected)
+	clear(x.affected)
+	return out
+}
+
+// Subjects returns every held subject, sorted.
+func (x *Index) Subjects() []types.UID {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return sortedKeys(x.held)
+}
+
+// SetPod takes a Pod that was added or changed.
+func (x *Index) SetPod(p *corev1.Pod) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	key := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
+	if former, ok := x.byName[key]; ok && former != p.UID {
+		// A watch that was interrupted shows a deletion and a creation of one
+		// name as a change.
+		x.deletePod(former)
+	}
+	x.byName[key] = p.UID
+	x.setPod(x.newPod(p))
+}
+
+// DeletePod takes a Pod that is gone; one that is not held is no error.
+func (x *Index) DeletePod(uid types.UID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.deletePod(uid)
+}
+
+// SetPolicy takes a NetworkPolicy that was added or changed. One that cannot
+// be understood keeps every Pod of its namespace unassigned.
+func (x *Index) SetPolicy(np *networkingv1.NetworkPolicy) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	key := types.NamespacedName{Namespace: np.Namespace, Name: np.Name}
+	before := x.cluster.Policy(np.Namespace, np.Name)
+	if before != nil && before.UID != np.UID {
+		x.versions[KindNetworkPolicy].delete(before.UID, "", x.options.Clock.Now())
+	}
+	x.versions[KindNetworkPolicy].set(np.UID, np.ResourceVersion)
+	if before != nil && before.UID == np.UID && np.Generation != 0 && x.generations[key] == np.Generation {
+		return // labels, annotations, managed fields
+	}
+	x.generations[key] = np.Generation
+	after, _ := expect.NewPolicy(np) // its Err is part of the state
+	x.touchPolicy(before)
+	x.cluster.SetPolicy(after)
+	x.touchPolicy(after)
+}
+
+// DeletePolicy takes a NetworkPolicy that is gone, in the last state that is
+// known of it.
+func (x *Index) DeletePolicy(np *networkingv1.NetworkPolicy) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.versions[KindNetworkPolicy].delete(np.UID, np.ResourceVersion, x.options.Clock.Now())
+	before := x.cluster.Policy(np.Namespace, np.Name)
+	if before == nil || before.UID != np.UID {
+		return
+	}
+	delete(x.generations, types.NamespacedName{Namespace: np.Namespace, Name: np.Name})
+	x.touchPolicy(before)
+	x.cluster.DeletePolicy(np.Namespace, np.Name)
+}
+
+// SetNamespace takes a Namespace that was added or changed.
+func (x *Index) SetNamespace(ns *corev1.Namespace) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.versions[KindNamespace].set(ns.UID, ns.ResourceVersion)
+	if former, ok := x.namespaces[ns.Name]; ok && former != ns.UID {
+		x.versions[KindNamespace].delete(former, "", x.options.Clock.Now())
+	}
+	x.namespaces[ns.Name] = ns.UID
+	before := x.cluster.Namespace(ns.Name)
+	if before != nil && sameLabels(before.Labels, ns.Labels) {
+		return
+	}
+	x.touchNamespace(ns.Name)
+	x.cluster.SetNamespace(&expect.Namespace{
+		Name:   ns.Name,
+		Labels: ns.Labels,
+		Inject: ns.Labels[v1alpha1.KeyInject] == v1alpha1.InjectNamespace,
+	})
+	x.touchNamespace(ns.Name)
+}
+
+// DeleteNamespace takes a Namespace that is gone, in the last state that is
+// known of it.
+func (x *Index) DeleteNamespace(ns *corev1.Namespace) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.versions[KindNamespace].delete(ns.UID, ns.ResourceVersion, x.options.Clock.Now())
+	if x.namespaces[ns.Name] != ns.UID {
+		return
+	}
+	delete(x.namespaces, ns.Name)
+	x.touchNamespace(ns.Name)
+	x.cluster.DeleteNamespace(ns.Name)
+}
+
+// SetFamilyOff notes whether the engine on a node was learned not to enforce
+// IPv6, if v6 is set, or IPv4.
+func (x *Index) SetFamilyOff(node string, v6, off bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	key := family{node, v6}
+	if x.familyOff[key] == off {
+		return
+	}
+	if off {
+		x.familyOff[key] = true
+	} else {
+		delete(x.familyOff, key)
+	}
+	x.touchAll()
+}
+
+// Has reports whether the index holds the object at this version or a newer
+// one, or has seen it go. It reports false for a version that is no number.
+func (x *Index) Has(kind Kind, uid types.UID, resourceVersion string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	v, ok := x.versions[kind]
+	return ok && v.has(uid, resourceVersion)
+}
+
+func sortedKeys[V any](m map[types.UID]V) []types.UID {
+	out := make([]types.UID, 0, len(m))
+	for uid := range m {
+		out = append(out, uid)
+	}
+	slices.Sort(out)
+	return out
+}

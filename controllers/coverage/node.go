@@ -1,0 +1,103 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package coverage
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/policygate/policygate/controllers/expect"
+)
+
+// node is what the index keeps of a Node.
+type node struct {
+	cidrs     []netip.Prefix
+	addresses []netip.Addr
+	bootID    string
+	// notReadySince is zero while the node is ready.
+	notReadySince time.Time
+}
+
+func newNode(n *corev1.Node) *node {
+	out := &node{bootID: n.Status.NodeInfo.BootID}
+	for _, text := range n.Spec.PodCIDRs {
+		if cidr, err := netip.ParsePrefix(text); err == nil {
+			out.cidrs = append(out.cidrs, cidr.Masked())
+		}
+	}
+	for _, a := range n.Status.Addresses {
+		// A Hostname is no address.
+		if addr, err := netip.ParseAddr(a.Address); err == nil {
+			out.addresses = append(out.addresses, addr.Unmap())
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			out.notReadySince = c.LastTransitionTime.Time
+		}
+	}
+	return out
+}
+
+func (n *node) same(b *node) bool {
+	return slices.Equal(n.cidrs, b.cidrs) && slices.Equal(n.addresses, b.addresses) &&
+		n.notReadySince.Equal(b.notReadySince)
+}
+
+// SetNode takes a Node that was added or changed. Any change but that of its
+// boot concerns every held subject: a node that comes back adds obligations
+// that nothing else remembers.
+func (x *Index) SetNode(n *corev1.Node) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	before, next := x.nodes[n.Name], newNode(n)
+	x.nodes[n.Name] = next
+	if before == nil || !next.same(before) {
+		x.placeNode(n.Name)
+		x.touchAll()
+		if left := x.options.NotReadyLimit - x.options.Clock.Since(next.notReadySince); !next.notReadySince.IsZero() && left > 0 {
+			x.options.Clock.AfterFunc(left, func() { x.nodeExpired(n.Name) })
+		}
+	}
+	if before == nil || before.bootID != next.bootID {
+		for _, p := range slices.Clone(x.cluster.PeersOn(n.Name)) {
+			x.review(x.pods[p.UID], true)
+		}
+	}
+}
+
+// DeleteNode takes a node that is gone; one that is not held is no error.
+func (x *Index) DeleteNode(name string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, ok := x.nodes[name]; !ok {
+		return
+	}
+	delete(x.nodes, name)
+	x.cluster.DeleteNode(name)
+	x.touchAll()
+}
+
+// nodeExpired looks whether a node has been not ready for too long.
+func (x *Index) nodeExpired(name string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.nodes[name] != nil {
+		x.placeNode(name)
+		x.touchAll()
+	}
+}
+
+func (x *Index) placeNode(name string) {
+	n := x.nodes[name]
+	x.cluster.SetNode(&expect.Node{
+		Name:      name,
+		PodCIDRs:  n.cidrs,
+		Addresses: n.addresses,
+		Out:       !n.notReadySince.IsZero() && x.options.Clock.Since(n.notReadySince) >= x.options.NotReadyLimit,
+	})
+}

@@ -1,0 +1,197 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package coverage
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/api/programmed"
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
+)
+
+// pod is what the index keeps of a Pod.
+type pod struct {
+	*expect.Pod
+	// gated Pods have what follows; it is zero for others.
+	gated      bool
+	generation int64
+	settings   v1alpha1.Settings
+	annotation string
+	open       bool // the condition is True
+	// holdStarted is when the hold began to run, zero before.
+	holdStarted time.Time
+	// since is when the present addresses were first seen.
+	since time.Time
+	// version is the resourceVersion of the last change to anything above.
+	version uint64
+}
+
+// newPod returns what the index keeps of p, as the successor of what it has.
+func (x *Index) newPod(p *corev1.Pod) *pod {
+	next := &pod{Pod: expect.NewPod(p), version: parseVersion(p.ResourceVersion)}
+	before := x.pods[p.UID]
+	switch now := x.options.Clock.Now(); {
+	case before != nil && slices.Equal(before.IPs, next.IPs):
+		next.Seq, next.since = before.Seq, before.since
+	case len(next.IPs) == 0:
+	case before == nil && next.Created.Before(x.started):
+		// It had its address before anybody looked, nobody knows since when:
+		// it counts as older than all, and all of its kind wait for each other.
+		next.since = now
+	default:
+		x.sequence++
+		next.Seq, next.since = x.sequence, now
+	}
+	next.gated = slices.ContainsFunc(p.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
+		return g.ConditionType == x.options.ConditionType
+	})
+	if next.gated {
+		next.readGate(p, x.options.ConditionType)
+	}
+	if before != nil && next.same(before) {
+		next.version = before.version
+	}
+	return next
+}
+
+func (p *pod) readGate(in *corev1.Pod, conditionType corev1.PodConditionType) {
+	p.generation = in.Generation
+	p.annotation = in.Annotations[v1alpha1.KeyProgrammed]
+	// The webhook admits no malformed value; what came in without it means the
+	// default.
+	p.settings, _ = v1alpha1.ParseSettings(in.Annotations)
+	for _, c := range in.Status.Conditions {
+		if c.Type == conditionType {
+			p.open = c.Status == corev1.ConditionTrue
+		}
+	}
+	for _, s := range in.Status.InitContainerStatuses {
+		switch {
+		case s.Name != v1alpha1.HoldContainerName:
+		case s.State.Running != nil:
+			p.holdStarted = s.State.Running.StartedAt.Time
+		case s.State.Terminated != nil:
+			p.holdStarted = s.State.Terminated.StartedAt.Time
+		}
+	}
+}
+
+// same reports whether nothing differs that an assignment is made of.
+func (p *pod) same(b *pod) bool {
+	return p.samePeer(b) && p.gated == b.gated && p.generation == b.generation && p.settings == b.settings &&
+		p.annotation == b.annotation && p.open == b.open && p.holdStarted.Equal(b.holdStarted)
+}
+
+// samePeer reports whether p and b are the same to others. Ports and hostNetwork
+// never change.
+func (p *pod) samePeer(b *pod) bool {
+	return p.Node == b.Node && p.Finished == b.Finished && p.Terminating == b.Terminating &&
+		slices.Equal(p.IPs, b.IPs) && sameLabels(p.Labels, b.Labels)
+}
+
+func sameLabels(a, b map[string]string) bool { return maps.Equal(a, b) }
+
+// holds reports whether p is a subject that waits for its gate.
+func (x *Index) holds(p *pod) bool {
+	return p.gated && p.Peer() && !(p.open && x.programmed(p))
+}
+
+// programmed reports whether the annotation names p as it is now. A boot that
+// is not known is not compared: the first Pods may be seen before their nodes.
+func (x *Index) programmed(p *pod) bool {
+	const unknown = "unknown"
+	want := programmed.Identity{UID: string(p.UID), IPs: p.IPs, BootID: unknown}
+	if n := x.nodes[p.Node]; n != nil && n.bootID != "" {
+		want.BootID = n.bootID
+		return p.annotation != "" && p.annotation == want.String()
+	}
+	return strings.HasPrefix(p.annotation, strings.TrimSuffix(want.String(), unknown))
+}
+
+// setPod replaces what is held of next, and marks who is affected.
+func (x *Index) setPod(next *pod) {
+	before := x.pods[next.UID]
+	x.pods[next.UID] = next
+	if before == nil || !next.samePeer(before) {
+		if before != nil {
+			x.depart(before, next)
+			x.touchAddresses(before.IPs)
+		}
+		relabelled := before != nil && before.Peer() && next.Peer() && !sameLabels(before.Labels, next.Labels)
+		if relabelled {
+			x.touchMeaning(before.Pod)
+		}
+		x.cluster.SetPod(next.Pod)
+		x.touchAddresses(next.IPs)
+		if relabelled || next.Peer() && next.Seq == 0 {
+			x.touchMeaning(next.Pod)
+		}
+		if before == nil && next.Finished {
+			x.departed.add(next.Pod, next.IPs, x.options.Clock.Now())
+		}
+	}
+	x.review(next, before == nil || !next.same(before))
+}
+
+// deletePod forgets a Pod.
+func (x *Index) deletePod(uid types.UID) {
+	before := x.pods[uid]
+	if before == nil {
+		return
+	}
+	x.depart(before, nil)
+	delete(x.pods, uid)
+	if key := (types.NamespacedName{Namespace: before.Namespace, Name: before.Name}); x.byName[key] == uid {
+		delete(x.byName, key)
+	}
+	x.touchAddresses(before.IPs)
+	x.cluster.DeletePod(uid)
+	x.release(uid)
+}
+
+// review sorts p into the held subjects or out of them.
+func (x *Index) review(p *pod, changed bool) {
+	_, was := x.held[p.UID]
+	switch is := x.holds(p); {
+	case is && !was:
+		x.held[p.UID] = &held{}
+		x.touch(p.UID)
+	case is && changed:
+		x.touch(p.UID)
+	case was && !is:
+		x.release(p.UID)
+	}
+}
+
+// release takes a subject out of the held ones.
+func (x *Index) release(uid types.UID) {
+	h, ok := x.held[uid]
+	if !ok {
+		return
+	}
+	x.unlink(uid, h)
+	delete(x.held, uid)
+	x.touch(uid)
+}
+
+// depart notes the addresses that before gives up by becoming next, nil if it
+// is gone. What a finished Pod gave up was noted when it finished.
+func (x *Index) depart(before, next *pod) {
+	if before.HostNetwork || before.Finished {
+		return
+	}
+	gone := before.IPs
+	if next != nil && next.Peer() {
+		gone = slices.DeleteFunc(slices.Clone(gone), func(ip netip.Addr) bool { return slices.Contains(next.IPs, ip) })
+	}
+	x.departed.add(before.Pod, gone, x.options.Clock.Now())
+}
