@@ -62,8 +62,8 @@ type Confirmer struct {
 
 	mu       sync.Mutex // guards the following fields and all that they hold
 	subjects map[string]*subject
-	newest   *sight // the look that ended last
-	failing  bool   // whether it failed
+	newest   *judgement // what was judged last, or nil
+	failing  bool       // whether its look failed
 }
 
 // subject is all that is held for one uid.
@@ -249,9 +249,10 @@ func (c *Confirmer) current(e *evaluation) bool {
 	return s != nil && s.evaluations[e.key] == e
 }
 
-// observe takes the look into e, whose result on it is r, and reports what
-// changed. A look that began before the newest that e knows says nothing.
-func (c *Confirmer) observe(e *evaluation, seen *sight, r result) {
+// observe takes into e what was judged on a look, and reports what changed. A
+// look that began before the newest that e knows says nothing.
+func (c *Confirmer) observe(e *evaluation, j *judgement) {
+	seen := j.seen
 	if seen.began.Before(e.seenAt) {
 		return
 	}
@@ -259,7 +260,7 @@ func (c *Confirmer) observe(e *evaluation, seen *sight, r result) {
 		reason := printable("the dataplane could not be read: " + seen.err.Error())
 		e.answer = e.state.fail(reason, requiredIn(e.expectations))
 	} else {
-		e.answer = e.state.observe(moment{began: seen.began, ended: seen.ended, rewrites: seen.rewrites}, r)
+		e.answer = e.state.observe(moment{began: seen.began, ended: j.ended, rewrites: seen.rewrites}, j.results[e])
 	}
 	e.observed, e.seenAt = true, seen.began
 	c.publish(c.subjects[e.uid], e)
@@ -300,6 +301,10 @@ func reportOf(e *evaluation, generation uint64) *hubv1.Report {
 		UnmetAdvisory: uint32(e.answer.advisory), //nolint:gosec // bounded by the message's size
 	}
 	for _, u := range e.answer.unmet {
+		// A reason that concerns none, where there is none to hang it on.
+		if u.index >= len(e.expectations) && e.malformed == nil {
+			continue
+		}
 		report.Unmet = append(report.Unmet, &hubv1.Unmet{
 			Expectation: uint32(u.index), //nolint:gosec // bounded by the message's size
 			Reason:      u.reason,

@@ -419,3 +419,21 @@ func TestReasonsThatChangeAreReportedOnceASecond(t *testing.T) {
 		}
 	})
 }
+
+// The hub ends the session of an agent that names an expectation that its
+// assignment does not have.
+func TestAFailedLookNamesNoExpectationWhereThereIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, out := &dataplane{err: errors.New("busy")}, &outbox{}
+		c := newConfirmer(d, out)
+		run(t, c)
+		a := assign("u", 1)
+		a.Expectations = nil
+		must(t, c.Assign(replicaA, a))
+		pass(time.Second)
+		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1}})
+		d.set(func(d *dataplane) { d.err = nil })
+		pass(time.Second)
+		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1, Confirmed: true}})
+	})
+}

@@ -37,13 +37,13 @@ type Look interface {
 // a report. The largest rulesets that were measured read in about a second.
 const lookTimeout = 15 * time.Second
 
-// sight is a look that several callers may share, with the moments between
-// which it was taken. The other fields are set before done is closed.
+// sight is a look that several callers may share. The fields below done are
+// set before it is closed.
 type sight struct {
-	done         chan struct{}
-	began, ended time.Time
-	rewrites     uint64
-	err          error
+	done     chan struct{}
+	began    time.Time
+	rewrites uint64
+	err      error
 
 	// mu guards the following: verdicts are computed on demand.
 	mu       sync.Mutex
@@ -109,8 +109,7 @@ func (c *Confirmer) see(ctx context.Context) *sight {
 	defer cancel()
 	next.began = c.clock.Now()
 	look, err := c.dataplane.Look(lookCtx)
-	next.ended = c.clock.Now()
-	c.metrics.looked(next.ended.Sub(next.began), err)
+	c.metrics.looked(c.clock.Since(next.began), err)
 	if err != nil {
 		next.err = err
 		return next

@@ -46,13 +46,9 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 		return false, "not assigned as a subject of this node"
 	}
 	seen := c.see(ctx)
-	results := make([]result, len(before))
+	j := c.judge(before, seen)
 	if seen.err != nil {
 		reason = printable("the dataplane could not be read: " + seen.err.Error())
-	} else {
-		for i, e := range before {
-			results[i] = judge(seen, e.expectations)
-		}
 	}
 
 	c.mu.Lock()
@@ -61,13 +57,13 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 	if s == nil {
 		return false, "withdrawn during the look"
 	}
-	for i, e := range before {
+	for _, e := range before {
 		if !c.current(e) {
 			reason = "assigned anew during the look"
 			continue
 		}
 		if e.malformed == nil {
-			c.observe(e, seen, results[i])
+			c.observe(e, j)
 		}
 		if !e.answer.confirmed && reason == "" {
 			reason = "not confirmed"

@@ -73,7 +73,7 @@ func (c *Confirmer) dueOf(s *subject, e *evaluation, now time.Time) time.Time {
 		// A burst of assignments shares a look.
 		return ended.Add(secondLook)
 	}
-	return ended.Add(interval(now.Sub(s.began), ended.Sub(c.newest.began)))
+	return ended.Add(interval(now.Sub(s.began), ended.Sub(c.newest.seen.began)))
 }
 
 // told reports whether every replica had an answer to its newest assignment.
@@ -102,30 +102,45 @@ func (c *Confirmer) look(ctx context.Context) {
 	if len(evaluations) == 0 {
 		return
 	}
-	seen := c.see(ctx)
+	j := c.judge(evaluations, c.see(ctx))
 	if ctx.Err() != nil {
 		return
-	}
-	results := make([]result, len(evaluations))
-	if seen.err == nil {
-		for i, e := range evaluations {
-			results[i] = judge(seen, e.expectations)
-		}
 	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.note(seen)
+	c.note(j)
 	confirmed := 0
-	for i, e := range evaluations {
+	for _, e := range evaluations {
 		if c.current(e) {
-			c.observe(e, seen, results[i])
+			c.observe(e, j)
 		}
 		if e.answer.confirmed {
 			confirmed++
 		}
 	}
 	c.metrics.held(confirmed, len(evaluations)-confirmed)
+}
+
+// judgement is what one look says about evaluations. The results are empty if
+// it failed.
+type judgement struct {
+	seen    *sight
+	results map[*evaluation]result
+	// ended is when the last verdict was known: sets may be read for it.
+	ended time.Time
+}
+
+// judge holds the evaluations' expectations against the look.
+func (c *Confirmer) judge(evaluations []*evaluation, seen *sight) *judgement {
+	j := &judgement{seen: seen, results: make(map[*evaluation]result, len(evaluations))}
+	if seen.err == nil {
+		for _, e := range evaluations {
+			j.results[e] = judge(seen, e.expectations)
+		}
+	}
+	j.ended = c.clock.Now()
+	return j
 }
 
 // watched returns the evaluations that a look can answer.
@@ -146,13 +161,13 @@ func (c *Confirmer) watched() []*evaluation {
 	return all
 }
 
-// note remembers the look that ended last, and logs when looks begin to fail
+// note remembers what was judged last, and logs when looks begin to fail
 // and when they succeed again.
-func (c *Confirmer) note(seen *sight) {
-	c.newest = seen
-	switch failing := seen.err != nil; {
+func (c *Confirmer) note(j *judgement) {
+	c.newest = j
+	switch failing := j.seen.err != nil; {
 	case failing && !c.failing:
-		c.log.Error(seen.err, "The dataplane cannot be read: nothing is confirmed")
+		c.log.Error(j.seen.err, "The dataplane cannot be read: nothing is confirmed")
 		c.failing = true
 	case !failing && c.failing:
 		c.log.Info("The dataplane can be read again")
