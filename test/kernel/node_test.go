@@ -1,0 +1,345 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kernel_test holds agent/kernel and agent/trace against the kernel:
+// rules are loaded into a network namespace, packets are sent through it, and
+// what arrives must be what the verdicts say.
+//
+// The namespaces have no names and end with the test's process, so nothing can
+// be left behind. The tests need root.
+package kernel_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/policygate/policygate/api/flow"
+)
+
+// namespace is a network namespace without a name.
+type namespace struct {
+	fd int
+	// raw sockets, which get a copy of whatever is delivered locally, that is
+	// after the input hook.
+	raw []rawSocket
+}
+
+type rawSocket struct {
+	fd    int
+	proto flow.Protocol
+	ipv4  bool
+}
+
+// newNamespace makes a namespace and the sockets that listen in it.
+func newNamespace(t testing.TB) *namespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("kernel tests make network namespaces: run them as root")
+	}
+	ns := &namespace{}
+	made := make(chan error)
+	go func() {
+		// The thread is never unlocked: it ends with this goroutine.
+		runtime.LockOSThread()
+		made <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("unshare: %w", err)
+			}
+			// Link-local addresses, too, have to be usable at once.
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o600); err != nil {
+				return err
+			}
+			var err error
+			if ns.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+				return err
+			}
+			for _, proto := range []flow.Protocol{flow.TCP, flow.UDP} {
+				for _, domain := range []int{unix.AF_INET, unix.AF_INET6} {
+					fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(proto))
+					if err != nil {
+						return err
+					}
+					if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
+						return err
+					}
+					ns.raw = append(ns.raw, rawSocket{fd, proto, domain == unix.AF_INET})
+				}
+			}
+			return nil
+		}()
+	}()
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, s := range ns.raw {
+			_ = unix.Close(s.fd)
+		}
+		_ = unix.Close(ns.fd)
+	})
+	return ns
+}
+
+// do calls f on a thread that is in the namespace.
+func (ns *namespace) do(t testing.TB, f func() error) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(ns.fd, unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs a program in the namespace with the given input.
+func (ns *namespace) run(t testing.TB, input, name string, args ...string) {
+	t.Helper()
+	ns.do(t, func() error {
+		cmd := exec.CommandContext(t.Context(), name, args...)
+		cmd.Stdin = strings.NewReader(input)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s %s: %w\n%s\n%s", name, strings.Join(args, " "), err, out, input)
+		}
+		return nil
+	})
+}
+
+func (ns *namespace) sysctl(t testing.TB, key, value string) {
+	t.Helper()
+	ns.do(t, func() error {
+		return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0o600)
+	})
+}
+
+// rig is a node with pods behind one bridge, and everything else behind its
+// uplink.
+type rig struct {
+	node *namespace
+	// at is where an address lives.
+	at map[netip.Addr]*namespace
+	// all namespaces, the node first.
+	all []*namespace
+}
+
+// The node's addresses and those of what is behind its uplink.
+var (
+	nodeAddresses = []string{"192.168.100.10/24", "fd00:192:168:100::10/64"}
+	peerAddresses = []string{"192.168.100.11/24", "fd00:192:168:100::11/64"}
+	bridgeGateway = []string{"10.244.1.1/24", "fd00:10:244:1::1/64"}
+)
+
+// newRig builds the rig: a pod per entry of pods, each with an IPv4 and an
+// IPv6 address, and all remote addresses in one namespace.
+func newRig(t testing.TB, pods [][2]string, remote []string) *rig {
+	t.Helper()
+	// Legacy tools share a lock file with the host's unless told otherwise.
+	os.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock")) //nolint:errcheck,usetesting // Benchmarks and tests share this; the value is only a path.
+	r := &rig{node: newNamespace(t), at: map[netip.Addr]*namespace{}}
+	outside := newNamespace(t)
+	r.all = append(r.all, r.node, outside)
+	r.node.run(t, `link set lo up
+link add kube-bridge type bridge
+link set kube-bridge up
+addr add `+bridgeGateway[0]+` dev kube-bridge
+addr add `+bridgeGateway[1]+` dev kube-bridge nodad
+`, "ip", "-batch", "-")
+	r.plug(t, outside, "eth0")
+	r.node.run(t, `addr add `+nodeAddresses[0]+` dev eth0
+addr add `+nodeAddresses[1]+` dev eth0 nodad
+route add default via 192.168.100.11
+route add default via fd00:192:168:100::11
+route add 10.244.2.0/24 via 192.168.100.11
+route add fd00:10:244:2::/64 via fd00:192:168:100::11
+`, "ip", "-batch", "-")
+	var b strings.Builder
+	b.WriteString("link set lo up\naddr add " + peerAddresses[0] + " dev eth0\naddr add " + peerAddresses[1] + " dev eth0 nodad\n" +
+		"route add 10.244.1.0/24 via 192.168.100.10\nroute add fd00:10:244:1::/64 via fd00:192:168:100::10\n")
+	for _, a := range remote {
+		fmt.Fprintf(&b, "addr add %s dev lo\n", a)
+		r.at[netip.MustParseAddr(a)] = outside
+	}
+	outside.run(t, b.String(), "ip", "-batch", "-")
+	for _, a := range nodeAddresses {
+		r.at[netip.MustParsePrefix(a).Addr()] = r.node
+	}
+	for i, pod := range pods {
+		ns := newNamespace(t)
+		r.all = append(r.all, ns)
+		port := fmt.Sprintf("veth%d", i)
+		r.plug(t, ns, port)
+		r.node.run(t, "link set "+port+" master kube-bridge\n", "ip", "-batch", "-")
+		ns.run(t, "link set lo up\naddr add "+pod[0]+"/24 dev eth0\naddr add "+pod[1]+"/64 dev eth0 nodad\n"+
+			"route add default via 10.244.1.1\nroute add default via fd00:10:244:1::1\n", "ip", "-batch", "-")
+		r.at[netip.MustParseAddr(pod[0])], r.at[netip.MustParseAddr(pod[1])] = ns, ns
+	}
+	r.node.sysctl(t, "net/ipv4/ip_forward", "1")
+	r.node.sysctl(t, "net/ipv6/conf/all/forwarding", "1")
+	r.bridgeCalls(t, "1")
+	return r
+}
+
+func (r *rig) bridgeCalls(t testing.TB, value string) {
+	t.Helper()
+	r.node.sysctl(t, "net/bridge/bridge-nf-call-iptables", value)
+	r.node.sysctl(t, "net/bridge/bridge-nf-call-ip6tables", value)
+}
+
+// plug connects a namespace's eth0 with an interface of the node.
+func (r *rig) plug(t testing.TB, ns *namespace, name string) {
+	t.Helper()
+	r.node.do(t, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.fd)}
+		if err := netlink.LinkAdd(veth); err != nil {
+			return fmt.Errorf("add %s: %w", name, err)
+		}
+		return netlink.LinkSetUp(veth)
+	})
+	ns.run(t, "link set eth0 up\n", "ip", "-batch", "-")
+}
+
+// probe is a flow and the source port that it got.
+type probe struct {
+	flow flow.Flow
+	port uint16
+}
+
+// arrival identifies a probe where it arrives.
+type arrival struct {
+	proto    flow.Protocol
+	src      netip.Addr
+	from, to uint16
+}
+
+// send sends the first packet of every flow and returns which arrived.
+func (r *rig) send(t testing.TB, flows []flow.Flow) map[flow.Flow]bool {
+	t.Helper()
+	bySource := map[*namespace][]flow.Flow{}
+	for _, f := range flows {
+		ns := r.at[f.Src]
+		if ns == nil || r.at[f.Dst] == nil {
+			t.Fatalf("nobody has an address of %s", f)
+		}
+		bySource[ns] = append(bySource[ns], f)
+	}
+	r.drain()
+	probes := make([]probe, 0, len(flows))
+	for ns, flows := range bySource {
+		ns.do(t, func() error {
+			for _, f := range flows {
+				port, err := dial(f)
+				if err != nil {
+					return fmt.Errorf("send %s: %w", f, err)
+				}
+				probes = append(probes, probe{f, port})
+			}
+			return nil
+		})
+	}
+	// A packet crosses the rig within the system call that sends it, unless
+	// it waits for a neighbour to be resolved.
+	seen := map[arrival]bool{}
+	for deadline := time.Now().Add(80 * time.Millisecond); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for a := range r.drain() {
+			seen[a] = true
+		}
+	}
+	arrived := map[flow.Flow]bool{}
+	for _, p := range probes {
+		if seen[arrival{p.flow.Protocol, p.flow.Src, p.port, p.flow.Port}] {
+			arrived[p.flow] = true
+		}
+	}
+	return arrived
+}
+
+// dial sends a flow's first packet from a new socket and returns its port.
+func dial(f flow.Flow) (uint16, error) {
+	domain := unix.AF_INET
+	if f.Src.Is6() {
+		domain = unix.AF_INET6
+	}
+	kind := unix.SOCK_STREAM
+	if f.Protocol == flow.UDP {
+		kind = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(domain, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Bind(fd, sockaddr(f.Src, 0)); err != nil {
+		return 0, fmt.Errorf("bind: %w", err)
+	}
+	// A refusal by the node's own output chains is an error here.
+	_ = unix.Connect(fd, sockaddr(f.Dst, f.Port))
+	if f.Protocol == flow.UDP {
+		_, _ = unix.Write(fd, []byte("probe"))
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, err
+	}
+	switch a := local.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(a.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(a.Port), nil
+	}
+	return 0, fmt.Errorf("socket address %T", local)
+}
+
+func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
+}
+
+// drain reads what has arrived anywhere.
+func (r *rig) drain() map[arrival]bool {
+	seen := map[arrival]bool{}
+	buf := make([]byte, 2048)
+	for _, ns := range r.all {
+		for _, s := range ns.raw {
+			for {
+				n, from, err := unix.Recvfrom(s.fd, buf, 0)
+				if err != nil {
+					break
+				}
+				data := buf[:n]
+				var src netip.Addr
+				switch a := from.(type) {
+				case *unix.SockaddrInet4:
+					// IPv4 comes with its header.
+					src, data = netip.AddrFrom4(a.Addr), data[min(int(data[0]&15)*4, n):]
+				case *unix.SockaddrInet6:
+					src = netip.AddrFrom16(a.Addr)
+				}
+				if len(data) < 8 {
+					continue
+				}
+				seen[arrival{s.proto, src, binary.BigEndian.Uint16(data), binary.BigEndian.Uint16(data[2:])}] = true
+			}
+		}
+	}
+	return seen
+}
