@@ -159,10 +159,8 @@ func (m material) next(now time.Time, overlap time.Duration) time.Duration {
 	} else {
 		due = append(due, m.published.Add(overlap))
 	}
-	wait := slices.MinFunc(due, time.Time.Compare).Sub(now)
-	// Timers do not see a clock that is set; and what is due already has just
-	// been done, or is retried.
-	return min(max(wait, time.Second), 12*time.Hour)
+	// What is due already has just been done.
+	return max(slices.MinFunc(due, time.Time.Compare).Sub(now), time.Second)
 }
 
 // signed returns whether authority has signed c.

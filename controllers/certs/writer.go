@@ -21,6 +21,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
+// lookInterval is the longest between two looks: a timer does not see that the
+// clock was set.
+const lookInterval = 12 * time.Hour
+
 // request returns the one request that there is: whatever changed, the whole
 // is looked at.
 func request() reconcile.Request {
@@ -96,7 +100,7 @@ func (w *writer) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.
 	if err := w.store(ctx, &leaf, map[string][]byte{keyTLSCert: m.leaf.certPEM, keyTLSKey: m.leaf.keyPEM}); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{RequeueAfter: m.next(now, w.options.Overlap)}, nil
+	return reconcile.Result{RequeueAfter: min(m.next(now, w.options.Overlap), lookInterval)}, nil
 }
 
 // get reads an object of the namespace.
