@@ -46,8 +46,8 @@ func TestStatusWritersNamesEveryField(t *testing.T) {
 		"metadata": reflect.TypeFor[metav1.ObjectMeta](),
 		"status":   reflect.TypeFor[corev1.PodStatus](),
 	} {
-		for i := range kind.NumField() {
-			name, _, _ := strings.Cut(kind.Field(i).Tag.Get("json"), ",")
+		for field := range kind.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			full := path + "." + name
 			want := "object." + path + ".?" + name + " == oldObject." + path + ".?" + name
 			if compared[want] == (exempt[full] != "") {
