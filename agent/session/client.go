@@ -1,0 +1,232 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package session
+
+import (
+	"context"
+	"crypto/x509"
+	"math"
+	"sync"
+	"sync/atomic"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/agent/confirm"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+// Replica is one replica of the manager.
+type Replica struct {
+	// Name identifies it; a replica that comes back under another name is
+	// another one.
+	Name string
+	// Address is host:port of its hub.
+	Address string
+	// Ready: it may be dialled. A session with one that ceases to be ready
+	// goes on until it breaks.
+	Ready bool
+}
+
+// Subjects is told what replicas assign. Its methods must not block.
+type Subjects interface {
+	// Assign returns an error if nothing can be reported on a.
+	Assign(from confirm.Source, a *hubv1.Assign) error
+	Withdraw(from confirm.Source, uid string)
+	// Forget ends what the replica assigned in sessions before the given one.
+	Forget(replica string, before uint64)
+}
+
+// Releases is told what replicas release. It must not block.
+type Releases interface {
+	Release(r *hubv1.Release)
+}
+
+// Options are what a Client is made of.
+type Options struct {
+	// ServerName is what the replicas' certificates must be for.
+	ServerName string
+	// TokenFile holds the token that proves the node; it is read for each
+	// session.
+	TokenFile string
+	// Hello returns what to introduce the agent with, for each session.
+	Hello func(context.Context) *hubv1.Hello
+	Clock clock.Clock
+	Log   logr.Logger
+	// Registerer exposes the metrics. nil: they are counted for nobody.
+	Registerer prometheus.Registerer
+}
+
+// Client keeps the sessions. It is made by New and safe for concurrent use.
+type Client struct {
+	options  Options
+	sessions atomic.Uint64 // opened so far, so that each has a number
+	open     *prometheus.GaugeVec
+	// changed tells Run that the replicas are others.
+	changed chan struct{}
+
+	mu       sync.Mutex // guards the following fields
+	replicas map[string]Replica
+	links    map[string]*link
+	roots    *x509.CertPool
+}
+
+// New returns a Client that knows no replicas and trusts nobody: nothing is
+// dialled before both SetReplicas and SetRoots were called.
+func New(o Options) *Client {
+	c := &Client{
+		options:  o,
+		changed:  make(chan struct{}, 1),
+		replicas: make(map[string]Replica),
+		links:    make(map[string]*link),
+		open: promauto.With(o.Registerer).NewGaugeVec(prometheus.GaugeOpts{
+			Name: "policygate_agent_replicas",
+			Help: "Replicas of the manager that the agent knows, by the state of its session with them (synced or not).",
+		}, []string{"synced"}),
+	}
+	c.count()
+	return c
+}
+
+// SetReplicas replaces the replicas that are known. What one assigned that is
+// no longer among them is forgotten.
+func (c *Client) SetReplicas(replicas []Replica) {
+	c.mu.Lock()
+	clear(c.replicas)
+	for _, r := range replicas {
+		c.replicas[r.Name] = r
+	}
+	c.mu.Unlock()
+	c.wakeUp()
+}
+
+// SetRoots replaces the certificates that sessions opened from now on trust.
+func (c *Client) SetRoots(roots *x509.CertPool) {
+	c.mu.Lock()
+	c.roots = roots
+	links := c.all()
+	c.mu.Unlock()
+	for _, l := range links {
+		l.wakeUp()
+	}
+}
+
+// trusted returns the newest certificates, or nil if there are none yet.
+func (c *Client) trusted() *x509.CertPool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.roots
+}
+
+// Synced reports whether a session with any replica is past its full sync.
+func (c *Client) Synced() bool {
+	c.mu.Lock()
+	links := c.all()
+	c.mu.Unlock()
+	for _, l := range links {
+		if l.synced.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// Send implements confirm.Reports.
+func (c *Client) Send(to confirm.Source, report *hubv1.Report) {
+	c.mu.Lock()
+	l := c.links[to.Replica]
+	c.mu.Unlock()
+	if l != nil {
+		l.outbox.put(to.Session, report)
+	}
+}
+
+// all returns the links. The caller holds c.mu.
+func (c *Client) all() []*link {
+	links := make([]*link, 0, len(c.links))
+	for _, l := range c.links {
+		links = append(links, l)
+	}
+	return links
+}
+
+func (c *Client) wakeUp() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps the sessions until ctx ends; then it closes them and returns nil.
+func (c *Client) Run(ctx context.Context, subjects Subjects, releases Releases) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	for {
+		c.follow(ctx, &running, subjects, releases)
+		c.count()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.changed:
+		}
+	}
+}
+
+// follow starts and ends links so that there is one for each replica.
+func (c *Client) follow(ctx context.Context, running *sync.WaitGroup, subjects Subjects, releases Releases) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, l := range c.links {
+		if _, known := c.replicas[name]; !known {
+			l.end()
+			delete(c.links, name)
+			// In its own time: the link may be passing on an assignment.
+			running.Go(func() {
+				<-l.ended
+				c.options.Log.Info("Replica is gone", "replica", name)
+				if !c.knows(name) {
+					subjects.Forget(name, math.MaxUint64)
+				}
+			})
+		}
+	}
+	for name, r := range c.replicas {
+		l := c.links[name]
+		if l == nil {
+			linkCtx, end := context.WithCancel(ctx)
+			l = newLink(c, r, end)
+			c.links[name] = l
+			running.Go(func() {
+				defer close(l.ended)
+				l.run(linkCtx, subjects, releases)
+			})
+			continue
+		}
+		l.set(r)
+	}
+}
+
+// knows reports whether the replica is known (again).
+func (c *Client) knows(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, known := c.replicas[name]
+	return known
+}
+
+// count sets the metric.
+func (c *Client) count() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	synced := 0
+	for _, l := range c.links {
+		if l.synced.Load() {
+			synced++
+		}
+	}
+	c.open.WithLabelValues("true").Set(float64(synced))
+	c.open.WithLabelValues("false").Set(float64(len(c.links) - synced))
+}

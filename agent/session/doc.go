@@ -1,0 +1,16 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package session keeps one gRPC session to every replica of the manager: it
+// passes on what the replicas assign, withdraw and release, and sends them
+// reports. The rules of order are hub.proto's.
+//
+// Replicas are found through the EndpointSlices of the hub's Service, not by
+// DNS, so that an agent knows each of them and when one is gone for good. A
+// session that breaks is opened again after a random time that doubles; what
+// the replica assigned is kept meanwhile, so that a short cut loses no looks,
+// and forgotten once the replica is gone.
+//
+// Each session reads the token anew and trusts the newest certificates. The
+// package decides nothing about assignments or releases.
+package session
