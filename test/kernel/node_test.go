@@ -11,7 +11,9 @@ package kernel_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -136,6 +138,9 @@ type rig struct {
 	at map[netip.Addr]*namespace
 	// all namespaces, the node first.
 	all []*namespace
+	// port is the last source port: each probe of a rig has its own, so that
+	// none is a connection that the kernel still remembers.
+	port uint16
 }
 
 // The node's addresses and those of what is behind its uplink.
@@ -145,32 +150,60 @@ var (
 	bridgeGateway = []string{"10.244.1.1/24", "fd00:10:244:1::1/64"}
 )
 
+// Neighbours are known beforehand and for ever, so that no rule can be in the
+// way of their discovery.
+const (
+	bridgeMAC  = "02:00:00:00:01:01"
+	uplinkMAC  = "02:00:00:00:01:02"
+	outsideMAC = "02:00:00:00:01:03"
+)
+
+func podMAC(i int) string { return fmt.Sprintf("02:00:00:00:00:%02x", i+1) }
+
+func neighbour(addrs [2]string, mac, dev string) string {
+	return "neigh add " + addrs[0] + " lladdr " + mac + " dev " + dev + "\nneigh add " + addrs[1] + " lladdr " + mac + " dev " + dev + "\n"
+}
+
+// others returns the neighbours of the pod number i on the bridge.
+func others(pods [][2]string, i int) string {
+	var b strings.Builder
+	for j, pod := range pods {
+		if i != j {
+			b.WriteString(neighbour(pod, podMAC(j), "eth0"))
+		}
+	}
+	return b.String()
+}
+
 // newRig builds the rig: a pod per entry of pods, each with an IPv4 and an
 // IPv6 address, and all remote addresses in one namespace.
 func newRig(t testing.TB, pods [][2]string, remote []string) *rig {
 	t.Helper()
 	// Legacy tools share a lock file with the host's unless told otherwise.
 	os.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock")) //nolint:errcheck,usetesting // Benchmarks and tests share this; the value is only a path.
-	r := &rig{node: newNamespace(t), at: map[netip.Addr]*namespace{}}
+	r := &rig{node: newNamespace(t), at: map[netip.Addr]*namespace{}, port: 10000}
 	outside := newNamespace(t)
 	r.all = append(r.all, r.node, outside)
 	r.node.run(t, `link set lo up
-link add kube-bridge type bridge
+link add kube-bridge address `+bridgeMAC+` type bridge
 link set kube-bridge up
 addr add `+bridgeGateway[0]+` dev kube-bridge
 addr add `+bridgeGateway[1]+` dev kube-bridge nodad
 `, "ip", "-batch", "-")
-	r.plug(t, outside, "eth0")
+	r.plug(t, outside, "eth0", uplinkMAC, outsideMAC)
 	r.node.run(t, `addr add `+nodeAddresses[0]+` dev eth0
 addr add `+nodeAddresses[1]+` dev eth0 nodad
 route add default via 192.168.100.11
 route add default via fd00:192:168:100::11
 route add 10.244.2.0/24 via 192.168.100.11
 route add fd00:10:244:2::/64 via fd00:192:168:100::11
+neigh add 192.168.100.11 lladdr `+outsideMAC+` dev eth0
+neigh add fd00:192:168:100::11 lladdr `+outsideMAC+` dev eth0
 `, "ip", "-batch", "-")
 	var b strings.Builder
 	b.WriteString("link set lo up\naddr add " + peerAddresses[0] + " dev eth0\naddr add " + peerAddresses[1] + " dev eth0 nodad\n" +
-		"route add 10.244.1.0/24 via 192.168.100.10\nroute add fd00:10:244:1::/64 via fd00:192:168:100::10\n")
+		"route add 10.244.1.0/24 via 192.168.100.10\nroute add fd00:10:244:1::/64 via fd00:192:168:100::10\n" +
+		"neigh add 192.168.100.10 lladdr " + uplinkMAC + " dev eth0\nneigh add fd00:192:168:100::10 lladdr " + uplinkMAC + " dev eth0\n")
 	for _, a := range remote {
 		fmt.Fprintf(&b, "addr add %s dev lo\n", a)
 		r.at[netip.MustParseAddr(a)] = outside
@@ -183,10 +216,11 @@ route add fd00:10:244:2::/64 via fd00:192:168:100::11
 		ns := newNamespace(t)
 		r.all = append(r.all, ns)
 		port := fmt.Sprintf("veth%d", i)
-		r.plug(t, ns, port)
-		r.node.run(t, "link set "+port+" master kube-bridge\n", "ip", "-batch", "-")
+		r.plug(t, ns, port, "", podMAC(i))
+		r.node.run(t, "link set "+port+" master kube-bridge\n"+neighbour(pod, podMAC(i), "kube-bridge"), "ip", "-batch", "-")
 		ns.run(t, "link set lo up\naddr add "+pod[0]+"/24 dev eth0\naddr add "+pod[1]+"/64 dev eth0 nodad\n"+
-			"route add default via 10.244.1.1\nroute add default via fd00:10:244:1::1\n", "ip", "-batch", "-")
+			"route add default via 10.244.1.1\nroute add default via fd00:10:244:1::1\n"+
+			neighbour([2]string{"10.244.1.1", "fd00:10:244:1::1"}, bridgeMAC, "eth0")+others(pods, i), "ip", "-batch", "-")
 		r.at[netip.MustParseAddr(pod[0])], r.at[netip.MustParseAddr(pod[1])] = ns, ns
 	}
 	r.node.sysctl(t, "net/ipv4/ip_forward", "1")
@@ -201,13 +235,16 @@ func (r *rig) bridgeCalls(t testing.TB, value string) {
 	r.node.sysctl(t, "net/bridge/bridge-nf-call-ip6tables", value)
 }
 
-// plug connects a namespace's eth0 with an interface of the node.
-func (r *rig) plug(t testing.TB, ns *namespace, name string) {
+// plug connects a namespace's eth0 with an interface of the node. An empty
+// MAC is any.
+func (r *rig) plug(t testing.TB, ns *namespace, name, mac, peerMAC string) {
 	t.Helper()
 	r.node.do(t, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
+		attrs.HardwareAddr, _ = net.ParseMAC(mac)
 		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.fd)}
+		veth.PeerHardwareAddr, _ = net.ParseMAC(peerMAC)
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add %s: %w", name, err)
 		}
@@ -242,14 +279,26 @@ func (r *rig) send(t testing.TB, flows []flow.Flow) map[flow.Flow]bool {
 	}
 	r.drain()
 	probes := make([]probe, 0, len(flows))
+	// The sockets stay open until all have arrived: one that is closed would
+	// not send again what waits in a queue.
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}()
 	for ns, flows := range bySource {
 		ns.do(t, func() error {
 			for _, f := range flows {
-				port, err := dial(f)
+				if r.port++; r.port == 0 {
+					return errors.New("the rig has no more ports")
+				}
+				fd, err := dial(f, r.port)
+				fds = append(fds, fd)
 				if err != nil {
 					return fmt.Errorf("send %s: %w", f, err)
 				}
-				probes = append(probes, probe{f, port})
+				probes = append(probes, probe{f, r.port})
 			}
 			return nil
 		})
@@ -271,8 +320,9 @@ func (r *rig) send(t testing.TB, flows []flow.Flow) map[flow.Flow]bool {
 	return arrived
 }
 
-// dial sends a flow's first packet from a new socket and returns its port.
-func dial(f flow.Flow) (uint16, error) {
+// dial sends a flow's first packet from a new socket and returns the socket,
+// which is the caller's to close even with an error.
+func dial(f flow.Flow, port uint16) (fd int, err error) {
 	domain := unix.AF_INET
 	if f.Src.Is6() {
 		domain = unix.AF_INET6
@@ -281,30 +331,19 @@ func dial(f flow.Flow) (uint16, error) {
 	if f.Protocol == flow.UDP {
 		kind = unix.SOCK_DGRAM
 	}
-	fd, err := unix.Socket(domain, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err = unix.Socket(domain, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, err
+		return -1, err
 	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.Bind(fd, sockaddr(f.Src, 0)); err != nil {
-		return 0, fmt.Errorf("bind: %w", err)
+	if err := unix.Bind(fd, sockaddr(f.Src, port)); err != nil {
+		return fd, fmt.Errorf("bind: %w", err)
 	}
 	// A refusal by the node's own output chains is an error here.
 	_ = unix.Connect(fd, sockaddr(f.Dst, f.Port))
 	if f.Protocol == flow.UDP {
 		_, _ = unix.Write(fd, []byte("probe"))
 	}
-	local, err := unix.Getsockname(fd)
-	if err != nil {
-		return 0, err
-	}
-	switch a := local.(type) {
-	case *unix.SockaddrInet4:
-		return uint16(a.Port), nil
-	case *unix.SockaddrInet6:
-		return uint16(a.Port), nil
-	}
-	return 0, fmt.Errorf("socket address %T", local)
+	return fd, nil
 }
 
 func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
