@@ -187,16 +187,20 @@ func newBlock(in *networkingv1.IPBlock) (*Block, error) {
 // parseCIDR reads what the API server admits, leading zeros of old objects
 // included, and clears the host's bits.
 func parseCIDR(text string) (netip.Prefix, error) {
+	malformed := fmt.Errorf("%q: want a CIDR such as 10.0.0.0/8 or fd00::/8", text)
 	_, ipnet, err := netutils.ParseCIDRSloppy(text)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("%q: want a CIDR such as 10.0.0.0/8 or fd00::/8", text)
+		return netip.Prefix{}, malformed
 	}
 	addr, ok := netip.AddrFromSlice(ipnet.IP)
-	ones, _ := ipnet.Mask.Size()
-	if !ok {
-		return netip.Prefix{}, fmt.Errorf("%q: want a CIDR such as 10.0.0.0/8 or fd00::/8", text)
+	ones, bits := ipnet.Mask.Size()
+	addr = addr.Unmap()
+	// A 4-in-6 mapped prefix has the mask of IPv6.
+	ones -= bits - addr.BitLen()
+	if !ok || ones < 0 {
+		return netip.Prefix{}, malformed
 	}
-	return netip.PrefixFrom(addr.Unmap(), ones).Masked(), nil
+	return netip.PrefixFrom(addr, ones).Masked(), nil
 }
 
 func newPort(in *networkingv1.NetworkPolicyPort) (Port, error) {

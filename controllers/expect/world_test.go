@@ -272,3 +272,5 @@ func hasNote(r Result, kind NoteKind) bool {
 }
 
 func addr(i, j int) string { return fmt.Sprintf("10.0.%d.%d", i, j) }
+
+func policyTypes(list ...networkingv1.PolicyType) []networkingv1.PolicyType { return list }
