@@ -89,6 +89,16 @@ func (c cgroups) create(name string) (procs string, err error) {
 	return filepath.Join(dir, "cgroup.procs"), nil
 }
 
+// createEverywhere makes a cgroup in every hierarchy.
+func (c cgroups) createEverywhere(name string) error {
+	for _, mount := range c.all {
+		if err := os.MkdirAll(filepath.Join(mount, name), 0o755); err != nil {
+			return fmt.Errorf("create cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
 // members returns the IDs of the processes in the cgroup name and below it; none if it does
 // not exist.
 func (c cgroups) members(name string) ([]int, error) {

@@ -106,6 +106,9 @@ func (c *Cluster) HostIPs() []string {
 	return texts
 }
 
+// Plan returns the addresses that the cluster uses.
+func (c *Cluster) Plan() Plan { return c.state.plan() }
+
 // Logs returns the directory of the logs of all processes, called NAME.log. Stop leaves it,
 // the next Start of a cluster with the same Name and Dir removes it.
 func (c *Cluster) Logs() string { return c.path("logs") }

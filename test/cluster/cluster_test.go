@@ -351,13 +351,20 @@ func traces(t *testing.T, dir string) string {
 	return strings.Join(found, "\n")
 }
 
-// namespaceIDs returns the network and mount namespaces of a cluster's nodes.
+// namespaceIDs returns the network and mount namespaces of a cluster's nodes. They are held
+// until the end of the test, since the kernel gives the number of one that is gone to the next.
 func namespaceIDs(t *testing.T, c *Cluster) []string {
 	t.Helper()
 	var ids []string
 	for _, n := range c.Nodes() {
 		for _, kind := range []string{"net", "mnt"} {
-			id, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(n.holder.Pid()), "ns", kind))
+			link := filepath.Join("/proc", strconv.Itoa(n.holder.Pid()), "ns", kind)
+			held, err := os.Open(link)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { held.Close() })
+			id, err := os.Readlink(link)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -377,7 +384,8 @@ func namespaceUsers(t *testing.T, id string) string {
 	var users []string
 	for _, link := range links {
 		if got, err := os.Readlink(link); err == nil && got == id {
-			users = append(users, link)
+			line, _ := os.ReadFile(filepath.Join(filepath.Dir(link), "..", "cmdline"))
+			users = append(users, fmt.Sprintf("%s %q", link, line))
 		}
 	}
 	return strings.Join(users, " ")

@@ -163,8 +163,8 @@ func (n network) remove(ctx context.Context) error {
 		errs = append(errs, ip(ctx, "", []string{"link del " + n.plan.HostInterface()}))
 	}
 	for _, name := range n.namespaces() {
-		if err := netns.DeleteNamed(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove network namespace %s: %w", name, err))
+		if err := deleteNetNS(ctx, name); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	_ = os.Remove(netnsDir) // if nothing else has namespaces there; not empty otherwise
@@ -196,6 +196,28 @@ func createNetNS(name string) error {
 	})
 	if err != nil {
 		return fmt.Errorf("create network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// deleteScript removes the network namespace's name $0 where it is also mounted below another
+// mount of the directory: from a mount namespace of its own, it takes off what is above.
+const deleteScript = "" +
+	"while umount -l " + netnsDir + "; do :; done 2>/dev/null\n" +
+	"while umount -l \"$0\"; do :; done 2>/dev/null\n" +
+	"exec rm -f \"$0\"\n"
+
+// deleteNetNS removes a named network namespace, if it exists.
+func deleteNetNS(ctx context.Context, name string) error {
+	err := netns.DeleteNamed(name)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// The first "ip netns add" of a machine mounts the directory over itself, and hides from
+	// us the lower of then two mounts of each name that was there before.
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation=private", "--", "/bin/sh", "-c", deleteScript, netnsPath(name))
+	if output, hidden := cmd.CombinedOutput(); hidden != nil {
+		return fmt.Errorf("remove network namespace %s: %w (then %w: %s)", name, err, hidden, output)
 	}
 	return nil
 }

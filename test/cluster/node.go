@@ -91,9 +91,12 @@ func (n *Node) startHolder(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// systemCgroup is the cgroup of the node's own processes, relative to the cluster's; its
-// sibling "pods" is that of the containers. With cgroup v2 only leaves hold processes.
+// systemCgroup is the cgroup of the node's own processes, relative to the cluster's. The
+// containers have another: with cgroup v2 only leaves hold processes.
 func (n *Node) systemCgroup() string { return filepath.Join(n.Name, "system") }
+
+// podsCgroup is the cgroup of the node's containers, relative to the cluster's.
+func (n *Node) podsCgroup() string { return filepath.Join(n.Name, "pods") }
 
 // env is the environment of the node's processes: its choice of iptables comes first.
 func (n *Node) env() []string {

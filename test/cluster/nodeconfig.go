@@ -100,7 +100,7 @@ kubeAPIQPS: 50
 kubeAPIBurst: 100
 eventRecordQPS: 50
 `, c.pki("ca.crt"), c.pki("kubelet-serving-"+n.Name+".crt"), c.pki("kubelet-serving-"+n.Name+".key"),
-		criSocket, filepath.Join(n.dir, "resolv.conf"), "/"+c.cgroup(filepath.Join(n.Name, "pods")))
+		criSocket, filepath.Join(n.dir, "resolv.conf"), "/"+c.cgroup(n.podsCgroup()))
 }
 
 // kubeProxyConfig returns kube-proxy's configuration.

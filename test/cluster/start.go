@@ -198,6 +198,10 @@ func (s starter) registerNodes(ctx context.Context) error {
 // startKubelets starts kubelets and kube-proxies, and waits until Pods can run everywhere.
 func (s starter) startKubelets(ctx context.Context) error {
 	for _, n := range s.nodes {
+		// kubelet expects the root of its Pods' cgroups to be there before the first Pod.
+		if err := s.cgroups.createEverywhere(s.cgroup(n.podsCgroup())); err != nil {
+			return err
+		}
 		if _, err := n.start("kubelet", kubeletArgs(n)); err != nil {
 			return err
 		}

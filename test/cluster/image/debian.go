@@ -23,6 +23,9 @@ import (
 // that the next call for the same packages returns at once; it must not be changed. It needs
 // apt-get, dpkg-deb, tar and root (for the files' owners).
 //
+// Essential packages count as there in Debian and are no dependency of others: an image that
+// needs a shell or coreutils names dash or coreutils.
+//
 // Packages are unpacked, not installed: their maintainer scripts do not run. There are no
 // users but root and nobody, no alternatives (iptables-nft is there, iptables is not, see
 // Spec.Symlinks), and nothing that a package makes when it is configured. /tmp and the cache
