@@ -111,12 +111,14 @@ func testTraffic(ctx context.Context, t *testing.T, c *Cluster) {
 	for _, ip := range server.Status.PodIPs {
 		addr := net.JoinHostPort(ip.IP, "8080")
 		targets = append(targets, addr)
-		conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "tcp", addr)
-		if err != nil {
-			t.Errorf("dial a Pod from the host: %v", err)
-			continue
-		}
-		conn.Close()
+		// A Pod is Running a moment before its program listens.
+		poll(ctx, t, "the host to reach a Pod", func() error {
+			conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
 	}
 	if len(targets) != 6 {
 		t.Errorf("targets %v are not the host, two Service and two Pod addresses", targets[1:])

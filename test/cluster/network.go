@@ -187,7 +187,7 @@ func ip(ctx context.Context, ns string, commands []string) error {
 
 // createNetNS makes a named network namespace.
 func createNetNS(name string) error {
-	err := onThrowawayThread(func() error {
+	err := keepingNetNS(func() error {
 		handle, err := netns.NewNamed(name)
 		if err != nil {
 			return err
@@ -224,7 +224,7 @@ func deleteNetNS(ctx context.Context, name string) error {
 
 // setSysctls writes kernel settings, by their paths below /proc/sys, in a network namespace.
 func setSysctls(ns string, settings map[string]string) error {
-	err := onThrowawayThread(func() error {
+	err := keepingNetNS(func() error {
 		handle, err := netns.GetFromName(ns)
 		if err != nil {
 			return err
@@ -246,13 +246,28 @@ func setSysctls(ns string, settings map[string]string) error {
 	return nil
 }
 
-// onThrowawayThread runs f on an operating system thread that ends with it, so that f may
-// leave the thread in another namespace.
-func onThrowawayThread(f func() error) error {
+// keepingNetNS runs f, which may leave its operating system thread in another network
+// namespace, and returns to the one before. It is not enough to end the thread: Go cannot end
+// a process' first one, and would keep it, and so the namespace, for good.
+func keepingNetNS(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		result <- f()
+		runtime.LockOSThread() // unlocked only when the thread is as it was
+		result <- func() (err error) {
+			before, err := netns.Get()
+			if err != nil {
+				return err
+			}
+			defer before.Close()
+			defer func() {
+				if back := netns.Set(before); back != nil {
+					err = errors.Join(err, back)
+					return
+				}
+				runtime.UnlockOSThread()
+			}()
+			return f()
+		}()
 	}()
 	return <-result
 }
