@@ -115,10 +115,7 @@ func (r *Reporter) Release(release *hubv1.Release) {
 func (r *Reporter) Run(ctx context.Context) error {
 	var working sync.WaitGroup
 	for range workers {
-		working.Go(func() {
-			for r.next(ctx) {
-			}
-		})
+		working.Go(func() { r.work(ctx) })
 	}
 	<-ctx.Done()
 	r.queue.ShutDown()
@@ -126,23 +123,29 @@ func (r *Reporter) Run(ctx context.Context) error {
 	return nil
 }
 
-// next handles one uid, and returns false once the queue is shut down.
-func (r *Reporter) next(ctx context.Context) bool {
-	uid, shutdown := r.queue.Get()
-	if shutdown {
-		return false
+// work handles one uid after the other until the queue is shut down.
+func (r *Reporter) work(ctx context.Context) {
+	for {
+		uid, shutdown := r.queue.Get()
+		if shutdown {
+			return
+		}
+		if ctx.Err() == nil {
+			r.handle(ctx, uid)
+		}
+		r.queue.Done(uid)
 	}
-	defer r.queue.Done(uid)
-	if ctx.Err() != nil {
-		return true
-	}
+}
+
+// handle writes the release of uid, and plans the next try if it fails.
+func (r *Reporter) handle(ctx context.Context, uid string) {
 	r.mu.Lock()
 	release := r.releases[uid]
 	r.mu.Unlock()
 	if release == nil {
-		return true
+		return
 	}
-	switch result := r.write(ctx, release); result {
+	switch r.write(ctx, release) {
 	case failed:
 		r.queue.AddRateLimited(uid)
 	case refused:
@@ -150,7 +153,6 @@ func (r *Reporter) next(ctx context.Context) bool {
 	case gone, written:
 		r.finish(uid, release)
 	}
-	return true
 }
 
 // finish forgets the release, unless a newer one has come since.

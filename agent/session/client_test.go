@@ -239,7 +239,7 @@ func start(t *testing.T) *fixture {
 		Clock: clock.RealClock{},
 		Log:   testr.New(t),
 	})
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx, f.record, f.record) }()
 	t.Cleanup(func() {

@@ -129,7 +129,7 @@ func TestDiscoveryFindsReplicasAndRoots(t *testing.T) {
 	d := &Discovery{
 		Client: client, Namespace: "policygate-system", Service: "policygate-hub", ConfigMap: "policygate-ca", Log: testr.New(t),
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx, f.Client) }()
 	t.Cleanup(func() {

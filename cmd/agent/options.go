@@ -1,0 +1,158 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/policygate/policygate/agent/kernel"
+	"github.com/policygate/policygate/api/v1alpha1"
+)
+
+// addressOff turns a server off.
+const addressOff = "0"
+
+// options are what the command line says.
+type options struct {
+	NodeName           string
+	Namespace          string
+	HubService         string
+	CAConfigMap        string
+	TokenFile          string
+	ConditionType      string
+	Kubeconfig         string
+	MetricsBindAddress string
+
+	IPTablesNFTSave     string
+	IP6TablesNFTSave    string
+	IPTablesLegacySave  string
+	IP6TablesLegacySave string
+}
+
+// newOptions returns the defaults. getenv is os.Getenv.
+func newOptions(getenv func(string) string) *options {
+	return &options{
+		NodeName:           getenv("NODE_NAME"),
+		Namespace:          "policygate-system",
+		HubService:         "policygate-hub",
+		CAConfigMap:        "policygate-ca",
+		TokenFile:          "/var/run/secrets/policygate/token",
+		ConditionType:      string(v1alpha1.ConditionProgrammed),
+		MetricsBindAddress: "127.0.0.1:9445",
+
+		IPTablesNFTSave:     "iptables-nft-save",
+		IP6TablesNFTSave:    "ip6tables-nft-save",
+		IPTablesLegacySave:  "iptables-legacy-save",
+		IP6TablesLegacySave: "ip6tables-legacy-save",
+	}
+}
+
+// AddFlags adds the flags that set o, with o's values as defaults.
+func (o *options) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.NodeName, "node-name", o.NodeName,
+		"Name of the node that this agent runs on, for its logs; defaults to the environment's NODE_NAME. "+
+			"The manager believes the token alone.")
+	fs.StringVar(&o.Namespace, "namespace", o.Namespace,
+		"Namespace that Policy Gate is installed in. Nothing is watched in any other.")
+	fs.StringVar(&o.HubService, "hub-service", o.HubService,
+		"Service of the manager's hub. Its EndpointSlices are watched to find each replica, and <service>.<namespace>.svc "+
+			"is the name that the replicas' certificates must be for.")
+	fs.StringVar(&o.CAConfigMap, "ca-configmap", o.CAConfigMap,
+		"ConfigMap whose key ca.crt holds the certificates to trust the hub by. It is watched, since the manager rotates them.")
+	fs.StringVar(&o.TokenFile, "token-file", o.TokenFile,
+		"Projected ServiceAccount token of audience policygate-hub, which proves the node to the hub. It is read anew for "+
+			"each session, since the kubelet replaces it.")
+	fs.StringVar(&o.ConditionType, "condition-type", o.ConditionType,
+		"Type of the Pod condition to set. It must be the one that the manager injects as readiness gate.")
+	fs.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig,
+		"Kubeconfig to reach the API server by, to run outside of a Pod. Empty: the Pod's ServiceAccount.")
+	fs.StringVar(&o.MetricsBindAddress, "metrics-bind-address", o.MetricsBindAddress,
+		"Where to serve /metrics, /healthz and /readyz; 0 serves none of them. The default is the node's loopback, which the "+
+			"kubelet's probes reach and other hosts do not, because the agent is on the node's network.")
+	fs.StringVar(&o.IPTablesNFTSave, "iptables-nft-save", o.IPTablesNFTSave,
+		"Name or path of the tool that prints the IPv4 rules of iptables-nft. It is run only if there are any.")
+	fs.StringVar(&o.IP6TablesNFTSave, "ip6tables-nft-save", o.IP6TablesNFTSave,
+		"Name or path of the tool that prints the IPv6 rules of ip6tables-nft. It is run only if there are any.")
+	fs.StringVar(&o.IPTablesLegacySave, "iptables-legacy-save", o.IPTablesLegacySave,
+		"Name or path of the tool that prints the IPv4 rules of iptables-legacy. It is run only if there are any, "+
+			"because it creates the tables that it reads.")
+	fs.StringVar(&o.IP6TablesLegacySave, "ip6tables-legacy-save", o.IP6TablesLegacySave,
+		"Name or path of the tool that prints the IPv6 rules of ip6tables-legacy. It is run only if there are any, "+
+			"because it creates the tables that it reads.")
+}
+
+// Validate returns all that is wrong with o, each naming its flag, or nil.
+func (o *options) Validate() error {
+	var errs []error
+	wrong := func(flag, value, want string) {
+		errs = append(errs, fmt.Errorf("--%s %q: want %s", flag, value, want))
+	}
+	if problems := validation.IsDNS1123Subdomain(o.NodeName); len(problems) > 0 {
+		wrong("node-name", o.NodeName, "the name of a node")
+	}
+	if problems := validation.IsDNS1123Label(o.Namespace); len(problems) > 0 {
+		wrong("namespace", o.Namespace, "the name of a namespace")
+	}
+	if problems := validation.IsDNS1035Label(o.HubService); len(problems) > 0 {
+		wrong("hub-service", o.HubService, "the name of a Service")
+	}
+	if problems := validation.IsDNS1123Subdomain(o.CAConfigMap); len(problems) > 0 {
+		wrong("ca-configmap", o.CAConfigMap, "the name of a ConfigMap")
+	}
+	if !filepath.IsAbs(o.TokenFile) {
+		wrong("token-file", o.TokenFile, "an absolute path")
+	}
+	if problems := validation.IsQualifiedName(o.ConditionType); len(problems) > 0 {
+		wrong("condition-type", o.ConditionType, "the type of a condition, such as "+string(v1alpha1.ConditionProgrammed))
+	}
+	if !isBindAddress(o.MetricsBindAddress) {
+		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")
+	}
+	for flag, value := range map[string]string{
+		"iptables-nft-save":     o.IPTablesNFTSave,
+		"ip6tables-nft-save":    o.IP6TablesNFTSave,
+		"iptables-legacy-save":  o.IPTablesLegacySave,
+		"ip6tables-legacy-save": o.IP6TablesLegacySave,
+	} {
+		if strings.TrimSpace(value) == "" {
+			wrong(flag, value, "the name or path of a program")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isBindAddress reports whether a is something that a server can bind to, or
+// turns it off.
+func isBindAddress(a string) bool {
+	if a == addressOff {
+		return true
+	}
+	_, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+// kernelOptions returns what o says about reading the kernel.
+func (o *options) kernelOptions() kernel.Options {
+	return kernel.Options{
+		IPTablesNFTSave:     o.IPTablesNFTSave,
+		IP6TablesNFTSave:    o.IP6TablesNFTSave,
+		IPTablesLegacySave:  o.IPTablesLegacySave,
+		IP6TablesLegacySave: o.IP6TablesLegacySave,
+	}
+}
+
+// serverName is what the hub's certificates are for.
+func (o *options) serverName() string { return o.HubService + "." + o.Namespace + ".svc" }

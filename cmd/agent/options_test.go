@@ -1,0 +1,119 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+
+	"github.com/policygate/policygate/agent/kernel"
+)
+
+func nodeName(name string) string {
+	if name == "NODE_NAME" {
+		return "n1"
+	}
+	return ""
+}
+
+func TestFlags(t *testing.T) {
+	defaults := func(change func(*options)) *options {
+		o := newOptions(nodeName)
+		change(o)
+		return o
+	}
+	for name, tc := range map[string]struct {
+		args []string
+		want *options
+	}{
+		"none": {want: &options{
+			NodeName: "n1", Namespace: "policygate-system", HubService: "policygate-hub", CAConfigMap: "policygate-ca",
+			TokenFile: "/var/run/secrets/policygate/token", ConditionType: "policygate.io/PolicyProgrammed",
+			MetricsBindAddress: "127.0.0.1:9445",
+			IPTablesNFTSave:    "iptables-nft-save", IP6TablesNFTSave: "ip6tables-nft-save",
+			IPTablesLegacySave: "iptables-legacy-save", IP6TablesLegacySave: "ip6tables-legacy-save",
+		}},
+		"--node-name":             {args: []string{"--node-name=n2"}, want: defaults(func(o *options) { o.NodeName = "n2" })},
+		"--namespace":             {args: []string{"--namespace=gate"}, want: defaults(func(o *options) { o.Namespace = "gate" })},
+		"--hub-service":           {args: []string{"--hub-service=hub"}, want: defaults(func(o *options) { o.HubService = "hub" })},
+		"--ca-configmap":          {args: []string{"--ca-configmap=ca"}, want: defaults(func(o *options) { o.CAConfigMap = "ca" })},
+		"--token-file":            {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.TokenFile = "/t" })},
+		"--condition-type":        {args: []string{"--condition-type=x.io/Y"}, want: defaults(func(o *options) { o.ConditionType = "x.io/Y" })},
+		"--kubeconfig":            {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
+		"--metrics-bind-address":  {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
+		"--iptables-nft-save":     {args: []string{"--iptables-nft-save=/a"}, want: defaults(func(o *options) { o.IPTablesNFTSave = "/a" })},
+		"--ip6tables-nft-save":    {args: []string{"--ip6tables-nft-save=/b"}, want: defaults(func(o *options) { o.IP6TablesNFTSave = "/b" })},
+		"--iptables-legacy-save":  {args: []string{"--iptables-legacy-save=/c"}, want: defaults(func(o *options) { o.IPTablesLegacySave = "/c" })},
+		"--ip6tables-legacy-save": {args: []string{"--ip6tables-legacy-save=/d"}, want: defaults(func(o *options) { o.IP6TablesLegacySave = "/d" })},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := newOptions(nodeName)
+			fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+			got.AddFlags(fs)
+			if err := fs.Parse(tc.args); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if err := got.Validate(); err != nil {
+				t.Errorf("Validate: %v", err)
+			}
+			fs.VisitAll(func(f *pflag.Flag) {
+				if len(f.Usage) < 40 {
+					t.Errorf("--%s: help %q does not say why", f.Name, f.Usage)
+				}
+			})
+		})
+	}
+}
+
+func TestValidateNamesEachWrongFlag(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*options)
+		want   []string
+	}{
+		"no node name":      {change: func(o *options) { o.NodeName = "" }, want: []string{`--node-name "": want the name of a node`}},
+		"a namespace":       {change: func(o *options) { o.Namespace = "a.b" }, want: []string{`--namespace "a.b": want `}},
+		"a Service":         {change: func(o *options) { o.HubService = "1x" }, want: []string{`--hub-service "1x": want `}},
+		"a ConfigMap":       {change: func(o *options) { o.CAConfigMap = "A" }, want: []string{`--ca-configmap "A": want `}},
+		"a relative path":   {change: func(o *options) { o.TokenFile = "token" }, want: []string{`--token-file "token": want an absolute path`}},
+		"a condition type":  {change: func(o *options) { o.ConditionType = "a b" }, want: []string{`--condition-type "a b": want `}},
+		"no port":           {change: func(o *options) { o.MetricsBindAddress = "127.0.0.1" }, want: []string{`--metrics-bind-address "127.0.0.1": want `}},
+		"a port too large":  {change: func(o *options) { o.MetricsBindAddress = ":65536" }, want: []string{`--metrics-bind-address ":65536": want `}},
+		"no tool":           {change: func(o *options) { o.IP6TablesNFTSave = "" }, want: []string{`--ip6tables-nft-save "": want `}},
+		"several are named": {change: func(o *options) { o.NodeName, o.TokenFile = "", "" }, want: []string{"--node-name", "--token-file"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOptions(nodeName)
+			tc.change(o)
+			err := o.Validate()
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q, want one with %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestOptionsOfOthers(t *testing.T) {
+	o := newOptions(nodeName)
+	want := kernel.Options{
+		IPTablesNFTSave: "iptables-nft-save", IP6TablesNFTSave: "ip6tables-nft-save",
+		IPTablesLegacySave: "iptables-legacy-save", IP6TablesLegacySave: "ip6tables-legacy-save",
+	}
+	if diff := cmp.Diff(want, o.kernelOptions()); diff != "" {
+		t.Errorf("kernel (-want +got):\n%s", diff)
+	}
+	if got, want := o.serverName(), "policygate-hub.policygate-system.svc"; got != want {
+		t.Errorf("server name %q, want %q", got, want)
+	}
+}
