@@ -112,11 +112,14 @@ func (g *generator) not() string { return pick(g, "", "", "! ") }
 // sets fills a few sets anew; they are used by rules of both families.
 func (g *generator) sets() string {
 	var b strings.Builder
-	for family, addr := range map[string]func() string{
-		"inet":  func() string { return pick(g, "10.244.1.10", "10.244.1.20", "10.244.2.10", "192.168.100.10") },
-		"inet6": func() string { return pick(g, "fd00:10:244:1::10", "fd00:10:244:2::10", "fd00:192:168:100::10") },
-	} {
-		wide := map[string][]string{"inet": {"10.244.0.0/16", "10.244.1.0/24"}, "inet6": {"fd00:10:244::/48", "fd00:10:244:1::/64"}}[family]
+	for _, family := range []string{"inet", "inet6"} {
+		one := []string{"10.244.1.10", "10.244.1.20", "10.244.2.10", "192.168.100.10"}
+		wide := []string{"10.244.0.0/16", "10.244.1.0/24"}
+		if family == "inet6" {
+			one = []string{"fd00:10:244:1::10", "fd00:10:244:2::10", "fd00:192:168:100::10"}
+			wide = []string{"fd00:10:244::/48", "fd00:10:244:1::/64"}
+		}
+		addr := func() string { return pick(g, one...) }
 		fmt.Fprintf(&b, "create ip-%s hash:ip family %s\nflush ip-%s\n", family, family, family)
 		fmt.Fprintf(&b, "create net-%s hash:net family %s\nflush net-%s\n", family, family, family)
 		fmt.Fprintf(&b, "create ipport-%s hash:ip,port family %s\nflush ipport-%s\n", family, family, family)
