@@ -26,6 +26,10 @@ import (
 	"github.com/policygate/policygate/webhook/inject"
 )
 
+// Path is where the webhook is served; config/webhook names it. The default
+// of controller-runtime for the core group has two dashes, "/mutate--v1-pod".
+const Path = "/mutate-v1-pod"
+
 const (
 	// namespaceWait bounds the wait for a namespace that was created just
 	// before its first Pod. It leaves half of the configuration's
@@ -54,12 +58,12 @@ type PodDefaulter struct {
 var _ admission.Defaulter[*corev1.Pod] = (*PodDefaulter)(nil)
 
 // SetupWithManager registers d at the manager's webhook server under
-// /mutate-v1-pod, or returns an error that says what of d is not usable.
+// Path, or returns an error that says what of d is not usable.
 func (d *PodDefaulter) SetupWithManager(mgr manager.Manager) error {
 	if err := d.Options.Validate(); err != nil {
 		return fmt.Errorf("options of the pod webhook: %w", err)
 	}
-	return builder.WebhookManagedBy(mgr, &corev1.Pod{}).WithDefaulter(d).Complete()
+	return builder.WebhookManagedBy(mgr, &corev1.Pod{}).WithDefaulter(d).WithDefaulterCustomPath(Path).Complete()
 }
 
 // Default changes pod as inject.Pod does. An error is an API status and so a
