@@ -13,10 +13,10 @@ import (
 )
 
 type metrics struct {
-	looks    *prometheus.CounterVec
-	duration prometheus.Histogram
-	verdicts *prometheus.CounterVec
-	subjects *prometheus.GaugeVec
+	looks       *prometheus.CounterVec
+	duration    prometheus.Histogram
+	verdicts    *prometheus.CounterVec
+	assignments *prometheus.GaugeVec
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -36,9 +36,9 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Name: "policygate_agent_verdicts_total",
 			Help: "Verdicts that were computed on snapshots, by answer. Observed, not what any policy desires.",
 		}, []string{"answer"}),
-		subjects: factory.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "policygate_agent_subjects",
-			Help: "Subjects that are assigned to this node, by whether this node confirms them at present.",
+		assignments: factory.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "policygate_agent_assignments",
+			Help: "Different assignments that this node looks after, by whether it confirms them at present.",
 		}, []string{"confirmed"}),
 	}
 }
@@ -57,6 +57,6 @@ func (m *metrics) judged(a flow.Answer) {
 }
 
 func (m *metrics) held(confirmed, unconfirmed int) {
-	m.subjects.WithLabelValues("true").Set(float64(confirmed))
-	m.subjects.WithLabelValues("false").Set(float64(unconfirmed))
+	m.assignments.WithLabelValues("true").Set(float64(confirmed))
+	m.assignments.WithLabelValues("false").Set(float64(unconfirmed))
 }

@@ -12,27 +12,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
-	"github.com/go-logr/logr"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/pflag"
-	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/textlogger"
-	"k8s.io/utils/clock"
-
-	"github.com/policygate/policygate/agent/confirm"
-	"github.com/policygate/policygate/agent/kernel"
-	"github.com/policygate/policygate/agent/reporter"
-	"github.com/policygate/policygate/agent/session"
-	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 func main() {
@@ -60,99 +44,4 @@ func run() int {
 		return 1
 	}
 	return 0
-}
-
-// runAgent wires the parts together and runs them until ctx ends or one fails.
-func runAgent(ctx context.Context, o *options, log logr.Logger) error {
-	config, err := clientConfig(o.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("configure the client: %w", err)
-	}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return fmt.Errorf("make the client: %w", err)
-	}
-	bootID, err := kernel.BootID()
-	if err != nil {
-		return err
-	}
-	netfilter, err := kernel.New(o.kernelOptions())
-	if err != nil {
-		return fmt.Errorf("open the dataplane: %w", err)
-	}
-	defer func() {
-		if err := netfilter.Close(); err != nil {
-			log.Error(err, "The dataplane could not be closed")
-		}
-	}()
-
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	sessions := session.New(session.Options{
-		ServerName: o.serverName(),
-		TokenFile:  o.TokenFile,
-		Hello: func(ctx context.Context) *hubv1.Hello {
-			return &hubv1.Hello{Version: version(), BootId: bootID, Unsupported: netfilter.Unsupported(ctx)}
-		},
-		Clock: clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
-	})
-	confirmer := confirm.New(confirm.Options{
-		Dataplane: dataplane{netfilter}, Reports: sessions,
-		Clock: clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
-	})
-	gates := reporter.New(reporter.Options{
-		Subjects: confirmer, Pods: reporter.ClientPods(client),
-		ConditionType: corev1.PodConditionType(o.ConditionType), BootID: bootID,
-		Clock: clock.RealClock{}, Log: log.WithName("reporter"), Registerer: registry,
-	})
-	discovery := &session.Discovery{
-		Client: client, Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
-	}
-
-	log.Info("The agent starts", "version", version(), "bootID", bootID)
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return confirmer.Run(ctx) })
-	group.Go(func() error { return gates.Run(ctx) })
-	group.Go(func() error { return sessions.Run(ctx, confirmer, gates) })
-	group.Go(func() error { return discovery.Run(ctx, sessions) })
-	group.Go(func() error { return serve(ctx, o.MetricsBindAddress, newHandler(registry, sessions.Synced)) })
-	return group.Wait()
-}
-
-// clientConfig returns how to reach the API server: by the kubeconfig, or as
-// the Pod's ServiceAccount if that is empty.
-func clientConfig(kubeconfig string) (*rest.Config, error) {
-	load := rest.InClusterConfig
-	if kubeconfig != "" {
-		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", kubeconfig) }
-	}
-	config, err := load()
-	if err != nil {
-		return nil, err
-	}
-	// A node's 110 Pods may be released at once, with a patch each; the
-	// default of 5 a second would hold the last for 20 s.
-	config.QPS, config.Burst = 50, 200
-	return config, nil
-}
-
-// dataplane is the netfilter dataplane as package confirm consumes it.
-type dataplane struct{ *kernel.Netfilter }
-
-// Look implements confirm.Dataplane.
-func (d dataplane) Look(ctx context.Context) (confirm.Look, error) {
-	look, err := d.Netfilter.Look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return look, nil
-}
-
-// version is that of the build, for people.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
 }
