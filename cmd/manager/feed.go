@@ -1,0 +1,146 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+)
+
+// index is told what expectations are computed from.
+type index interface {
+	SetPod(p *corev1.Pod)
+	DeletePod(uid types.UID)
+	SetNamespace(ns *corev1.Namespace)
+	DeleteNamespace(ns *corev1.Namespace)
+	SetPolicy(np *networkingv1.NetworkPolicy)
+	DeletePolicy(np *networkingv1.NetworkPolicy)
+	SetNode(n *corev1.Node)
+	DeleteNode(name string)
+}
+
+// ledger is told of Pods and nodes after the index.
+type ledger interface {
+	PodChanged(p *corev1.Pod)
+	PodDeleted(uid types.UID)
+	NodeChanged(name, bootID string)
+}
+
+// feed passes the events of the caches on, to the index first.
+type feed struct {
+	index  index
+	ledger ledger
+	// synced are those that must be true before the first gate is opened.
+	synced []toolscache.InformerSynced
+}
+
+// watch adds the handlers to the caches, which need not have started.
+func (f *feed) watch(ctx context.Context, informers cache.Informers) error {
+	return errors.Join(
+		add(ctx, f, informers, &corev1.Pod{}, f.setPod, f.deletePod),
+		add(ctx, f, informers, &corev1.Namespace{}, f.index.SetNamespace, f.index.DeleteNamespace),
+		add(ctx, f, informers, &networkingv1.NetworkPolicy{}, f.index.SetPolicy, f.index.DeletePolicy),
+		add(ctx, f, informers, &corev1.Node{}, f.setNode, f.deleteNode),
+	)
+}
+
+// add adds the handler of one kind.
+func add[T client.Object](ctx context.Context, f *feed, informers cache.Informers, kind T, set, del func(T)) error {
+	informer, err := informers.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch %T: %w", kind, err)
+	}
+	registration, err := informer.AddEventHandler(handler(set, del))
+	if err != nil {
+		return fmt.Errorf("watch %T: %w", kind, err)
+	}
+	f.synced = append(f.synced, registration.HasSynced)
+	return nil
+}
+
+// handler passes events on to set and del. A watch that was interrupted shows
+// a deletion and a creation under one name as a change; set then hears of the
+// new object only after del heard of the old one.
+func handler[T client.Object](set, del func(T)) toolscache.ResourceEventHandler {
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			if o, ok := obj.(T); ok {
+				set(o)
+			}
+		},
+		UpdateFunc: func(before, after any) {
+			b, okBefore := before.(T)
+			a, okAfter := after.(T)
+			if okBefore && okAfter && b.GetUID() != a.GetUID() {
+				del(b)
+			}
+			if okAfter {
+				set(a)
+			}
+		},
+		DeleteFunc: func(obj any) {
+			if unknown, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
+				obj = unknown.Obj
+			}
+			if o, ok := obj.(T); ok {
+				del(o)
+			}
+		},
+	}
+}
+
+func (f *feed) setPod(p *corev1.Pod) {
+	f.index.SetPod(p)
+	f.ledger.PodChanged(p)
+}
+
+func (f *feed) deletePod(p *corev1.Pod) {
+	f.index.DeletePod(p.UID)
+	f.ledger.PodDeleted(p.UID)
+}
+
+func (f *feed) setNode(n *corev1.Node) {
+	f.index.SetNode(n)
+	f.ledger.NodeChanged(n.Name, n.Status.NodeInfo.BootID)
+}
+
+func (f *feed) deleteNode(n *corev1.Node) { f.index.DeleteNode(n.Name) }
+
+// ready returns nil once every handler has been given what was there at the
+// start.
+func (f *feed) ready() error {
+	for _, synced := range f.synced {
+		if !synced() {
+			return errors.New("the caches are not complete yet")
+		}
+	}
+	return nil
+}
+
+// after returns a runnable that waits for the handlers before it runs r, on
+// every replica: what is opened before that is opened without knowing all.
+func (f *feed) after(r manager.Runnable) manager.Runnable { return &afterFeed{f, r} }
+
+type afterFeed struct {
+	feed *feed
+	run  manager.Runnable
+}
+
+func (a *afterFeed) NeedLeaderElection() bool { return false }
+
+func (a *afterFeed) Start(ctx context.Context) error {
+	if !toolscache.WaitForCacheSync(ctx.Done(), a.feed.synced...) {
+		return nil
+	}
+	return a.run.Start(ctx)
+}

@@ -1,0 +1,162 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllertest"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+)
+
+// recorder is both an index and a ledger, and remembers what it is told.
+type recorder struct{ events []string }
+
+func (r *recorder) add(format string, args ...any) {
+	r.events = append(r.events, fmt.Sprintf(format, args...))
+}
+
+func (r *recorder) SetPod(p *corev1.Pod)                    { r.add("index: set pod %s", p.UID) }
+func (r *recorder) DeletePod(uid types.UID)                 { r.add("index: delete pod %s", uid) }
+func (r *recorder) SetNamespace(o *corev1.Namespace)        { r.add("index: set namespace %s", o.UID) }
+func (r *recorder) DeleteNamespace(o *corev1.Namespace)     { r.add("index: delete namespace %s", o.UID) }
+func (r *recorder) SetPolicy(o *networkingv1.NetworkPolicy) { r.add("index: set policy %s", o.UID) }
+func (r *recorder) DeletePolicy(o *networkingv1.NetworkPolicy) {
+	r.add("index: delete policy %s", o.UID)
+}
+func (r *recorder) SetNode(o *corev1.Node)        { r.add("index: set node %s", o.Name) }
+func (r *recorder) DeleteNode(name string)        { r.add("index: delete node %s", name) }
+func (r *recorder) PodChanged(p *corev1.Pod)      { r.add("ledger: pod %s", p.UID) }
+func (r *recorder) PodDeleted(uid types.UID)      { r.add("ledger: no pod %s", uid) }
+func (r *recorder) NodeChanged(name, boot string) { r.add("ledger: node %s boot %s", name, boot) }
+
+func TestFeed(t *testing.T) {
+	meta := func(uid string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Namespace: "shop", Name: "x", UID: types.UID(uid)}
+	}
+	pod := func(uid string) *corev1.Pod { return &corev1.Pod{ObjectMeta: meta(uid)} }
+	policy := func(uid string) *networkingv1.NetworkPolicy {
+		return &networkingv1.NetworkPolicy{ObjectMeta: meta(uid)}
+	}
+	namespace := &corev1.Namespace{ObjectMeta: meta("1")}
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+		Status:     corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{BootID: "b"}},
+	}
+	cases := map[string]struct {
+		kind client.Object
+		tell func(i *controllertest.FakeInformer)
+		want []string
+	}{
+		"the index hears of a Pod before the ledger": {
+			kind: pod(""), tell: func(i *controllertest.FakeInformer) { i.Add(pod("1")) },
+			want: []string{"index: set pod 1", "ledger: pod 1"},
+		},
+		"a Pod that took another's name is a deletion and an addition": {
+			kind: pod(""), tell: func(i *controllertest.FakeInformer) { i.Update(pod("1"), pod("2")) },
+			want: []string{"index: delete pod 1", "ledger: no pod 1", "index: set pod 2", "ledger: pod 2"},
+		},
+		"a change is one": {
+			kind: pod(""), tell: func(i *controllertest.FakeInformer) { i.Update(pod("1"), pod("1")) },
+			want: []string{"index: set pod 1", "ledger: pod 1"},
+		},
+		"policies go to the index": {
+			kind: policy(""),
+			tell: func(i *controllertest.FakeInformer) {
+				i.Add(policy("1"))
+				i.Update(policy("1"), policy("2"))
+				i.Delete(policy("2"))
+			},
+			want: []string{"index: set policy 1", "index: delete policy 1", "index: set policy 2", "index: delete policy 2"},
+		},
+		"namespaces go to the index": {
+			kind: &corev1.Namespace{},
+			tell: func(i *controllertest.FakeInformer) { i.Add(namespace); i.Delete(namespace) },
+			want: []string{"index: set namespace 1", "index: delete namespace 1"},
+		},
+		"the ledger is told of a node's boot": {
+			kind: &corev1.Node{},
+			tell: func(i *controllertest.FakeInformer) { i.Add(node); i.Delete(node) },
+			want: []string{"index: set node n1", "ledger: node n1 boot b", "index: delete node n1"},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			r, informers := &recorder{}, &informertest.FakeInformers{}
+			f := &feed{index: r, ledger: r}
+			if err := f.watch(t.Context(), informers); err != nil {
+				t.Fatal(err)
+			}
+			if len(f.synced) != 4 {
+				t.Errorf("%d kinds are waited for, want 4", len(f.synced))
+			}
+			i, err := informers.FakeInformerFor(t.Context(), tc.kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tc.tell(i)
+			if diff := cmp.Diff(tc.want, r.events); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestADeletionThatTheWatchMissedCounts(t *testing.T) {
+	r := &recorder{}
+	f := &feed{index: r, ledger: r}
+	handler(f.setPod, f.deletePod).OnDelete(toolscache.DeletedFinalStateUnknown{
+		Key: "shop/x", Obj: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "1"}},
+	})
+	if diff := cmp.Diff([]string{"index: delete pod 1", "ledger: no pod 1"}, r.events); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+func TestNothingRunsBeforeTheCachesAreComplete(t *testing.T) {
+	complete := make(chan struct{})
+	f := &feed{synced: []toolscache.InformerSynced{func() bool {
+		select {
+		case <-complete:
+			return true
+		default:
+			return false
+		}
+	}}}
+	started := make(chan struct{})
+	r := f.after(manager.RunnableFunc(func(context.Context) error { close(started); return nil }))
+	done := make(chan error, 1)
+	go func() { done <- r.Start(t.Context()) }()
+	if f.ready() == nil {
+		t.Error("ready before the caches are complete")
+	}
+	select {
+	case <-started:
+		t.Fatal("started before the caches are complete")
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(complete)
+	select {
+	case <-started:
+	case <-time.After(10 * time.Second):
+		t.Fatal("not started though the caches are complete")
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := f.ready(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,185 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/webhook/inject"
+)
+
+// addressOff turns a server off.
+const addressOff = "0"
+
+// options are what the command line of the manager says.
+type options struct {
+	namespace        string
+	hubAddress       string
+	webhookPort      int
+	healthAddress    string
+	metricsAddress   string
+	holdImage        string
+	conditionType    string
+	families         string
+	maxForeignNodes  int
+	defaultTimeout   time.Duration
+	defaultOnTimeout string
+	leaderElect      bool
+}
+
+// newOptions returns the defaults.
+func newOptions() *options {
+	return &options{
+		namespace:        "policygate-system",
+		hubAddress:       ":9444",
+		webhookPort:      9443,
+		healthAddress:    ":8081",
+		metricsAddress:   ":8080",
+		conditionType:    string(v1alpha1.ConditionProgrammed),
+		families:         string(expect.FamiliesAuto),
+		maxForeignNodes:  expect.DefaultMaxForeignNodes,
+		defaultTimeout:   v1alpha1.DefaultTimeout,
+		defaultOnTimeout: v1alpha1.OnTimeoutStart,
+		leaderElect:      true,
+	}
+}
+
+func (o *options) addFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.namespace, "namespace", o.namespace,
+		"Namespace that Policy Gate runs in: its certificates and its Lease are there, and an agent's token must be of its ServiceAccount policygate-agent.")
+	fs.StringVar(&o.hubAddress, "hub-bind-address", o.hubAddress,
+		"Address where agents connect. Every replica serves, so that none is missed when another goes.")
+	fs.IntVar(&o.webhookPort, "webhook-port", o.webhookPort,
+		"Port where the API server sends Pods that are created.")
+	fs.StringVar(&o.healthAddress, "health-probe-bind-address", o.healthAddress,
+		`Address of /healthz and /readyz; "0" turns them off. Agents dial only replicas that are ready.`)
+	fs.StringVar(&o.metricsAddress, "metrics-bind-address", o.metricsAddress,
+		`Address of /metrics, without TLS; "0" turns it off. Metrics name no Pods.`)
+	fs.StringVar(&o.holdImage, "hold-image", o.holdImage,
+		"Image of the injected init container, which must have /hold. Required: a Pod whose hold cannot be pulled never starts.")
+	fs.StringVar(&o.conditionType, "condition-type", o.conditionType,
+		"Type of the readiness gate and its Pod condition. Agents must be given the same, and the admission policies name it.")
+	fs.StringVar(&o.families, "families", o.families,
+		"Address families to confirm: auto, v4, v6 or both. auto leaves out a family on a node where the policy engine was seen not to enforce it, as nothing would ever confirm it.")
+	fs.IntVar(&o.maxForeignNodes, "max-foreign-nodes", o.maxForeignNodes,
+		"Nodes on which a Pod waits for policies of other namespaces, at most. Without a limit one namespace's rule for everybody holds the Pods of all others until every node has confirmed.")
+	fs.DurationVar(&o.defaultTimeout, "default-timeout", o.defaultTimeout,
+		"How long a Pod is held if neither it nor its namespace says otherwise; at most 10m. Held time counts toward a Job's activeDeadlineSeconds.")
+	fs.StringVar(&o.defaultOnTimeout, "default-on-timeout", o.defaultOnTimeout,
+		"What happens then: start lets the containers start with the gate shut, or PartiallyConfirmed if only other nodes are missing; fail ends the hold with exit status 95.")
+	fs.BoolVar(&o.leaderElect, "leader-elect", o.leaderElect,
+		"Elect one replica to write messages and certificates. Turn it off only for a single replica; gates are opened by every replica either way.")
+}
+
+// parse implements command.
+func (o *options) parse(flags *pflag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("argument %q: want flags only, or %s first", flags.Arg(0), releaseHeldName)
+	}
+	return o.validate()
+}
+
+// validate returns an error that names each flag that is not usable, its value
+// and what would be.
+func (o *options) validate() error {
+	var errs []error
+	bad := func(name string, value any, want string) {
+		errs = append(errs, fmt.Errorf("--%s=%v: want %s", name, value, want))
+	}
+	if len(validation.IsDNS1123Label(o.namespace)) > 0 {
+		bad("namespace", o.namespace, "the name of a namespace")
+	}
+	if !bindable(o.hubAddress) {
+		bad("hub-bind-address", o.hubAddress, "host:port or :port")
+	}
+	if o.webhookPort < 1 || o.webhookPort > 65535 {
+		bad("webhook-port", o.webhookPort, "1 to 65535")
+	}
+	if o.healthAddress != addressOff && !bindable(o.healthAddress) {
+		bad("health-probe-bind-address", o.healthAddress, "host:port, :port or 0")
+	}
+	if o.metricsAddress != addressOff && !bindable(o.metricsAddress) {
+		bad("metrics-bind-address", o.metricsAddress, "host:port, :port or 0")
+	}
+	if o.holdImage == "" {
+		bad("hold-image", `""`, "the image that Policy Gate itself runs, which has /hold")
+	}
+	if why := validation.IsQualifiedName(o.conditionType); len(why) > 0 {
+		bad("condition-type", o.conditionType, "a qualified name: "+strings.Join(why, "; "))
+	}
+	switch expect.Families(o.families) {
+	case expect.FamiliesAuto, expect.FamiliesV4, expect.FamiliesV6, expect.FamiliesBoth:
+	default:
+		bad("families", o.families, "auto, v4, v6 or both")
+	}
+	if o.maxForeignNodes < 0 {
+		bad("max-foreign-nodes", o.maxForeignNodes, "0 or more")
+	}
+	if o.defaultTimeout < v1alpha1.MinTimeout || o.defaultTimeout > v1alpha1.MaxTimeout {
+		bad("default-timeout", o.defaultTimeout, fmt.Sprintf("%s to %s", v1alpha1.MinTimeout, v1alpha1.MaxTimeout))
+	}
+	if o.defaultOnTimeout != v1alpha1.OnTimeoutStart && o.defaultOnTimeout != v1alpha1.OnTimeoutFail {
+		bad("default-on-timeout", o.defaultOnTimeout, v1alpha1.OnTimeoutStart+" or "+v1alpha1.OnTimeoutFail)
+	}
+	return errors.Join(errs...)
+}
+
+// bindable reports whether address can be listened on.
+func bindable(address string) bool {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
+
+// run implements command.
+func (o *options) run(ctx context.Context, log logr.Logger) error {
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("configure the client: %w", err)
+	}
+	mgr, err := newManager(config, o, log)
+	if err != nil {
+		return err
+	}
+	log.Info("manager starts", "version", version())
+	return mgr.Start(ctx)
+}
+
+// injection returns the webhook's options.
+func (o *options) injection() inject.Options {
+	defaults := v1alpha1.DefaultSettings()
+	defaults.Timeout = o.defaultTimeout
+	defaults.OnTimeout = o.defaultOnTimeout
+	return inject.Options{
+		ConditionType: corev1.PodConditionType(o.conditionType),
+		Image:         o.holdImage,
+		PullPolicy:    corev1.PullIfNotPresent,
+		Defaults:      defaults,
+	}
+}
+
+// agentUser is the user name of the agents' ServiceAccount.
+func (o *options) agentUser() string {
+	return "system:serviceaccount:" + o.namespace + ":policygate-agent"
+}

@@ -1,0 +1,170 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"github.com/policygate/policygate/controllers/barrier"
+	"github.com/policygate/policygate/controllers/certs"
+	"github.com/policygate/policygate/controllers/coverage"
+	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/gate"
+	"github.com/policygate/policygate/controllers/hub"
+	"github.com/policygate/policygate/webhook"
+)
+
+// leaseName is that of the Lease by which replicas elect a leader. The
+// manager's role names it.
+const leaseName = "policygate-leader"
+
+// clientQPS and clientBurst bound all requests of a replica: token reviews
+// when every agent of a cluster connects again, besides 20 messages a second.
+const (
+	clientQPS   = 100
+	clientBurst = 200
+)
+
+// newManager returns the manager with everything in it.
+func newManager(config *rest.Config, o *options, log logr.Logger) (manager.Manager, error) {
+	config = rest.CopyConfig(config)
+	config.QPS, config.Burst = clientQPS, clientBurst
+	serving := certs.NewServing(clock.RealClock{})
+	byObject := map[client.Object]cache.ByObject{}
+	for _, kind := range []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.NetworkPolicy{}} {
+		byObject[kind] = cache.ByObject{Transform: trim}
+	}
+	mgr, err := manager.New(config, manager.Options{
+		Logger: log,
+		Cache:  cache.Options{ByObject: byObject, ReaderFailOnMissingInformer: true},
+		// The webhook's port is the only thing that needs the certificate here.
+		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
+			Port:    o.webhookPort,
+			TLSOpts: []func(*tls.Config){serving.Configure},
+		}),
+		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress:        o.healthAddress,
+		LeaderElection:                o.leaderElect,
+		LeaderElectionID:              leaseName,
+		LeaderElectionNamespace:       o.namespace,
+		LeaderElectionReleaseOnCancel: true, // main ends when Start returns
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the manager: %w", err)
+	}
+	if err := certs.AddToManager(mgr, certs.DefaultOptions(o.namespace), serving, clock.RealClock{}); err != nil {
+		return nil, err
+	}
+	defaulter := &webhook.PodDefaulter{
+		Namespaces: webhook.CachedNamespaces{Reader: mgr.GetCache()},
+		Options:    o.injection(),
+		Clock:      clock.RealClock{},
+	}
+	if err := defaulter.SetupWithManager(mgr); err != nil {
+		return nil, fmt.Errorf("add the webhook: %w", err)
+	}
+	return mgr, addGates(mgr, o, serving, log)
+}
+
+// addGates adds all that opens gates, and the health checks.
+func addGates(mgr manager.Manager, o *options, serving *certs.Serving, log logr.Logger) error {
+	conditionType := corev1.PodConditionType(o.conditionType)
+	clients, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
+	if err != nil {
+		return fmt.Errorf("make the client: %w", err)
+	}
+	metadataConfig := metadata.ConfigFor(mgr.GetConfig())
+	lists, err := metadata.NewForConfig(metadataConfig)
+	if err != nil {
+		return fmt.Errorf("make the metadata client: %w", err)
+	}
+
+	expectations := expect.DefaultOptions()
+	expectations.Families = expect.Families(o.families)
+	expectations.MaxForeignNodes = o.maxForeignNodes
+	covered := coverage.DefaultOptions()
+	covered.ConditionType, covered.Expect = conditionType, expectations
+	index := coverage.New(covered)
+
+	ordered := barrier.New(barrier.Options{
+		Listers: barrier.MetadataListers(lists), Index: versions{index},
+		Clock: clock.RealClock{}, Log: log.WithName("barrier"),
+	})
+	messages := gate.NewMessages(podStatus{clients}, conditionType, clock.RealClock{}, log.WithName("messages"))
+	gates := gate.New(gate.Options{
+		Coverage: gate.FromIndex(index), Barrier: ordered, Teller: messages,
+		Metrics: gate.NewMetrics(metrics.Registry), Clock: clock.RealClock{}, Log: log.WithName("gate"),
+		ConditionType: conditionType,
+	})
+	sessions := hub.New(hub.Options{
+		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.agentUser()),
+		Sink:     gates, Clock: clock.RealClock{}, Log: log.WithName("hub"),
+		Address: o.hubAddress, GetCertificate: serving.GetCertificate,
+	})
+	gates.SetHub(sessions)
+	events := &feed{index: index, ledger: gates}
+	if err := events.watch(context.Background(), mgr.GetCache()); err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range []manager.Runnable{ordered, events.after(gates), sessions, messages} {
+		errs = append(errs, mgr.Add(r))
+	}
+	check := func(f func() error) healthz.Checker { return func(*http.Request) error { return f() } }
+	errs = append(errs,
+		mgr.AddHealthzCheck("ping", healthz.Ping),
+		mgr.AddReadyzCheck("certificates", serving.Ready),
+		mgr.AddReadyzCheck("webhook", mgr.GetWebhookServer().StartedChecker()),
+		mgr.AddReadyzCheck("hub", check(sessions.Listening)),
+		mgr.AddReadyzCheck("caches", check(events.ready)),
+	)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("add to the manager: %w", err)
+	}
+	return nil
+}
+
+// versions is the index as package barrier consumes it.
+type versions struct{ *coverage.Index }
+
+// Holds implements barrier.Index.
+func (v versions) Holds(o barrier.Version) bool {
+	kind := coverage.KindNetworkPolicy
+	if o.Kind == barrier.Namespaces {
+		kind = coverage.KindNamespace
+	}
+	return v.Has(kind, o.UID, strconv.FormatUint(o.ResourceVersion, 10))
+}
+
+// podStatus is the client as package gate consumes it.
+type podStatus struct{ kubernetes.Interface }
+
+// PatchStatus implements gate.StatusPatcher.
+func (p podStatus) PatchStatus(ctx context.Context, namespace, name string, patch []byte) error {
+	_, err := p.CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{FieldManager: "policygate-manager"}, "status")
+	return err
+}
