@@ -386,6 +386,18 @@ func TestStaleSyncLandsOnceOverNewerState(t *testing.T) {
 	})
 }
 
+func TestStaleSyncWaitsForNewerOne(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		before := b.syncs()
+		b.set(Control{StaleSync: metav1.Duration{Duration: time.Nanosecond}})
+		b.pass(time.Second)
+		// The newer one, the kept one and the repair.
+		if got, want := b.syncs(), before+3; got != want {
+			b.Errorf("%d syncs, want %d", got, want)
+		}
+	})
+}
+
 func TestFreezeGivesUpSyncAndThawMakesFreshOne(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.set(Control{Lag: metav1.Duration{Duration: time.Second}})

@@ -186,8 +186,6 @@ func podRules(f Family, version int64, p pod, address netip.Addr, policies []pol
 		applied = append(applied, fmt.Sprintf("%s%s -j %s", match,
 			comment(np.namespace+"/"+np.name+" policy"), policyChain(np.namespace, np.name, version, f)))
 	}
-	// kube-router inserts every policy at the head.
-	slices.Reverse(applied)
 
 	rules := []string{
 		comment("common netpol rules") + " -j " + commonChain,

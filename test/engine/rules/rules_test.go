@@ -136,6 +136,15 @@ func TestPolicyRules(t *testing.T) {
 			spec: `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{ipBlock: {cidr: 198.18.0.0/16}}, {ipBlock: {cidr: 198.0.0.0/8, except: [198.18.0.0/16]}}]}]}`,
 			want: []string{`-m comment --comment "ns/p ingress cidr" {198.0.0.0/8,!198.18.0.0/16} src {10.0.1.1} dst`},
 		},
+		"selected Pods come before ipBlocks, numbers before names": {
+			spec: `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{ipBlock: {cidr: 198.18.0.0/16}}, {podSelector: {matchLabels: {app: client}}}], ports: [{port: http}, {port: 80}]}]}`,
+			want: []string{
+				`-p tcp -m comment --comment "ns/p ingress pods" {10.0.2.1} src {10.0.1.1} dst -m tcp --dport 80`,
+				`-p tcp -m comment --comment "ns/p ingress pods np" {10.0.2.1} src {10.0.1.1} dst -m tcp --dport 8080`,
+				`-p tcp -m comment --comment "ns/p ingress cidr" {198.18.0.0/16} src {10.0.1.1} dst -m tcp --dport 80`,
+				`-p tcp -m comment --comment "ns/p ingress cidr np" {198.18.0.0/16} src {10.0.1.1} dst -m tcp --dport 8080`,
+			},
+		},
 		"a peer that two selectors find is in the set once": {
 			spec: `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}, {namespaceSelector: {}}]}]}`,
 			want: []string{`-m comment --comment "ns/p ingress pods" {10.0.2.1,10.0.1.1} src {10.0.1.1} dst`},
