@@ -122,6 +122,11 @@ func (r *nftReader) readAll(ctx context.Context) ([]ruleset.Table, error) {
 			continue
 		}
 		out, err := r.runner.Run(ctx, r.programs[of.family])
+		if err != nil && alienFamily(alien, of.nf) && ctx.Err() == nil {
+			// The tool gives up at such a rule. The family's chains stay
+			// opaque, and the others can still be judged.
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -136,6 +141,15 @@ func (r *nftReader) readAll(ctx context.Context) ([]ruleset.Table, error) {
 		}
 	}
 	return complete(tables, bases, alien)
+}
+
+func alienFamily(alien map[tableKey]string, family uint8) bool {
+	for key := range alien {
+		if key.family == family {
+			return true
+		}
+	}
+	return false
 }
 
 // complete adds an opaque chain for every base chain that the text does not

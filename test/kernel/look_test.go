@@ -55,6 +55,7 @@ func TestWhatTheSaveToolsCannotPrintIsNotTrusted(t *testing.T) {
 		"a range of addresses":              {"add rule ip filter FORWARD ip saddr 10.244.2.5-10.244.2.20 drop", flow.Inconclusive, "relation"},
 		"a relation":                        {"add rule ip filter FORWARD ip saddr > 10.99.0.1 drop", flow.Inconclusive, "relation"},
 		"a header field":                    {"add rule ip filter FORWARD udp length 8 drop", flow.Inconclusive, "transport header field at 4"},
+		"a field that stops the tool":       {"add rule ip filter FORWARD ip length 100 drop", flow.Inconclusive, "network header field at 2"},
 		"a rewritten header":                {"add rule ip filter FORWARD ip daddr set 10.99.0.1", flow.Inconclusive, "payload written"},
 		"two conditions on one field":       {"add rule ip filter FORWARD ip saddr 10.244.2.10 ip saddr 10.99.0.1 drop", flow.Inconclusive, "twice"},
 		"a rule that makes it incompatible": {"add rule ip filter FORWARD ct state new drop", flow.Inconclusive, "(ct)"},
@@ -71,8 +72,6 @@ func TestWhatTheSaveToolsCannotPrintIsNotTrusted(t *testing.T) {
 			r.node.run(t, "flush ruleset\n", "nft", "-f", "-")
 			r.node.run(t, "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A FORWARD -s 10.99.0.9/32 -j DROP\nCOMMIT\n", "iptables-nft-restore", "-w")
 			r.node.run(t, c.rules+"\n", "nft", "-f", "-")
-			// A rule may also be one for which the tool gives up: then the
-			// look is an error, which is as good.
 			r.expect(t, verdict{toPod, c.want, c.reason})
 		})
 	}

@@ -180,7 +180,7 @@ func others(pods [][2]string, i int) string {
 func newRig(t testing.TB, pods [][2]string, remote []string) *rig {
 	t.Helper()
 	// Legacy tools share a lock file with the host's unless told otherwise.
-	os.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock")) //nolint:errcheck,usetesting // Benchmarks and tests share this; the value is only a path.
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	r := &rig{node: newNamespace(t), at: map[netip.Addr]*namespace{}, port: 10000}
 	outside := newNamespace(t)
 	r.all = append(r.all, r.node, outside)
@@ -318,6 +318,20 @@ func (r *rig) send(t testing.TB, flows []flow.Flow) map[flow.Flow]bool {
 		}
 	}
 	return arrived
+}
+
+// settle waits until every flow arrives, as long as there are no rules: the
+// kernel brings an interface's IPv6 up some time after its carrier.
+func (r *rig) settle(t testing.TB, flows []flow.Flow) {
+	t.Helper()
+	missing := 0
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		arrived := r.send(t, flows)
+		if missing = len(flows) - len(arrived); missing == 0 {
+			return
+		}
+	}
+	t.Fatalf("%d of %d flows do not arrive without any rule", missing, len(flows))
 }
 
 // dial sends a flow's first packet from a new socket and returns the socket,

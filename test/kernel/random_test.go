@@ -36,7 +36,7 @@ func TestRandomRulesDoWhatTheVerdictsSay(t *testing.T) {
 			pods := capturePods[:3]
 			r := newRig(t, pods, captureRemote[:4])
 			flows := randomFlows(r)
-			r.agree(t, flows, true)
+			r.settle(t, flows)
 			definite := 0
 			for seed := first; seed < first+rounds; seed++ {
 				definite += r.tryRandom(t, seed, backends, flows)
@@ -247,7 +247,7 @@ func (g *generator) match(kind int, general bool) string {
 func TestInterfacesAndBridgingAreSeenAsTheKernelSeesThem(t *testing.T) {
 	r := newRig(t, capturePods[:3], captureRemote[:4])
 	flows := randomFlows(r)
-	r.agree(t, flows, true)
+	r.settle(t, flows)
 	for _, rules := range []string{
 		"-A FORWARD -i kube-bridge -j DROP", "-A FORWARD ! -i kube-bridge -j DROP", "-A FORWARD -o eth+ -j DROP", "-A FORWARD -i kube+ -o kube-bridge -j DROP",
 		"-A FORWARD -m physdev --physdev-is-bridged -j DROP", "-A FORWARD -m physdev ! --physdev-is-bridged -j DROP",
@@ -288,7 +288,7 @@ func (r *rig) clear(t testing.TB, backend string) {
 func TestSetsThatNeedTheInterface(t *testing.T) {
 	r := newRig(t, capturePods[:3], captureRemote[:4])
 	flows := randomFlows(r)
-	r.agree(t, flows, true)
+	r.settle(t, flows)
 	g := generator{rand.New(rand.NewPCG(1, 1)), false, false} //nolint:gosec // Repeatable, not secret.
 	r.node.run(t, g.sets(), "ipset", "-exist", "restore")
 	r.node.run(t, "create all list:set\nadd all ip-inet\n", "ipset", "restore")
