@@ -63,6 +63,11 @@ func (x *Index) unlink(uid types.UID, h *held) {
 
 func (x *Index) touch(uid types.UID) {
 	x.affected[uid] = struct{}{}
+	x.signal()
+}
+
+// signal needs no lock.
+func (x *Index) signal() {
 	select {
 	case x.wake <- struct{}{}:
 	default:

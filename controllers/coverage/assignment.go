@@ -62,6 +62,7 @@ type Assignment struct {
 func (x *Index) Assignment(uid types.UID) (Assignment, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.expireNodes()
 	h, ok := x.held[uid]
 	if !ok {
 		return Assignment{}, false

@@ -58,6 +58,8 @@ type Index struct {
 	pods    map[types.UID]*pod
 	byName  map[types.NamespacedName]types.UID
 	nodes   map[string]*node
+	// expiring are the nodes that are not ready, but not for too long yet.
+	expiring map[string]struct{}
 	// namespaces has the UID of the namespace of each name.
 	namespaces map[string]types.UID
 	held       map[types.UID]*held
@@ -97,6 +99,7 @@ func New(o Options) *Index {
 		pods:        map[types.UID]*pod{},
 		byName:      map[types.NamespacedName]types.UID{},
 		nodes:       map[string]*node{},
+		expiring:    map[string]struct{}{},
 		namespaces:  map[string]types.UID{},
 		held:        map[types.UID]*held{},
 		affected:    map[types.UID]struct{}{},
@@ -121,6 +124,7 @@ func (x *Index) Wake() <-chan struct{} { return x.wake }
 func (x *Index) Affected() []types.UID {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.expireNodes()
 	out := sortedKeys(x.affected)
 	clear(x.affected)
 	return out

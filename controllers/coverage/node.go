@@ -57,10 +57,12 @@ func (x *Index) SetNode(n *corev1.Node) {
 	before, next := x.nodes[n.Name], newNode(n)
 	x.nodes[n.Name] = next
 	if before == nil || !next.same(before) {
+		delete(x.expiring, n.Name)
 		x.placeNode(n.Name)
 		x.touchAll()
 		if left := x.options.NotReadyLimit - x.options.Clock.Since(next.notReadySince); !next.notReadySince.IsZero() && left > 0 {
-			x.options.Clock.AfterFunc(left, func() { x.nodeExpired(n.Name) })
+			x.expiring[n.Name] = struct{}{}
+			x.options.Clock.AfterFunc(left, x.signal)
 		}
 	}
 	if before == nil || before.bootID != next.bootID {
@@ -78,17 +80,19 @@ func (x *Index) DeleteNode(name string) {
 		return
 	}
 	delete(x.nodes, name)
+	delete(x.expiring, name)
 	x.cluster.DeleteNode(name)
 	x.touchAll()
 }
 
-// nodeExpired looks whether a node has been not ready for too long.
-func (x *Index) nodeExpired(name string) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.nodes[name] != nil {
-		x.placeNode(name)
-		x.touchAll()
+// expireNodes takes the nodes out that have been not ready for too long by now.
+func (x *Index) expireNodes() {
+	for name := range x.expiring {
+		if x.options.Clock.Since(x.nodes[name].notReadySince) >= x.options.NotReadyLimit {
+			delete(x.expiring, name)
+			x.placeNode(name)
+			x.touchAll()
+		}
 	}
 }
 
