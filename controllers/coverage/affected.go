@@ -118,7 +118,6 @@ func (x *Index) touchPolicy(q *expect.Policy) {
 	if q == nil {
 		return
 	}
-	x.touchDependents(q)
 	for uid := range x.held {
 		p := x.pods[uid].Pod
 		if q.Selects(p) || x.cluster.Names(q, p) || q.Err != nil && q.Namespace == p.Namespace {

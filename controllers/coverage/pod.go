@@ -127,11 +127,9 @@ func (x *Index) setPod(next *pod) {
 			x.touchAddresses(before.IPs)
 		}
 		relabelled := before != nil && before.Peer() && next.Peer() && !sameLabels(before.Labels, next.Labels)
-		if relabelled {
-			x.touchMeaning(before.Pod)
-		}
 		x.cluster.SetPod(next.Pod)
 		x.touchAddresses(next.IPs)
+		// What it leaves by its new labels, it is asked of at its address.
 		if relabelled || next.Peer() && next.Seq == 0 {
 			x.touchMeaning(next.Pod)
 		}

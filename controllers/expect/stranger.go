@@ -109,7 +109,8 @@ func (k *plan) refused(t End, d Direction, other End) (Conn, bool) {
 	}
 	x := between(t, d, other)
 	x.Port = freePort(policies, d, x.Dst.Pod)
-	for _, x.Protocol = range protocols {
+	for _, protocol := range protocols {
+		x.Protocol = protocol
 		if k.cluster.Admission(policies, d, x) == Refused {
 			return x, true
 		}
