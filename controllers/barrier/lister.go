@@ -13,18 +13,20 @@ import (
 	"k8s.io/client-go/metadata"
 )
 
-// The resources of the kinds.
-var (
-	networkPolicies = schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"}
-	namespaces      = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
-)
-
 // MetadataListers returns a Lister for each kind that asks the API server for
 // metadata only.
 func MetadataListers(client metadata.Interface) []Lister {
 	return []Lister{
-		metadataLister{kind: NetworkPolicies, resource: networkPolicies, client: client},
-		metadataLister{kind: Namespaces, resource: namespaces, client: client},
+		metadataLister{
+			kind:     NetworkPolicies,
+			resource: schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
+			client:   client,
+		},
+		metadataLister{
+			kind:     Namespaces,
+			resource: schema.GroupVersionResource{Version: "v1", Resource: "namespaces"},
+			client:   client,
+		},
 	}
 }
 

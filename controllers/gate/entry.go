@@ -27,6 +27,9 @@ type entry struct {
 	addressed time.Time
 	// known are the last addresses that were seen.
 	known []string
+	// former is when the hold of the former addresses or boot started: the
+	// kubelet goes on to show it until the new one runs.
+	former time.Time
 
 	// assignment is what the nodes were told, nil if nothing; answers has
 	// every node that was told, and what it answered to generation.
@@ -63,15 +66,19 @@ func (l *Ledger) podChanged(p pod) {
 	}
 	e, ok := l.entries[p.uid]
 	if !ok {
-		e = &entry{}
+		// Whether the first that is seen of it belongs to what it is now,
+		// nobody knows.
+		e = &entry{pod: p}
 		l.entries[p.uid] = e
 	}
+	held := e.pod.held
 	e.pod = p
-	l.review(e)
+	l.review(e, held)
 }
 
-// review sorts an entry into the shut ones or out of them.
-func (l *Ledger) review(e *entry) {
+// review sorts an entry into the shut ones or out of them. held is when the
+// hold had started as far as was known before.
+func (l *Ledger) review(e *entry, held time.Time) {
 	now := l.clock.Now()
 	uid := e.pod.uid
 	ips := text(e.pod.ips)
@@ -88,12 +95,16 @@ func (l *Ledger) review(e *entry) {
 	case !shut:
 		l.shut[uid] = e
 		e.addressed = time.Time{}
+		if e.pod.moved(l.node(e.pod.node).bootID) {
+			e.former = held
+		}
 		l.barrier.Ticket(uid)
 	case moved && len(e.known) > 0:
 		// Whatever was listed was listed for the former addresses.
 		l.barrier.Forget(uid)
 		l.barrier.Ticket(uid)
 		e.current = false
+		e.former = held
 	}
 	switch {
 	case len(ips) == 0:
@@ -247,8 +258,12 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) {
 	e.resend = now.Add(min(resendFirst<<min(e.attempts, 8), resendMost))
 	e.attempts++
 	if sent {
+		level := 0
+		if e.released {
+			level = 1
+		}
 		e.released = true
-		l.log.Info("gate is released", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node,
+		l.log.V(level).Info("gate is released", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node,
 			"reason", o.reason, "message", o.message, "attempt", e.attempts)
 	}
 }
@@ -262,6 +277,9 @@ func (l *Ledger) state(e *entry) state {
 		onTimeout: e.pod.settings.OnTimeout,
 		current:   e.current && !e.stale,
 		moved:     e.pod.moved(l.node(e.pod.node).bootID),
+	}
+	if s.held.Equal(e.former) {
+		s.held = time.Time{}
 	}
 	if e.assignment == nil {
 		return s

@@ -399,6 +399,46 @@ func TestAnotherAddressShutsTheGate(t *testing.T) {
 	b.wantSent("release p at 10.0.0.2 on n1 basis=6: Confirmed: confirmed on 1/1 node in 0s")
 }
 
+// The kubelet shows the new address before the new hold runs: counted from the
+// former hold, the timeout would be over at once and open the gate in part.
+func TestTheTimeoutDoesNotCountFromTheHoldOfAFormerAddress(t *testing.T) {
+	b := newBench(t)
+	long := metav1.NewTime(b.clock.Now().Add(-time.Hour))
+	former := func(p *corev1.Pod) {
+		opened("10.0.0.1", "boot-1")(p)
+		p.Status.InitContainerStatuses = []corev1.ContainerStatus{{
+			Name:  v1alpha1.HoldContainerName,
+			State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{StartedAt: long}},
+		}}
+	}
+	b.ledger.PodChanged(b.pod(former, "10.0.0.1"))
+	b.step()
+	b.demand("10.0.0.2", 6, 80, "n1", "n7")
+	b.ledger.PodChanged(b.pod(former, "10.0.0.2"))
+	b.step()
+	b.barrier.passed["p"] = true
+	b.step()
+	b.wantSent("assign p to n1 own basis=6", "assign p to n7 basis=6")
+	b.report("n1", true)
+	b.step()
+	b.wantSent()
+
+	// The new hold's start counts.
+	b.clock.Step(10 * time.Second)
+	started := metav1.NewTime(b.clock.Now())
+	b.ledger.PodChanged(b.pod(func(p *corev1.Pod) {
+		former(p)
+		p.Status.InitContainerStatuses[0].State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: started}}
+	}, "10.0.0.2"))
+	b.step()
+	b.clock.Step(v1alpha1.DefaultTimeout - time.Second)
+	b.step()
+	b.wantSent()
+	b.clock.Step(time.Second)
+	b.step()
+	b.wantSent("release p at 10.0.0.2 on n1 basis=6: PartiallyConfirmed: confirmed on 1/2 nodes within 1m0s; missing: n7")
+}
+
 func TestAnotherAddressWhileWaitingStartsAnew(t *testing.T) {
 	b := newBench(t)
 	b.waiting()

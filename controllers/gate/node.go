@@ -103,7 +103,7 @@ func (l *Ledger) nodeBooted(name, bootID string) {
 	n.bootID = bootID
 	for _, e := range l.entries {
 		if e.pod.node == name {
-			l.review(e)
+			l.review(e, e.pod.held)
 		}
 	}
 }

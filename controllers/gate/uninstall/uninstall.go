@@ -28,6 +28,7 @@ import (
 
 	"github.com/policygate/policygate/api/programmed"
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/gate"
 )
 
 const (
@@ -150,9 +151,7 @@ func held(p *corev1.Pod, conditionType corev1.PodConditionType, bootID string) b
 	if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return false
 	}
-	if !slices.ContainsFunc(p.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
-		return g.ConditionType == conditionType
-	}) {
+	if !gate.Gated(p, conditionType) {
 		return false
 	}
 	open := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	gate         = v1alpha1.ConditionProgrammed
+	gateType     = v1alpha1.ConditionProgrammed
 	wantIdentity = "uid=p;ips=10.0.0.1;boot=boot-1"
 )
 
@@ -32,11 +32,11 @@ func pod(change func(p *corev1.Pod)) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "job", UID: "p"},
 		Spec: corev1.PodSpec{
 			NodeName:       "n1",
-			ReadinessGates: []corev1.PodReadinessGate{{ConditionType: gate}},
+			ReadinessGates: []corev1.PodReadinessGate{{ConditionType: gateType}},
 		},
 		Status: corev1.PodStatus{
 			PodIPs:     []corev1.PodIP{{IP: "10.0.0.1"}},
-			Conditions: []corev1.PodCondition{{Type: gate, Status: corev1.ConditionFalse}, {Type: corev1.PodReady}},
+			Conditions: []corev1.PodCondition{{Type: gateType, Status: corev1.ConditionFalse}, {Type: corev1.PodReady}},
 		},
 	}
 	change(p)
@@ -71,7 +71,7 @@ func run(t *testing.T, client *fake.Clientset) (int, error) {
 	}()
 	defer func() { close(stop); <-stopped }()
 	return ReleaseHeld(t.Context(), Options{
-		Client: client, ConditionType: gate, Timeout: 10 * time.Second, Clock: clk, Log: logr.Discard(),
+		Client: client, ConditionType: gateType, Timeout: 10 * time.Second, Clock: clk, Log: logr.Discard(),
 	})
 }
 
