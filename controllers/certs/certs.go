@@ -124,6 +124,16 @@ func (o Options) Validate() error {
 	return errors.Join(errs...)
 }
 
+// everywhere makes a cache run on every replica. One of several kinds does not
+// say by itself that it needs no leader election, and the manager would start
+// it on the leader alone.
+type everywhere struct{ cache.Cache }
+
+var _ manager.LeaderElectionRunnable = everywhere{}
+
+// NeedLeaderElection returns false.
+func (everywhere) NeedLeaderElection() bool { return false }
+
 // AddToManager makes the manager's leader write the certificates and makes
 // serving, which NewServing returned, follow them on every replica. It reads
 // through a cache of its own that holds these objects and no others.
@@ -148,7 +158,7 @@ func AddToManager(mgr manager.Manager, o Options, serving *Serving, clk clock.Pa
 	if err != nil {
 		return fmt.Errorf("make the cache of certificates: %w", err)
 	}
-	if err := mgr.Add(objects); err != nil {
+	if err := mgr.Add(everywhere{objects}); err != nil {
 		return fmt.Errorf("add the cache of certificates: %w", err)
 	}
 	if err := mgr.Add(&follower{cache: objects, serving: serving}); err != nil {

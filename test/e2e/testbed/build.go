@@ -23,6 +23,10 @@ const (
 	DatabaseImage = "policygate.test/mariadb:e2e"
 )
 
+// databasePackages are MariaDB and what its installation script and the demo's
+// need of a shell: essential packages are nobody's dependencies.
+var databasePackages = []string{"mariadb-server", "mariadb-client", "dash", "coreutils", "sed", "grep"}
+
 // artifacts is what is built once for all clusters of a run.
 type artifacts struct {
 	root   string // the repository's
@@ -102,7 +106,7 @@ func (a artifacts) pack(ctx context.Context, out, bin string, database bool) err
 		},
 	}
 	if database {
-		mariadb, err := image.Rootfs(ctx, cache, "mariadb-server", "mariadb-client")
+		mariadb, err := image.Rootfs(ctx, cache, databasePackages...)
 		if err != nil {
 			return err
 		}

@@ -82,7 +82,7 @@ func (t *Testbed) startEngine(ctx context.Context, node *cluster.Node) error {
 			}
 		}
 	}
-	if e.process, err = t.Cluster.StartProcess(ctx, node, "engine", argv, nil); err != nil {
+	if e.process, err = t.Cluster.StartProcess(ctx, node, "engine-"+node.Name, argv, nil); err != nil {
 		return err
 	}
 	t.mu.Lock()
