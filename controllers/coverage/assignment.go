@@ -54,7 +54,10 @@ type Assignment struct {
 	NotAsked int
 	Notes    []expect.Note
 	Settle   bool
-	Basis    Basis
+	// ExcuseFamilies is set if a node may leave out the expectations of a
+	// family that its engine does not enforce.
+	ExcuseFamilies bool
+	Basis          Basis
 }
 
 // Assignment computes the assignment of a subject from all that the index holds
@@ -75,12 +78,13 @@ func (x *Index) Assignment(uid types.UID) (Assignment, bool) {
 	}, x.options.Expect)
 	x.link(uid, h, p, &r)
 	return Assignment{
-		Subject:  x.subject(p),
-		Span:     r.Span,
-		PerNode:  r.Nodes,
-		NotAsked: r.NotAsked,
-		Notes:    r.Notes,
-		Settle:   r.Settle,
+		Subject:        x.subject(p),
+		Span:           r.Span,
+		PerNode:        r.Nodes,
+		NotAsked:       r.NotAsked,
+		Notes:          r.Notes,
+		Settle:         r.Settle,
+		ExcuseFamilies: x.options.Expect.Families == "" || x.options.Expect.Families == expect.FamiliesAuto,
 		Basis: Basis{
 			NetworkPolicies: x.versions[KindNetworkPolicy].highest,
 			Namespaces:      x.versions[KindNamespace].highest,

@@ -30,8 +30,7 @@ type Options struct {
 	// NotReadyLimit is how long a node may be not ready until it leaves the
 	// spans of Pods on other nodes.
 	NotReadyLimit time.Duration
-	// Expect are the options of every computation. Its FamilyOff is not used:
-	// see SetFamilyOff.
+	// Expect are the options of every computation.
 	Expect expect.Options
 }
 
@@ -72,14 +71,8 @@ type Index struct {
 	versions  map[Kind]*versions
 	// generations has the metadata.generation of each policy that is held.
 	generations map[types.NamespacedName]int64
-	familyOff   map[family]bool
 	// sequence is the Seq of the Pod whose address became known last.
 	sequence uint64
-}
-
-type family struct {
-	node string
-	v6   bool
 }
 
 // held is a subject that waits for its gate, and what its last assignment was
@@ -91,7 +84,7 @@ type held struct {
 
 // New returns an Index that holds nothing.
 func New(o Options) *Index {
-	x := &Index{
+	return &Index{
 		options:     o,
 		started:     o.Clock.Now(),
 		wake:        make(chan struct{}, 1),
@@ -108,10 +101,7 @@ func New(o Options) *Index {
 		departed:    departed{byAddress: map[netip.Addr][]departure{}},
 		versions:    map[Kind]*versions{KindNetworkPolicy: newVersions(), KindNamespace: newVersions()},
 		generations: map[types.NamespacedName]int64{},
-		familyOff:   map[family]bool{},
 	}
-	x.options.Expect.FamilyOff = func(node string, v6 bool) bool { return x.familyOff[family{node, v6}] }
-	return x
 }
 
 // Wake receives after Affected has got something to return. It holds one
@@ -228,23 +218,6 @@ func (x *Index) DeleteNamespace(ns *corev1.Namespace) {
 	delete(x.namespaces, ns.Name)
 	x.touchNamespace(ns.Name)
 	x.cluster.DeleteNamespace(ns.Name)
-}
-
-// SetFamilyOff notes whether the engine on a node was learned not to enforce
-// IPv6, if v6 is set, or IPv4.
-func (x *Index) SetFamilyOff(node string, v6, off bool) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	key := family{node, v6}
-	if x.familyOff[key] == off {
-		return
-	}
-	if off {
-		x.familyOff[key] = true
-	} else {
-		delete(x.familyOff, key)
-	}
-	x.touchAll()
 }
 
 // Has reports whether the index holds the object at this version or a newer

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
 )
 
 // town is two nodes, a database on n2 that admits backups, bystanders, a held
@@ -145,9 +146,6 @@ func TestWhomAnEventAffects(t *testing.T) {
 		},
 		"a node that goes affects everyone held": {
 			func(w *town) { w.x.DeleteNode("n2") }, []types.UID{"db/backup", "web/page"},
-		},
-		"a family that is off affects everyone held": {
-			func(w *town) { w.x.SetFamilyOff("n2", true, true) }, []types.UID{"db/backup", "web/page"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -312,6 +310,21 @@ func TestANodeThatIsNotReadyForTooLongLeavesTheSpan(t *testing.T) {
 	w.node("n2", "10.0.2.0/24")
 	if got, _ := w.x.Assignment("db/backup"); len(got.Span) != 2 {
 		t.Errorf("span %v after the node came back, want both", got.Span)
+	}
+}
+
+func TestOnlyAutoLetsNodesLeaveOutAFamily(t *testing.T) {
+	for families, want := range map[expect.Families]bool{
+		"": true, expect.FamiliesAuto: true,
+		expect.FamiliesBoth: false, expect.FamiliesV4: false, expect.FamiliesV6: false,
+	} {
+		t.Run(string(families), func(t *testing.T) {
+			w := newTown(t)
+			w.x.options.Expect.Families = families
+			if got, ok := w.x.Assignment(w.backup.UID); !ok || got.ExcuseFamilies != want {
+				t.Errorf("held %v, excuse families %v: want held, %v", ok, got.ExcuseFamilies, want)
+			}
+		})
 	}
 }
 

@@ -45,24 +45,32 @@ type Families string
 
 // The values of Families.
 const (
-	// FamiliesAuto asks both, but for a family that a node was learned not to
-	// enforce.
+	// FamiliesAuto asks both. Who asks may leave out a family on a node whose
+	// engine turns out not to enforce it.
 	FamiliesAuto Families = "auto"
 	FamiliesV4   Families = "v4"
 	FamiliesV6   Families = "v6"
-	// FamiliesBoth asks both everywhere.
+	// FamiliesBoth asks both and leaves out none.
 	FamiliesBoth Families = "both"
 )
+
+// asks reports whether IPv6, if v6 is set, or IPv4 is asked.
+func (f Families) asks(v6 bool) bool {
+	switch f {
+	case FamiliesV4:
+		return !v6
+	case FamiliesV6:
+		return v6
+	case FamiliesAuto, FamiliesBoth:
+	}
+	return true
+}
 
 // Options are what a cluster's administrator chose. The zero value asks
 // nothing: see DefaultOptions.
 type Options struct {
 	// Families is FamiliesAuto if empty.
 	Families Families
-	// FamilyOff reports whether the engine on a node was learned not to
-	// enforce IPv6, if v6 is set, or IPv4. It counts with FamiliesAuto only,
-	// and may be nil.
-	FamilyOff func(node string, v6 bool) bool
 	// MaxForeignNodes are the nodes that only policies of other namespaces ask
 	// about and that are still awaited. 0: none is.
 	MaxForeignNodes int
@@ -103,8 +111,6 @@ const (
 	EngineLimit NoteKind = "EngineLimit"
 	// DuplicatePodIP: an address that two live Pods have was skipped.
 	DuplicatePodIP NoteKind = "DuplicatePodIP"
-	// FamilyNotEnforced: a family was left out on a node.
-	FamilyNotEnforced NoteKind = "FamilyNotEnforced"
 	// PolicyNotUnderstood: a policy that may bind the subject could not be
 	// read, so nothing was computed.
 	PolicyNotUnderstood NoteKind = "PolicyNotUnderstood"
@@ -280,7 +286,7 @@ type question struct {
 func (k *plan) ask(q question) bool {
 	f := q.conn.Flow()
 	key := ask{q.node, f}
-	if k.asked[key] || f.Validate() != nil || f.Src == f.Dst || !k.enforced(q.node, f.Src.Is6()) {
+	if k.asked[key] || f.Validate() != nil || f.Src == f.Dst || !k.options.Families.asks(f.Src.Is6()) {
 		return true
 	}
 	want, deviates := k.cluster.admission(q.node, q.conn, k.policies).Answer()
@@ -317,24 +323,6 @@ func (k *plan) ask(q question) bool {
 func (k *plan) add(key ask, e Expectation) {
 	k.asked[key] = true
 	k.result.Nodes[key.node] = append(k.result.Nodes[key.node], e)
-}
-
-// enforced reports whether a family is asked of a node.
-func (k *plan) enforced(node string, v6 bool) bool {
-	switch k.options.Families {
-	case FamiliesBoth:
-		return true
-	case FamiliesV4:
-		return !v6
-	case FamiliesV6:
-		return v6
-	case FamiliesAuto:
-	}
-	if k.options.FamilyOff == nil || !k.options.FamilyOff(node, v6) {
-		return true
-	}
-	k.note(FamilyNotEnforced, "v%d not enforced on %s", 4+2*bit(v6), node)
-	return false
 }
 
 // controls returns, for each end of an Allowed x that node judges and that is

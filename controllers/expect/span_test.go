@@ -202,31 +202,28 @@ func TestTheDiagonalHasEachPairOnceAndEveryPortAndPeerFirst(t *testing.T) {
 }
 
 func TestFamilies(t *testing.T) {
-	off := func(node string, v6 bool) bool { return v6 && node == "n1" }
 	for name, tc := range map[string]struct {
 		families Families
-		off      func(string, bool) bool
 		v4, v6   bool
-		note     bool
 	}{
-		"auto asks both as long as nothing else was learned":    {FamiliesAuto, nil, true, true, false},
-		"auto leaves a family out where it is off, and says so": {FamiliesAuto, off, true, false, true},
-		"both asks both, whatever was learned":                  {FamiliesBoth, off, true, true, false},
-		"v4 asks IPv4 only":                                     {FamiliesV4, nil, true, false, false},
-		"v6 asks IPv6 only, whatever was learned":               {FamiliesV6, off, false, true, false},
+		"auto asks both":           {FamiliesAuto, true, true},
+		"what is empty means auto": {"", true, true},
+		"both asks both":           {FamiliesBoth, true, true},
+		"v4 asks IPv4 only":        {FamiliesV4, true, false},
+		"v6 asks IPv6 only":        {FamiliesV6, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := shop(t)
 			w.pod("db/backup", "n1", "10.0.1.20 fd00:0:0:1::20")
 			o := DefaultOptions()
-			o.Families, o.FamilyOff = tc.families, tc.off
+			o.Families = tc.families
 			r := w.expectWith("db/backup", o, nil)
 			var v4, v6 bool
 			for _, e := range r.Nodes["n1"] {
 				v4, v6 = v4 || e.Flow.Src.Is4(), v6 || e.Flow.Src.Is6()
 			}
-			if v4 != tc.v4 || v6 != tc.v6 || hasNote(r, FamilyNotEnforced) != tc.note {
-				t.Errorf("v4 %v, v6 %v, notes %v: want %v, %v, note %v", v4, v6, r.Notes, tc.v4, tc.v6, tc.note)
+			if v4 != tc.v4 || v6 != tc.v6 {
+				t.Errorf("v4 %v, v6 %v: want %v, %v", v4, v6, tc.v4, tc.v6)
 			}
 		})
 	}

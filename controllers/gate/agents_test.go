@@ -80,9 +80,12 @@ func (a testAgent) assigned() *hubv1.Assign {
 
 func (a testAgent) confirm(assign *hubv1.Assign) {
 	a.t.Helper()
-	err := a.stream.Send(&hubv1.AgentMessage{Message: &hubv1.AgentMessage_Report{Report: &hubv1.Report{
-		Uid: assign.GetSubject().GetUid(), Generation: assign.GetGeneration(), Confirmed: true,
-	}}})
+	a.report(&hubv1.Report{Uid: assign.GetSubject().GetUid(), Generation: assign.GetGeneration(), Confirmed: true})
+}
+
+func (a testAgent) report(r *hubv1.Report) {
+	a.t.Helper()
+	err := a.stream.Send(&hubv1.AgentMessage{Message: &hubv1.AgentMessage_Report{Report: r}})
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -144,7 +147,13 @@ func TestAgentsOpenAGate(t *testing.T) {
 	n1.confirm(n1.assigned())
 
 	index.SetPolicy(policy)
-	n2.confirm(n2.assigned())
+	far := n2.assigned()
+	if !far.GetExcuseFamilies() {
+		t.Error("by default a node may leave out a family that its engine does not enforce, n2 was not told")
+	}
+	n2.report(&hubv1.Report{
+		Uid: far.GetSubject().GetUid(), Generation: far.GetGeneration(), Confirmed: true, Ipv6Unenforced: true,
+	})
 	var released *hubv1.Release
 	n1.next(func(m *hubv1.HubMessage) bool {
 		if a := m.GetAssign(); a != nil {
@@ -153,7 +162,9 @@ func TestAgentsOpenAGate(t *testing.T) {
 		released = m.GetRelease()
 		return released != nil
 	})
-	if released.GetReason() != v1alpha1.ReasonConfirmed || !strings.HasPrefix(released.GetMessage(), "confirmed on 2/2 nodes in ") {
+	if released.GetReason() != v1alpha1.ReasonConfirmed ||
+		!strings.HasPrefix(released.GetMessage(), "confirmed on 2/2 nodes in ") ||
+		!strings.HasSuffix(released.GetMessage(), "; v6 not enforced on n2") {
 		t.Errorf("released with %s: %q", released.GetReason(), released.GetMessage())
 	}
 	if diff := cmp.Diff([]string{"10.0.1.1"}, released.GetSubject().GetIps()); diff != "" {

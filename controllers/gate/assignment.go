@@ -25,6 +25,8 @@ type Assignment struct {
 	Demands map[string]Demand
 	// Settle is hub.proto's Assign.settle.
 	Settle bool
+	// ExcuseFamilies is hub.proto's Assign.excuse_families.
+	ExcuseFamilies bool
 	// NotAsked counts the flows beyond the limit.
 	NotAsked int
 }
@@ -44,7 +46,7 @@ func (a *Assignment) sameContent(b *Assignment) bool {
 		return a == b
 	}
 	if !sameSubject(a.Subject, b.Subject) || a.Settle != b.Settle ||
-		!slices.Equal(a.Span, b.Span) || len(a.Demands) != len(b.Demands) {
+		a.ExcuseFamilies != b.ExcuseFamilies || !slices.Equal(a.Span, b.Span) || len(a.Demands) != len(b.Demands) {
 		return false
 	}
 	for node, demand := range a.Demands {

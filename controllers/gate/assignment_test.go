@@ -84,6 +84,7 @@ func TestSameContent(t *testing.T) {
 		"other addresses are not":              {func(a *Assignment) { a.Subject.Ips[0] = "10.0.0.2" }, false},
 		"another generation of the Pod is not": {func(a *Assignment) { a.Subject.Generation = 2 }, false},
 		"settling is not":                      {func(a *Assignment) { a.Settle = true }, false},
+		"leave to excuse families is not":      {func(a *Assignment) { a.ExcuseFamilies = true }, false},
 		"another span is not":                  {func(a *Assignment) { a.Span = nil }, false},
 		"another node is not":                  {func(a *Assignment) { a.Demands["n2"] = Demand{} }, false},
 		"another port is not":                  {func(a *Assignment) { a.Demands["n1"].Expectations[0].Flow.Port = 2 }, false},

@@ -34,10 +34,11 @@ func (c indexCoverage) Assignment(uid types.UID) *Assignment {
 			Namespaces:      a.Basis.Namespaces,
 			Pod:             a.Basis.Pod,
 		},
-		Span:     a.Span,
-		Demands:  make(map[string]Demand, len(a.PerNode)),
-		Settle:   a.Settle,
-		NotAsked: a.NotAsked,
+		Span:           a.Span,
+		Demands:        make(map[string]Demand, len(a.PerNode)),
+		Settle:         a.Settle,
+		ExcuseFamilies: a.ExcuseFamilies,
+		NotAsked:       a.NotAsked,
 	}
 	for node, expectations := range a.PerNode {
 		out.Demands[node] = demandOf(expectations)

@@ -60,6 +60,9 @@ type spanNode struct {
 	confirmed bool
 	// deviates is true if it confirmed but for advisory expectations.
 	deviates bool
+	// without is the address family that it left out, "v4" or "v6", for its
+	// engine does not enforce it; empty if none.
+	without string
 	// awaits says what is unmet, fit for the Pod's owner; empty if the node
 	// has not answered.
 	awaits string
@@ -203,6 +206,17 @@ func (s state) remarks(excused []spanNode) string {
 			reasons = append(reasons, n.name+" ("+why+")")
 		}
 		text += "; not awaited: " + strings.Join(named(reasons), ", ")
+	}
+	for _, family := range []string{"v4", "v6"} {
+		var nodes []string
+		for _, n := range s.span {
+			if n.confirmed && n.without == family {
+				nodes = append(nodes, n.name)
+			}
+		}
+		if len(nodes) > 0 {
+			text += "; " + family + " not enforced on " + strings.Join(named(nodes), ", ")
+		}
 	}
 	if s.notAsked > 0 {
 		text += fmt.Sprintf("; %d flows beyond the limit were not asked", s.notAsked)

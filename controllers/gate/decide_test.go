@@ -132,6 +132,21 @@ func TestDecide(t *testing.T) {
 			want: decision{open: &outcome{v1alpha1.ReasonEngineDeviates,
 				"confirmed on 2/2 nodes in 11s; the policy engine does not realize all that was asked on n7"}},
 		},
+		"a family that is not enforced is told with its nodes": {
+			state: pod(
+				with(own, func(n *spanNode) { n.without = "v6" }), with(far, func(n *spanNode) { n.without = "v6" }),
+				with(far, func(n *spanNode) { n.name, n.without = "n8", "v4" }),
+			),
+			after: 412 * time.Millisecond,
+			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
+				"confirmed on 3/3 nodes in 412ms; v4 not enforced on n8; v6 not enforced on n1, n7"}},
+		},
+		"a node that left out a family and has not confirmed is awaited": {
+			state: pod(with(own, func(n *spanNode) { n.without = "v6" }), with(farWaits, func(n *spanNode) { n.without = "v6" })),
+			after: time.Minute,
+			want: decision{open: &outcome{v1alpha1.ReasonPartiallyConfirmed,
+				"confirmed on 1/2 nodes within 1m0s; missing: n7; v6 not enforced on n1"}},
+		},
 		"flows that were not asked are counted": {
 			state: but(pod(own), func(s *state) { s.notAsked = 40 }),
 			after: time.Second,

@@ -55,7 +55,9 @@ type entry struct {
 // answer is what a node answered to the entry's generation; zero: nothing.
 type answer struct {
 	confirmed, deviates bool
-	awaits              string
+	// without is the family that was left out, as "v6", or "".
+	without string
+	awaits  string
 }
 
 // podChanged takes a gated Pod's new state.
@@ -180,13 +182,14 @@ func (l *Ledger) recompute(e *entry, renew bool) {
 	for node, demand := range a.Demands {
 		e.answers[node] = &answer{}
 		l.hub.Assign(node, &hubv1.Assign{
-			Subject:      a.Subject,
-			Generation:   e.generation,
-			Basis:        a.Basis,
-			Expectations: demand.Expectations,
-			Whys:         demand.Whys,
-			OwnNode:      node == e.pod.node,
-			Settle:       a.Settle,
+			Subject:        a.Subject,
+			Generation:     e.generation,
+			Basis:          a.Basis,
+			Expectations:   demand.Expectations,
+			Whys:           demand.Whys,
+			OwnNode:        node == e.pod.node,
+			Settle:         a.Settle,
+			ExcuseFamilies: a.ExcuseFamilies,
 		})
 	}
 }
@@ -198,6 +201,12 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 		return
 	}
 	a := answer{confirmed: r.GetConfirmed(), deviates: r.GetConfirmed() && r.GetUnmetAdvisory() > 0}
+	switch {
+	case r.GetIpv4Unenforced():
+		a.without = "v4"
+	case r.GetIpv6Unenforced():
+		a.without = "v6"
+	}
 	if !a.confirmed && len(r.GetUnmet()) > 0 {
 		first := r.GetUnmet()[0]
 		a.awaits = e.assignment.Demands[name].awaits(first.GetExpectation(), e.pod.namespace, e.pod.ips)
@@ -290,7 +299,7 @@ func (l *Ledger) state(e *entry) state {
 		s.span = append(s.span, spanNode{
 			name: name, own: name == e.pod.node, optional: !slices.Contains(e.assignment.Span, name),
 			connected: n.connected, unseen: n.connected && n.unseen, stalled: n.stalled,
-			confirmed: a.confirmed, deviates: a.deviates, awaits: a.awaits,
+			confirmed: a.confirmed, deviates: a.deviates, without: a.without, awaits: a.awaits,
 		})
 	}
 	return s

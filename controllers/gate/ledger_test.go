@@ -315,6 +315,22 @@ func TestARetractionCounts(t *testing.T) {
 	b.wantTold("")
 }
 
+func TestAFamilyThatANodeLeftOutIsTold(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.report("n1", true)
+	left := &hubv1.Report{Uid: "p", Generation: b.hub.last["n7"], Confirmed: true, Ipv6Unenforced: true}
+	b.ledger.Reported("n7", left)
+	b.clock.Step(resendFirst)
+	b.step()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 2/2 nodes in 500ms; v6 not enforced on n7")
+	// The family is enforced after all.
+	b.report("n7", true)
+	b.clock.Step(resendFirst)
+	b.step()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 2/2 nodes in 1s")
+}
+
 func TestANodeThatLostItsSessionConfirmsNothing(t *testing.T) {
 	b := newBench(t)
 	b.waiting()

@@ -249,13 +249,14 @@ func (h *Hub) stamp(a *hubv1.Assign, generation uint64) assignment {
 	// The caller may hand the same message to several nodes and sessions.
 	// The parts of it are shared: nobody writes to them.
 	return assignment{generation: generation, message: &hubv1.Assign{
-		Subject:      a.GetSubject(),
-		Generation:   h.generations.Add(1),
-		Basis:        a.GetBasis(),
-		Expectations: a.GetExpectations(),
-		Whys:         a.GetWhys(),
-		OwnNode:      a.GetOwnNode(),
-		Settle:       a.GetSettle(),
+		Subject:        a.GetSubject(),
+		Generation:     h.generations.Add(1),
+		Basis:          a.GetBasis(),
+		Expectations:   a.GetExpectations(),
+		Whys:           a.GetWhys(),
+		OwnNode:        a.GetOwnNode(),
+		Settle:         a.GetSettle(),
+		ExcuseFamilies: a.GetExcuseFamilies(),
 	}}
 }
 
@@ -300,18 +301,20 @@ func (h *Hub) report(nodeName string, s *session, r *hubv1.Report) error {
 	defer n.mu.Unlock()
 	current, ok := n.assignments[r.GetUid()]
 	if !ok || n.session != s || current.message.GetGeneration() != r.GetGeneration() {
-		return validateReport(r, -1)
+		return validateReport(r, nil)
 	}
-	if err := validateReport(r, len(current.message.GetExpectations())); err != nil {
+	if err := validateReport(r, current.message); err != nil {
 		return err
 	}
 	h.sink.Reported(nodeName, &hubv1.Report{
-		Uid:           r.GetUid(),
-		Generation:    current.generation,
-		Confirmed:     r.GetConfirmed(),
-		Unmet:         r.GetUnmet(),
-		UnmetRequired: r.GetUnmetRequired(),
-		UnmetAdvisory: r.GetUnmetAdvisory(),
+		Uid:            r.GetUid(),
+		Generation:     current.generation,
+		Confirmed:      r.GetConfirmed(),
+		Unmet:          r.GetUnmet(),
+		UnmetRequired:  r.GetUnmetRequired(),
+		UnmetAdvisory:  r.GetUnmetAdvisory(),
+		Ipv4Unenforced: r.GetIpv4Unenforced(),
+		Ipv6Unenforced: r.GetIpv6Unenforced(),
 	})
 	return nil
 }

@@ -307,12 +307,14 @@ func TestAMalformedReportEndsTheSession(t *testing.T) {
 		report *hubv1.Report
 		want   string
 	}{
-		"no uid":                         {&hubv1.Report{}, "uid is empty"},
-		"more unmet than agreed":         {&hubv1.Report{Uid: "a", Unmet: make([]*hubv1.Unmet, 4)}, "unmet has 4 entries"},
-		"an index beyond the assignment": {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Expectation: 2}}}, "unmet[0].expectation is 2"},
-		"confirmed and unmet":            {&hubv1.Report{Uid: "a", Confirmed: true, UnmetRequired: 1}, "confirmed with unmet_required 1"},
-		"a reason that is not printable": {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Reason: "\x1b[31m"}}}, "unmet[0].reason"},
-		"a reason that is too long":      {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Reason: strings.Repeat("x", 201)}}}, "unmet[0].reason"},
+		"no uid":                          {&hubv1.Report{}, "uid is empty"},
+		"more unmet than agreed":          {&hubv1.Report{Uid: "a", Unmet: make([]*hubv1.Unmet, 4)}, "unmet has 4 entries"},
+		"an index beyond the assignment":  {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Expectation: 2}}}, "unmet[0].expectation is 2"},
+		"confirmed and unmet":             {&hubv1.Report{Uid: "a", Confirmed: true, UnmetRequired: 1}, "confirmed with unmet_required 1"},
+		"both families left out":          {&hubv1.Report{Uid: "a", Ipv4Unenforced: true, Ipv6Unenforced: true}, "at most one"},
+		"a family left out without leave": {&hubv1.Report{Uid: "a", Ipv6Unenforced: true}, "does not have excuse_families"},
+		"a reason that is not printable":  {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Reason: "\x1b[31m"}}}, "unmet[0].reason"},
+		"a reason that is too long":       {&hubv1.Report{Uid: "a", Unmet: []*hubv1.Unmet{{Reason: strings.Repeat("x", 201)}}}, "unmet[0].reason"},
 	}
 	f := serve(t, clock.RealClock{}, reviews{})
 	for name, tc := range cases {

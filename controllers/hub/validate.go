@@ -34,10 +34,10 @@ func validateHello(m *hubv1.AgentMessage) error {
 	return nil
 }
 
-// validateReport returns an error that names what is wrong with r.
-// expectations is how many the assignment has that r answers, or negative if
-// it answers none that the hub still knows.
-func validateReport(r *hubv1.Report, expectations int) error {
+// validateReport returns an error that names what is wrong with r. answered is
+// the assignment that r answers, or nil if the hub knows it no more.
+func validateReport(r *hubv1.Report, answered *hubv1.Assign) error {
+	expectations := len(answered.GetExpectations())
 	switch {
 	case r.GetUid() == "":
 		return errors.New("uid is empty")
@@ -47,12 +47,16 @@ func validateReport(r *hubv1.Report, expectations int) error {
 		return fmt.Errorf("unmet has %d entries: want at most %d", len(r.GetUnmet()), maxUnmet)
 	case r.GetConfirmed() && r.GetUnmetRequired() > 0:
 		return fmt.Errorf("confirmed with unmet_required %d: want 0", r.GetUnmetRequired())
+	case r.GetIpv4Unenforced() && r.GetIpv6Unenforced():
+		return errors.New("ipv4_unenforced and ipv6_unenforced are both set: want at most one, or nothing was confirmed")
+	case answered != nil && !answered.GetExcuseFamilies() && (r.GetIpv4Unenforced() || r.GetIpv6Unenforced()):
+		return errors.New("ipv4_unenforced or ipv6_unenforced is set: the assignment does not have excuse_families")
 	}
 	for i, u := range r.GetUnmet() {
 		if len(u.GetReason()) > maxText || u.GetReason() != printable(u.GetReason()) {
 			return fmt.Errorf("unmet[%d].reason %q: want at most %d bytes of printable ASCII", i, printable(u.GetReason()), maxText)
 		}
-		if expectations >= 0 && int64(u.GetExpectation()) >= int64(expectations) {
+		if answered != nil && int64(u.GetExpectation()) >= int64(expectations) {
 			return fmt.Errorf("unmet[%d].expectation is %d: the assignment has %d", i, u.GetExpectation(), expectations)
 		}
 	}
