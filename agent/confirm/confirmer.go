@@ -64,6 +64,8 @@ type Confirmer struct {
 	subjects map[string]*subject
 	newest   *judgement // what was judged last, or nil
 	failing  bool       // whether its look failed
+	// enforcement is what all looks taught.
+	enforcement enforcement
 }
 
 // subject is all that is held for one uid.
@@ -90,14 +92,17 @@ type assignment struct {
 
 // evaluation is what replicas with the same content share.
 type evaluation struct {
-	// The following four never change.
+	// The following five never change.
 	uid          string
 	key          contentKey
 	expectations []expectation
+	// excuse: a family that is not enforced may be left out.
+	excuse bool
 	// malformed says why this content cannot be judged, or is nil.
 	malformed *unmet
 
 	state state
+	open  openSince
 	// observed: there was a look, begun at seenAt, and answer is from the
 	// newest.
 	observed bool
@@ -173,6 +178,7 @@ func (s *subject) evaluate(uid string, key contentKey, a *hubv1.Assign) *evaluat
 	e := &evaluation{
 		uid: uid, key: key,
 		expectations: expectations,
+		excuse:       a.GetExcuseFamilies(),
 		malformed:    malformed,
 		state:        state{settle: a.GetSettle()},
 	}
@@ -183,9 +189,9 @@ func (s *subject) evaluate(uid string, key contentKey, a *hubv1.Assign) *evaluat
 	}
 	ips := slices.Sorted(slices.Values(a.GetSubject().GetIps()))
 	for _, other := range s.assignments {
-		known := &s.evaluations[other.key].state
-		if known.looked && slices.Equal(other.ips, ips) {
-			e.state = known.successor(a.GetSettle())
+		known := s.evaluations[other.key]
+		if known.state.looked && slices.Equal(other.ips, ips) {
+			e.state, e.open = known.state.successor(a.GetSettle()), known.open
 			break
 		}
 	}
@@ -260,7 +266,11 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 		reason := printable("the dataplane could not be read: " + seen.err.Error())
 		e.answer = e.state.fail(reason, requiredIn(e.expectations))
 	} else {
-		e.answer = e.state.observe(moment{began: seen.began, ended: j.ended, rewrites: seen.rewrites}, j.results[e])
+		var excused [families]bool
+		if e.excuse {
+			excused = c.enforcement.unenforced
+		}
+		e.answer = e.state.observe(j.moment(), j.findings[e].result(excused))
 	}
 	e.observed, e.seenAt = true, seen.began
 	c.publish(c.subjects[e.uid], e)
@@ -294,11 +304,13 @@ func (c *Confirmer) publish(s *subject, e *evaluation) {
 
 func reportOf(e *evaluation, generation uint64) *hubv1.Report {
 	report := &hubv1.Report{
-		Uid:           e.uid,
-		Generation:    generation,
-		Confirmed:     e.answer.confirmed,
-		UnmetRequired: uint32(e.answer.required), //nolint:gosec // bounded by the message's size
-		UnmetAdvisory: uint32(e.answer.advisory), //nolint:gosec // bounded by the message's size
+		Uid:            e.uid,
+		Generation:     generation,
+		Confirmed:      e.answer.confirmed,
+		UnmetRequired:  uint32(e.answer.required), //nolint:gosec // bounded by the message's size
+		UnmetAdvisory:  uint32(e.answer.advisory), //nolint:gosec // bounded by the message's size
+		Ipv4Unenforced: e.answer.without[ipv4],
+		Ipv6Unenforced: e.answer.without[ipv6],
 	}
 	for _, u := range e.answer.unmet {
 		// A reason that concerns none, where there is none to hang it on.

@@ -15,6 +15,14 @@
 //     10 s without interruption or over two rewrites of the rules.
 //   - A subject that must settle also waits for two rewrites since its first
 //     look here, or for 10 s without any.
+//   - Where the manager allows it, the expectations of an address family that
+//     the node's engine does not enforce are left out, and the report says so.
+//     That is believed if no stranger of the family was ever denied here, and
+//     some subject's were let in for 15 s while those of its other family were
+//     denied. They are still asked: the first that is denied ends it until the
+//     agent restarts, and what was confirmed without them is judged with them
+//     on the same look. A subject of which nothing else is asked is not
+//     excused.
 //   - Watching goes on after a subject was confirmed, until it is withdrawn;
 //     a required expectation that fails retracts at once.
 //

@@ -40,6 +40,8 @@ type result struct {
 	unmet []unmet
 	// required and advisory count all that do not hold.
 	required, advisory int
+	// without are the families whose expectations were left out of the above.
+	without [families]bool
 }
 
 // parse returns the expectations of a, or the first that is malformed. A
@@ -84,47 +86,15 @@ func keyOf(a *hubv1.Assign) (contentKey, error) {
 		},
 		Expectations: a.GetExpectations(),
 		// Only the number of whys decides whether the indexes are in range.
-		Whys:    make([]string, len(a.GetWhys())),
-		OwnNode: a.GetOwnNode(),
-		Settle:  a.GetSettle(),
+		Whys:           make([]string, len(a.GetWhys())),
+		OwnNode:        a.GetOwnNode(),
+		Settle:         a.GetSettle(),
+		ExcuseFamilies: a.GetExcuseFamilies(),
 	})
 	if err != nil {
 		return contentKey{}, fmt.Errorf("marshal assignment of %q: %w", a.GetSubject().GetUid(), err)
 	}
 	return sha256.Sum256(data), nil
-}
-
-// judge holds all the expectations against one look.
-func judge(s *sight, expectations []expectation) result {
-	var r result
-	var advisory []unmet
-	for i, e := range expectations {
-		if e.external && !s.hasRoute(e.flow) {
-			continue
-		}
-		v := s.verdict(e.flow)
-		if v.Answer == e.want {
-			continue
-		}
-		u := unmet{index: i, reason: printable(v.String())}
-		if e.advisory {
-			r.advisory++
-			if len(advisory) < maxUnmet {
-				advisory = append(advisory, u)
-			}
-			continue
-		}
-		r.required++
-		if len(r.unmet) < maxUnmet {
-			r.unmet = append(r.unmet, u)
-		}
-	}
-	for _, u := range advisory {
-		if len(r.unmet) < maxUnmet {
-			r.unmet = append(r.unmet, u)
-		}
-	}
-	return r
 }
 
 // requiredIn counts the expectations that are not advisory.

@@ -99,6 +99,7 @@ func TestKeyTellsContentsApart(t *testing.T) {
 		"another address is not":         {change: func(a *hubv1.Assign) { a.Subject.Ips[0] = "10.0.0.2" }},
 		"another want is not":            {change: func(a *hubv1.Assign) { a.Expectations[0].Want = hubv1.Answer_ANSWER_DENIED }},
 		"settling is not":                {change: func(a *hubv1.Assign) { a.Settle = true }},
+		"leave to excuse is not":         {change: func(a *hubv1.Assign) { a.ExcuseFamilies = true }},
 		"the own node is not":            {change: func(a *hubv1.Assign) { a.OwnNode = true }},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -53,6 +53,7 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.learn(before, j)
 	s := c.subjects[uid]
 	if s == nil {
 		return false, "withdrawn during the look"

@@ -6,6 +6,8 @@ package confirm
 import (
 	"context"
 	"time"
+
+	"github.com/policygate/policygate/api/flow"
 )
 
 const (
@@ -110,6 +112,7 @@ func (c *Confirmer) look(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.note(j)
+	c.learn(evaluations, j)
 	confirmed := 0
 	for _, e := range evaluations {
 		if c.current(e) {
@@ -122,25 +125,78 @@ func (c *Confirmer) look(ctx context.Context) {
 	c.metrics.held(confirmed, len(evaluations)-confirmed)
 }
 
-// judgement is what one look says about evaluations. The results are empty if
+// judgement is what one look says about evaluations. There are no findings if
 // it failed.
 type judgement struct {
-	seen    *sight
-	results map[*evaluation]result
+	seen     *sight
+	findings map[*evaluation]findings
+	// denied are the families of which a witness was denied.
+	denied [families]bool
 	// ended is when the last verdict was known: sets may be read for it.
 	ended time.Time
 }
 
-// judge holds the evaluations' expectations against the look.
+// moment is the look's.
+func (j *judgement) moment() moment {
+	return moment{began: j.seen.began, ended: j.ended, rewrites: j.seen.rewrites}
+}
+
+// judge holds the evaluations' expectations against the look, and asks the
+// witnesses again.
 func (c *Confirmer) judge(evaluations []*evaluation, seen *sight) *judgement {
-	j := &judgement{seen: seen, results: make(map[*evaluation]result, len(evaluations))}
+	j := &judgement{seen: seen, findings: make(map[*evaluation]findings, len(evaluations))}
 	if seen.err == nil {
 		for _, e := range evaluations {
-			j.results[e] = judge(seen, e.expectations)
+			j.findings[e] = find(seen, e.expectations)
+		}
+		for f, witnesses := range c.witnesses() {
+			for _, w := range witnesses {
+				j.denied[f] = j.denied[f] || seen.verdict(w).Answer == flow.Denied
+			}
 		}
 	}
 	j.ended = c.clock.Now()
 	return j
+}
+
+// witnesses returns the flows to ask beside those of the assignments.
+func (c *Confirmer) witnesses() [families][]flow.Flow {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.enforcement.witnesses
+}
+
+// learn takes in what the look shows of the families that the engine
+// enforces. It comes before observe, so that the same look is summed up by it.
+func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
+	before := c.enforcement.unenforced
+	for f := range families {
+		denied := j.denied[f]
+		for _, found := range j.findings {
+			denied = denied || found[f].denied > 0
+		}
+		if denied {
+			c.enforcement.denied(f)
+		}
+	}
+	for _, e := range evaluations {
+		switch {
+		case j.seen.err != nil:
+			e.open = openSince{}
+		case !j.seen.began.Before(e.seenAt) && e.malformed == nil:
+			e.open.observe(j.moment(), j.findings[e])
+			c.enforcement.observe(j.moment(), e.open, j.findings[e])
+		}
+	}
+	for f, unenforced := range c.enforcement.unenforced {
+		switch {
+		case unenforced && !before[f]:
+			c.log.Info("The policy engine does not enforce an address family: left out where the manager allows it",
+				"family", family(f).String())
+		case !unenforced && before[f]:
+			c.log.Info("The policy engine enforces an address family after all", "family", family(f).String())
+		}
+	}
 }
 
 // watched returns the evaluations that a look can answer.

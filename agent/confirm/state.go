@@ -35,11 +35,13 @@ type answer struct {
 	unmet     []unmet
 	// required and advisory count what does not hold.
 	required, advisory int
+	// without are the families that were left out.
+	without [families]bool
 }
 
 func (a answer) equal(b answer) bool {
 	return a.confirmed == b.confirmed && a.required == b.required &&
-		a.advisory == b.advisory && slices.Equal(a.unmet, b.unmet)
+		a.advisory == b.advisory && a.without == b.without && slices.Equal(a.unmet, b.unmet)
 }
 
 // state is what the looks so far say about one subject. The zero value has
@@ -53,6 +55,8 @@ type state struct {
 	rewrites uint64    // rewrites at the newest look
 	rested   time.Time // when the newest rewrite was noticed, or the first look
 
+	// without are the families that the newest look was summed up without.
+	without [families]bool
 	// requiredSince is when the first of an unbroken row of looks ended in
 	// which every required expectation held; zero if the newest did not.
 	// requiredBase is the number of rewrites then.
@@ -76,6 +80,11 @@ func (s *state) successor(settle bool) state {
 // report while s.wanting.
 func (s *state) observe(m moment, r result) answer {
 	s.noteRewrites(m)
+	if r.without != s.without {
+		// What is counted now was not looked at twice.
+		s.requiredSince, s.allSince = time.Time{}, time.Time{}
+		s.without = r.without
+	}
 	s.noteHeld(m, r)
 
 	settled := !s.settle || s.rewrites-s.base >= enoughRewrites || m.began.Sub(s.rested) >= rest
@@ -93,7 +102,7 @@ func (s *state) observe(m moment, r result) answer {
 	}
 	s.wanting = !s.confirmed && settled && !s.allSince.IsZero()
 
-	a := answer{confirmed: s.confirmed, unmet: r.unmet, required: r.required, advisory: r.advisory}
+	a := answer{confirmed: s.confirmed, unmet: r.unmet, required: r.required, advisory: r.advisory, without: r.without}
 	if !settled && !s.confirmed && r.required == 0 {
 		a.unmet = append([]unmet{{reason: settling}}, r.unmet[:min(len(r.unmet), maxUnmet-1)]...)
 	}

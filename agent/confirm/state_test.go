@@ -18,6 +18,7 @@ type observation struct {
 	required int
 	advisory int
 	failed   bool
+	without6 bool
 
 	wantConfirmed bool
 	wantWanting   bool
@@ -52,6 +53,17 @@ func TestStateObserve(t *testing.T) {
 			{at: 120, required: 1},
 			{at: 180, wantWanting: true},
 			{at: 240, wantConfirmed: true},
+		}},
+		"a family that counts again is looked at twice": {looks: []observation{
+			{at: 0, without6: true, wantWanting: true},
+			{at: 60, wantWanting: true},
+			{at: 120, wantConfirmed: true},
+		}},
+		"what was confirmed without a family that holds stays confirmed with it": {looks: []observation{
+			{at: 0, without6: true, wantWanting: true},
+			{at: 60, without6: true, wantConfirmed: true},
+			{at: 120, wantConfirmed: true},
+			{at: 180, required: 1},
 		}},
 		"a look that fails confirms nothing and retracts": {looks: []observation{
 			{at: 0, wantWanting: true},
@@ -128,7 +140,7 @@ func TestStateObserve(t *testing.T) {
 				} else {
 					a = s.observe(
 						moment{began: began, ended: began.Add(10 * time.Millisecond), rewrites: o.rewrites},
-						result{required: o.required, advisory: o.advisory},
+						result{required: o.required, advisory: o.advisory, without: [families]bool{ipv6: o.without6}},
 					)
 				}
 				reason := ""
@@ -136,7 +148,7 @@ func TestStateObserve(t *testing.T) {
 					reason = a.unmet[0].reason
 				}
 				got := observation{
-					at: o.at, rewrites: o.rewrites, required: o.required, advisory: o.advisory, failed: o.failed,
+					at: o.at, rewrites: o.rewrites, required: o.required, advisory: o.advisory, failed: o.failed, without6: a.without[ipv6],
 					wantConfirmed: a.confirmed, wantWanting: s.wanting, wantReason: reason,
 				}
 				if diff := cmp.Diff(o, got, cmp.AllowUnexported(observation{})); diff != "" {
