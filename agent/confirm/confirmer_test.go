@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"testing"
@@ -53,11 +54,7 @@ func (d *dataplane) Look(ctx context.Context) (Look, error) {
 		return nil, d.err
 	}
 	d.asked = map[flow.Flow]int{}
-	verdicts := map[flow.Flow]flow.Answer{}
-	for f, a := range d.verdicts {
-		verdicts[f] = a
-	}
-	return &answers{verdicts: verdicts, unrouted: d.unrouted, rewrites: d.rewrites, asked: d.asked}, nil
+	return &answers{verdicts: maps.Clone(d.verdicts), unrouted: d.unrouted, rewrites: d.rewrites, asked: d.asked}, nil
 }
 
 func (d *dataplane) set(change func(*dataplane)) {
@@ -205,11 +202,11 @@ func TestConfirmsInTwoLooksAndRetracts(t *testing.T) {
 			Unmet: []*hubv1.Unmet{{Expectation: 1, Reason: "allowed (rule)"}},
 		}})
 
-		d.set(func(d *dataplane) { d.err = errors.New("generation moved\n") })
+		d.set(func(d *dataplane) { d.err = errors.New("generation\nmoved") })
 		pass(2 * time.Second)
 		expect(t, out, sent{replicaA, &hubv1.Report{
 			Uid: "u", Generation: 3, UnmetRequired: 2,
-			Unmet: []*hubv1.Unmet{{Reason: "the dataplane could not be read: generation moved?"}},
+			Unmet: []*hubv1.Unmet{{Reason: "the dataplane could not be read: generation?moved"}},
 		}})
 		d.set(func(d *dataplane) { d.err, d.verdicts = nil, programmed() })
 		pass(time.Second)

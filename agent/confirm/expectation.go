@@ -119,7 +119,7 @@ func printable(text string) string {
 		if r < ' ' || r > '~' {
 			r = '?'
 		}
-		out = append(out, byte(r)) //nolint:gosec // bounded to ASCII above
+		out = append(out, byte(r))
 	}
 	return string(out)
 }

@@ -29,7 +29,7 @@ func TestParse(t *testing.T) {
 		"a well-formed one":                     {change: func(*hubv1.Expectation) {}, whys: []string{"db/a ingress[0]"}},
 		"without whys":                          {change: func(*hubv1.Expectation) {}},
 		"a missing flow is named":               {change: func(e *hubv1.Expectation) { e.Flow = nil }, want: "malformed expectation 1: flow is missing"},
-		"a source of three bytes is named":      {change: func(e *hubv1.Expectation) { e.Flow.Src = e.Flow.Src[:3] }, want: "malformed expectation 1: flow source has 3 bytes: want 4 or 16"},
+		"a source of three bytes is named":      {change: func(e *hubv1.Expectation) { e.Flow.Src = e.GetFlow().GetSrc()[:3] }, want: "malformed expectation 1: flow source has 3 bytes: want 4 or 16"},
 		"a port of 0 is named":                  {change: func(e *hubv1.Expectation) { e.Flow.Port = 0 }, want: "malformed expectation 1: flow destination port 0: want 1 to 65535"},
 		"a protocol of 1 is named":              {change: func(e *hubv1.Expectation) { e.Flow.Protocol = 1 }, want: "malformed expectation 1: flow protocol 1: want tcp (6), udp (17) or sctp (132)"},
 		"a want that is not specified is named": {change: func(e *hubv1.Expectation) { e.Want = 0 }, want: "malformed expectation 1: expectation wants ANSWER_UNSPECIFIED: want ANSWER_ALLOWED or ANSWER_DENIED"},

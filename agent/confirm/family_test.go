@@ -258,7 +258,7 @@ func TestAFamilyThatIsNotEnforcedIsLeftOutAndSeenToBegin(t *testing.T) {
 		expect(t, out, excused("v"))
 		must(t, c.Assign(replicaA, strict))
 		single := dual("single")
-		single.Expectations = single.Expectations[2:]
+		single.Expectations = single.GetExpectations()[2:]
 		pass(time.Second)
 		expect(t, out, waits("strict"))
 		must(t, c.Assign(replicaA, single))

@@ -26,7 +26,7 @@ func (c *Confirmer) Run(ctx context.Context) error {
 	for {
 		var fire <-chan time.Time
 		stop := func() {}
-		if due, any := c.due(); any {
+		if due, pending := c.due(); pending {
 			timer := c.clock.NewTimer(due.Sub(c.clock.Now()))
 			fire, stop = timer.C(), func() { timer.Stop() }
 		}

@@ -10,12 +10,11 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/policygate/policygate/api/flow"
 )
@@ -177,10 +176,10 @@ func TestTheDiagonalHasEachPairOnceAndEveryPortAndPeerFirst(t *testing.T) {
 		for ports := range 6 {
 			g := group{peers: make([]candidate, peers), ports: make([]Port, ports)}
 			for i := range g.peers {
-				g.peers[i].Addr = netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) //nolint:gosec // at most 5
+				g.peers[i].Addr = netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
 			}
 			for i := range g.ports {
-				g.ports[i].First = uint16(i + 1) //nolint:gosec // at most 6
+				g.ports[i].First = uint16(i + 1)
 			}
 			seen := map[string]bool{}
 			seenPeers, seenPorts := map[netip.Addr]bool{}, map[uint16]bool{}
@@ -260,7 +259,7 @@ func TestMorePodsThanAnEnginesSetHoldsAreAdvisory(t *testing.T) {
 	for i := range maxSetMembers {
 		c.SetPod(&Pod{
 			UID: types.UID(strconv.Itoa(i)), Namespace: "db", Node: "n1", Labels: map[string]string{"app": "backup"},
-			IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})}, Seq: uint64(1000 + i), //nolint:gosec // 16 bits
+			IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})}, Seq: uint64(1000 + i),
 		})
 	}
 	r := c.Expect(Subject{Pod: c.Pod("db/backup")}, DefaultOptions())

@@ -219,7 +219,7 @@ func dial(t *testing.T, h *hub.Hub, roots *x509.CertPool, node string) testAgent
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() })
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	stream, err := hubv1.NewHubClient(conn).Session(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+node))

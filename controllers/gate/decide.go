@@ -192,7 +192,7 @@ func (s state) count() string {
 
 // remarks says what the confirmation does not cover.
 func (s state) remarks(excused []spanNode) string {
-	text := ""
+	var remarks []string
 	if len(excused) > 0 {
 		var reasons []string
 		for _, n := range excused {
@@ -205,7 +205,7 @@ func (s state) remarks(excused []spanNode) string {
 			}
 			reasons = append(reasons, n.name+" ("+why+")")
 		}
-		text += "; not awaited: " + strings.Join(named(reasons), ", ")
+		remarks = append(remarks, "not awaited: "+strings.Join(named(reasons), ", "))
 	}
 	for _, family := range []string{"v4", "v6"} {
 		var nodes []string
@@ -215,13 +215,16 @@ func (s state) remarks(excused []spanNode) string {
 			}
 		}
 		if len(nodes) > 0 {
-			text += "; " + family + " not enforced on " + strings.Join(named(nodes), ", ")
+			remarks = append(remarks, family+" not enforced on "+strings.Join(named(nodes), ", "))
 		}
 	}
 	if s.notAsked > 0 {
-		text += fmt.Sprintf("; %d flows beyond the limit were not asked", s.notAsked)
+		remarks = append(remarks, fmt.Sprintf("%d flows beyond the limit were not asked", s.notAsked))
 	}
-	return text
+	if len(remarks) == 0 {
+		return ""
+	}
+	return "; " + strings.Join(remarks, "; ")
 }
 
 // waiting says what the Pod waits for. It holds nothing that changes with

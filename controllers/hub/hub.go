@@ -132,7 +132,7 @@ func New(o Options) *Hub {
 		},
 		nodes: map[string]*node{},
 	}
-	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0))) //nolint:gosec // not negative
+	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0)))
 	return h
 }
 
@@ -223,7 +223,9 @@ func (h *Hub) Start(ctx context.Context) error {
 		// Sessions never end by themselves, so there is nothing to wait for;
 		// agents have sessions with the other replicas.
 		server.Stop()
-		<-served
+		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("hub: stop serving on %q: %w", h.address, err)
+		}
 		return nil
 	case err := <-served:
 		h.listening.Store(nil)

@@ -154,7 +154,7 @@ func (f *fixture) dial(t *testing.T, token string) agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() })
 	ctx := t.Context()
 	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
@@ -226,14 +226,14 @@ func assign(uid string, generation uint64) *hubv1.Assign {
 	}
 }
 
-func release(uid string) *hubv1.Release { return &hubv1.Release{Subject: &hubv1.Subject{Uid: uid}} }
+func releaseOfA() *hubv1.Release { return &hubv1.Release{Subject: &hubv1.Subject{Uid: "a"}} }
 
 func TestSessionSyncsInFullAndThenSendsDeltas(t *testing.T) {
 	f := serve(t, clock.RealClock{}, reviews{})
 	f.Assign("n1", assign("b", 1))
 	f.Assign("n1", assign("a", 2))
 	f.Assign("n2", assign("c", 3))
-	if f.Release("n1", release("a")) {
+	if f.Release("n1", releaseOfA()) {
 		t.Error("a release to a node without a session was accepted")
 	}
 
@@ -247,7 +247,7 @@ func TestSessionSyncsInFullAndThenSendsDeltas(t *testing.T) {
 	f.Withdraw("n1", "b")
 	f.Withdraw("n1", "was never assigned")
 	a.expect("withdraw b")
-	if !f.Release("n1", release("a")) {
+	if !f.Release("n1", releaseOfA()) {
 		t.Error("a release to a node with a session was not accepted")
 	}
 	a.expect("release a")

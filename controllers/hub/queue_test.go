@@ -30,19 +30,19 @@ func TestQueue(t *testing.T) {
 			want: []string{"withdraw a"},
 		},
 		"a release follows the assignment it was decided on": {
-			puts: func(q *queue) { q.assign("a", assign("a", 1)); q.release("a", release("a")) },
+			puts: func(q *queue) { q.assign("a", assign("a", 1)); q.release("a", releaseOfA()) },
 			want: []string{"assign a 1", "release a"},
 		},
 		"two releases are one": {
-			puts: func(q *queue) { q.release("a", release("a")); q.release("a", release("a")) },
+			puts: func(q *queue) { q.release("a", releaseOfA()); q.release("a", releaseOfA()) },
 			want: []string{"release a"},
 		},
 		"an assignment drops a release that did not know of it": {
-			puts: func(q *queue) { q.release("a", release("a")); q.assign("a", assign("a", 2)) },
+			puts: func(q *queue) { q.release("a", releaseOfA()); q.assign("a", assign("a", 2)) },
 			want: []string{"assign a 2"},
 		},
 		"a withdrawal drops a release": {
-			puts: func(q *queue) { q.release("a", release("a")); q.withdraw("a") },
+			puts: func(q *queue) { q.release("a", releaseOfA()); q.withdraw("a") },
 			want: []string{"withdraw a"},
 		},
 		"synced stays behind what was there before and before what came after": {
