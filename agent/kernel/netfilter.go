@@ -108,8 +108,7 @@ func New(options Options) (*Netfilter, error) {
 		readers: []reader{
 			&nftReader{conn: nf, runner: options.Runner, programs: map[ruleset.Family]string{
 				ruleset.IPv4: options.IPTablesNFTSave, ruleset.IPv6: options.IP6TablesNFTSave}},
-			&legacyReader{runner: options.Runner, proc: options.ProcNet, programs: map[ruleset.Family]string{
-				ruleset.IPv4: options.IPTablesLegacySave, ruleset.IPv6: options.IP6TablesLegacySave}},
+			&legacyReader{conn: nf, proc: options.ProcNet},
 		},
 	}, nil
 }
@@ -166,6 +165,10 @@ type answer struct {
 	verdict flow.Verdict
 	routed  bool
 }
+
+// Tables returns the rules of the look. They are shared with other looks and
+// must not be changed.
+func (l *Look) Tables() []ruleset.Table { return l.tables }
 
 // Rewrites counts the changes of the node's rules that looks have found since
 // New: per look at most one for nf_tables, where each commit is a change

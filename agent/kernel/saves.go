@@ -6,13 +6,9 @@ package kernel
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -190,81 +186,4 @@ func find(tables []ruleset.Table, b nftBase) *ruleset.Chain {
 		}
 	}
 	return nil
-}
-
-// legacyReader reads the legacy tables, and only those that exist: to read
-// another would create it.
-type legacyReader struct {
-	runner   Runner
-	programs map[ruleset.Family]string
-	// proc is the directory with ip_tables_names.
-	proc string
-
-	// sum is the hash of the text that tables were parsed from.
-	sum    [sha256.Size]byte
-	tables []ruleset.Table
-}
-
-func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
-	type save struct {
-		family ruleset.Family
-		table  string
-		text   string
-	}
-	var saves []save
-	hash := sha256.New()
-	for _, of := range []struct {
-		family ruleset.Family
-		file   string
-	}{{ruleset.IPv4, "ip_tables_names"}, {ruleset.IPv6, "ip6_tables_names"}} {
-		names, err := os.ReadFile(filepath.Join(r.proc, of.file))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, "", fmt.Errorf("list legacy tables: %w", err)
-		}
-		for _, name := range strings.Fields(string(names)) {
-			out, err := r.runner.Run(ctx, r.programs[of.family], "-t", name)
-			if err != nil {
-				return nil, "", err
-			}
-			text := steady(string(out))
-			saves = append(saves, save{of.family, name, text})
-			_, _ = fmt.Fprintf(hash, "%s %s %d\n%s", of.family, name, len(text), text)
-		}
-	}
-	sum := [sha256.Size]byte(hash.Sum(nil))
-	stamp := fmt.Sprintf("legacy %x", sum)
-	if sum == r.sum {
-		return r.tables, stamp, nil
-	}
-	var tables []ruleset.Table
-	for _, s := range saves {
-		parsed, err := ruleset.Parse(s.family, ruleset.Legacy, s.text)
-		if err != nil {
-			return nil, "", fmt.Errorf("parse %s table %s: %w", r.programs[s.family], s.table, err)
-		}
-		if len(parsed) != 1 || parsed[0].Name != s.table {
-			return nil, "", fmt.Errorf("%s printed %d tables where table %s was asked for", r.programs[s.family], len(parsed), s.table)
-		}
-		tables = append(tables, parsed...)
-	}
-	r.sum, r.tables = sum, tables
-	return tables, stamp, nil
-}
-
-// steady removes what changes without the rules: comment lines, which hold the
-// time, and the counters of the policies.
-func steady(save string) string {
-	var b strings.Builder
-	for line := range strings.Lines(save) {
-		switch {
-		case strings.HasPrefix(line, "#"):
-			continue
-		case strings.HasPrefix(line, ":"):
-			if counters := strings.LastIndex(line, " ["); counters > 0 {
-				line = line[:counters] + "\n"
-			}
-		}
-		b.WriteString(line)
-	}
-	return b.String()
 }

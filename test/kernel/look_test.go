@@ -152,10 +152,10 @@ func TestRewritesCountsWhatChanged(t *testing.T) {
 			{"unchanged", "", "", 1, flow.Denied, 0},
 			{"the same again, which is a commit", "iptables-nft-restore", "*filter\n:FORWARD DROP\nCOMMIT\n", 2, flow.Denied, 1},
 			{"opened", "iptables-nft-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -j ACCEPT\nCOMMIT\n", 3, flow.Allowed, 1},
-			{"a legacy rule", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n", 4, flow.Denied, 1},
-			{"the same legacy rule", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n", 4, flow.Denied, 1},
-			{"one legacy port", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport 81 -j DROP\nCOMMIT\n", 5, flow.Allowed, 1},
-			{"another of the same length", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport 80 -j DROP\nCOMMIT\n", 6, flow.Denied, 1},
+			{"a legacy rule", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n", 4, flow.Denied, 0},
+			{"the same legacy rule", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n", 4, flow.Denied, 0},
+			{"one legacy port", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport 81 -j DROP\nCOMMIT\n", 5, flow.Allowed, 0},
+			{"another of the same length", "iptables-legacy-restore", "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport 80 -j DROP\nCOMMIT\n", 6, flow.Denied, 0},
 		} {
 			if step.tool != "" {
 				if err := run(step.tool, step.input); err != nil {

@@ -1,0 +1,258 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/policygate/policygate/agent/ruleset"
+)
+
+// linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h have
+// the same numbers and structs for both families.
+const (
+	xtGetInfo    = 64 // IPT_SO_GET_INFO
+	xtGetEntries = 65 // IPT_SO_GET_ENTRIES
+
+	// XT_TABLE_MAXNAMELEN, with the NUL.
+	xtTableName = 32
+	// The size of struct ipt_getinfo, and where struct ipt_get_entries has
+	// the entries.
+	xtInfoSize    = 84
+	xtEntriesFrom = 40
+	// xtMostBytes bounds what is read of one table: 500 times what a node of
+	// 110 pods with a hundred policies has.
+	xtMostBytes = 1 << 30
+)
+
+// legacyReader reads the legacy tables, and only those that exist: to read
+// another would create it. Each table is read in one piece.
+type legacyReader struct {
+	conn *conn
+	// proc is the directory with ip_tables_names.
+	proc string
+
+	// What was read last: its hash, the names of its sets, what they made.
+	sum    [sha256.Size]byte
+	names  *setNames
+	stamp  string
+	tables []ruleset.Table
+}
+
+func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
+	for range attempts {
+		if err := ctx.Err(); err != nil {
+			return nil, "", err
+		}
+		before, sum, err := r.dump()
+		if err != nil {
+			return nil, "", err
+		}
+		if r.names != nil && sum == r.sum && r.names.hold() {
+			return r.tables, r.stamp, nil
+		}
+		names := newSetNames(r.conn)
+		tables, parseErr := parseTables(before, names)
+		// A set's name is what the rules mean only as long as they refer to it.
+		_, after, err := r.dump()
+		if err != nil {
+			return nil, "", err
+		}
+		if after != sum {
+			continue
+		}
+		if parseErr != nil {
+			return nil, "", parseErr
+		}
+		r.sum, r.names, r.tables = sum, names, tables
+		r.stamp = fmt.Sprintf("legacy %x %v", sum, names.names)
+		return r.tables, r.stamp, nil
+	}
+	return nil, "", errUnsettled
+}
+
+func parseTables(dump []xtTable, names *setNames) ([]ruleset.Table, error) {
+	tables := make([]ruleset.Table, 0, len(dump))
+	for i := range dump {
+		table, err := dump[i].parse(names)
+		if err != nil {
+			return nil, fmt.Errorf("legacy %s table %s: %w", dump[i].family, dump[i].name, err)
+		}
+		tables = append(tables, table)
+	}
+	return tables, nil
+}
+
+// dump reads all tables, without what changes under the same rules, and
+// returns their hash.
+func (r *legacyReader) dump() ([]xtTable, [sha256.Size]byte, error) {
+	var tables []xtTable
+	hash := sha256.New()
+	for _, of := range []struct {
+		family ruleset.Family
+		file   string
+	}{{ruleset.IPv4, "ip_tables_names"}, {ruleset.IPv6, "ip6_tables_names"}} {
+		names, err := os.ReadFile(filepath.Join(r.proc, of.file))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, [sha256.Size]byte{}, fmt.Errorf("list legacy tables: %w", err)
+		}
+		for _, name := range strings.Fields(string(names)) {
+			t, err := readTable(of.family, name)
+			if err == nil {
+				err = t.wipe()
+			}
+			if err != nil {
+				return nil, [sha256.Size]byte{}, fmt.Errorf("legacy %s table %s: %w", of.family, name, err)
+			}
+			tables = append(tables, t)
+			_, _ = fmt.Fprintf(hash, "%s %s %v\n", t.family, t.name, t.info)
+			_, _ = hash.Write(t.data)
+		}
+	}
+	return tables, [sha256.Size]byte(hash.Sum(nil)), nil
+}
+
+// readTable reads one table that exists. A socket for datagrams does: the
+// kernel asks for CAP_NET_ADMIN, whatever the socket is.
+func readTable(family ruleset.Family, name string) (xtTable, error) {
+	t := xtTable{family: family, name: name}
+	domain, level := unix.AF_INET, unix.IPPROTO_IP
+	if family == ruleset.IPv6 {
+		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
+	}
+	if len(name) >= xtTableName {
+		return t, fmt.Errorf("name of %d bytes", len(name))
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return t, fmt.Errorf("open socket: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	for range attempts {
+		if t.info, err = readInfo(fd, level, name); err != nil {
+			return t, err
+		}
+		t.data, err = readEntries(fd, level, name, t.info.size)
+		if errors.Is(err, unix.EAGAIN) {
+			// The table's size is another one by now.
+			continue
+		}
+		if err != nil {
+			return t, err
+		}
+		// Chains may begin elsewhere in another table of the same size.
+		after, err := readInfo(fd, level, name)
+		if err != nil {
+			return t, err
+		}
+		if after == t.info {
+			return t, nil
+		}
+	}
+	return t, errUnsettled
+}
+
+func readInfo(fd, level int, name string) (xtInfo, error) {
+	buf := make([]byte, xtInfoSize)
+	copy(buf, name)
+	if err := getsockopt(fd, level, xtGetInfo, buf); err != nil {
+		return xtInfo{}, fmt.Errorf("read info: %w", err)
+	}
+	number := func(i int) uint32 { return binary.NativeEndian.Uint32(buf[xtTableName+4*i:]) }
+	info := xtInfo{hooks: number(0), count: number(1 + 2*xtHooks), size: number(2 + 2*xtHooks)}
+	for hook := range xtHooks {
+		info.entry[hook], info.underflow[hook] = number(1+hook), number(1+xtHooks+hook)
+	}
+	if info.size > xtMostBytes {
+		return xtInfo{}, fmt.Errorf("%d bytes of rules, want %d at most", info.size, xtMostBytes)
+	}
+	return info, nil
+}
+
+func readEntries(fd, level int, name string, size uint32) ([]byte, error) {
+	buf := make([]byte, xtEntriesFrom+int(size))
+	copy(buf, name)
+	binary.NativeEndian.PutUint32(buf[xtTableName:], size)
+	if err := getsockopt(fd, level, xtGetEntries, buf); err != nil {
+		return nil, fmt.Errorf("read entries: %w", err)
+	}
+	return buf[xtEntriesFrom:], nil
+}
+
+// getsockopt hands buf to the kernel, which reads it and fills it.
+func getsockopt(fd, level, option int, buf []byte) error {
+	length := uint32(len(buf))                                                                      //nolint:gosec // Bounded by xtMostBytes.
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), //nolint:gosec // Small numbers.
+		uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(unsafe.Pointer(&length)), 0) //nolint:gosec // x/sys has no call that also hands a buffer in.
+	if errno != 0 {
+		return errno
+	}
+	if int(length) != len(buf) {
+		return fmt.Errorf("answer of %d bytes, want %d", length, len(buf))
+	}
+	return nil
+}
+
+// hookNumber is the kernel's number of a hook of IP.
+func hookNumber(h ruleset.Hook) int {
+	switch h {
+	case ruleset.Prerouting:
+		return unix.NF_INET_PRE_ROUTING
+	case ruleset.Input:
+		return unix.NF_INET_LOCAL_IN
+	case ruleset.Forward:
+		return unix.NF_INET_FORWARD
+	case ruleset.Output:
+		return unix.NF_INET_LOCAL_OUT
+	case ruleset.Postrouting:
+		return unix.NF_INET_POST_ROUTING
+	case ruleset.Ingress:
+	}
+	return -1
+}
+
+// legacyBase returns the base chain that a legacy table has at a hook, with
+// the priority that its module registers it with.
+func legacyBase(table string, number int) (base ruleset.Base, name string, ok bool) {
+	for _, c := range []struct {
+		hook ruleset.Hook
+		name string
+	}{
+		{ruleset.Prerouting, "PREROUTING"}, {ruleset.Input, "INPUT"}, {ruleset.Forward, "FORWARD"},
+		{ruleset.Output, "OUTPUT"}, {ruleset.Postrouting, "POSTROUTING"},
+	} {
+		if hookNumber(c.hook) == number {
+			base.Hook, name = c.hook, c.name
+		}
+	}
+	switch table {
+	case "raw":
+		base.Priority = -300
+	case "mangle":
+		base.Priority = -150
+	case "nat":
+		base.NAT = true
+		base.Priority = -100
+		if base.Hook == ruleset.Input || base.Hook == ruleset.Postrouting {
+			base.Priority = 100
+		}
+	case "filter":
+	case "security":
+		base.Priority = 50
+	default:
+		return ruleset.Base{}, "", false
+	}
+	return base, name, base.Hook != 0
+}
