@@ -52,42 +52,6 @@ func TestASetIsTestedOnlyForWhatItsTypeHas(t *testing.T) {
 	}
 }
 
-func TestEveryBaseChainOfTheKernelIsInTheAnswer(t *testing.T) {
-	text := func(policy string) []ruleset.Table {
-		tables, err := ruleset.Parse(ruleset.IPv4, ruleset.NFT, "*filter\n:FORWARD "+policy+"\nCOMMIT\n")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tables
-	}
-	forward := nftBase{family: unix.NFPROTO_IPV4, table: "filter", chain: "FORWARD", kind: "filter", hook: unix.NF_INET_FORWARD, used: 1}
-	changed := func(f func(*nftBase)) nftBase { b := forward; f(&b); return b }
-	for name, c := range map[string]struct {
-		base nftBase
-		// opaque is how many tables are added.
-		opaque int
-		fails  bool
-	}{
-		"the printed one":      {forward, 0, false},
-		"another priority":     {changed(func(b *nftBase) { b.priority = 5 }), 1, false},
-		"another table":        {changed(func(b *nftBase) { b.table = "mine" }), 1, false},
-		"another hook":         {changed(func(b *nftBase) { b.hook = unix.NF_INET_LOCAL_IN }), 1, false},
-		"another policy":       {changed(func(b *nftBase) { b.drop = true }), 0, true},
-		"both families":        {changed(func(b *nftBase) { b.family = unix.NFPROTO_INET }), 2, false},
-		"both families' input": {changed(func(b *nftBase) { b.family, b.hook = unix.NFPROTO_INET, 5 }), 1, false},
-		"arp":                  {changed(func(b *nftBase) { b.family = unix.NFPROTO_ARP }), 0, false},
-		"an idle one":          {changed(func(b *nftBase) { b.table, b.used = "mine", 0 }), 0, false},
-		"a policy and no rule": {changed(func(b *nftBase) { b.table, b.used, b.drop = "mine", 0, true }), 1, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := complete(text("ACCEPT"), []nftBase{c.base}, nil)
-			if (err != nil) != c.fails || (err == nil && len(got) != 1+c.opaque) {
-				t.Errorf("got %d tables, error %v; want %d opaque ones, failing %t", len(got), err, c.opaque, c.fails)
-			}
-		})
-	}
-}
-
 func TestTypesOfAddressesAreTheKernels(t *testing.T) {
 	a := addresses{types: map[netip.Prefix]ruleset.AddrTypes{}, lengths4: map[int]bool{}, lengths6: map[int]bool{}}
 	for text, kind := range map[string]int{
@@ -119,7 +83,6 @@ func FuzzAttributes(f *testing.F) {
 		if err := attributes(b, func(_ uint16, value []byte) { total += 4 + len(value) }); err == nil && total > len(b) {
 			t.Errorf("%d bytes of attributes in %d", total, len(b))
 		}
-		_, _ = alienRule(b, unix.NFPROTO_IPV4)
 		var l link
 		_ = l.info(b)
 	})

@@ -4,9 +4,9 @@
 // Package kernel reads what a node's kernel enforces by netfilter and answers
 // for flows.
 //
-// It has the edges that agent/ruleset and agent/trace do without: the text of
-// the iptables save tools of both variants, nf_tables over netlink, membership
-// of ipsets by single TESTs, interfaces, addresses and routes. It decides
+// It has the edges that agent/ruleset and agent/trace do without: nf_tables
+// over netlink, the legacy tables by getsockopt, membership of ipsets by single
+// TESTs, interfaces, addresses and routes. It runs no program and decides
 // nothing about policies.
 //
 // # A look
@@ -17,8 +17,9 @@
 // once per look, and can be newer than the rules: who confirms by looks has
 // to take two of them.
 //
-// Tables and chains that the save tools cannot print stay in the answer as
-// opaque: a flow that meets one is Inconclusive.
+// What cannot be read stays in the answer: chains of nf_tables' other families
+// than ip and ip6 as opaque, conditions that are not understood as unknown. A
+// flow that meets one is Inconclusive.
 //
 // # What is never done to the node
 //
@@ -46,32 +47,30 @@ import (
 // Options are the seams of a Netfilter. The zero value is right for an agent
 // in the node's network namespace.
 type Options struct {
-	// Runner runs the save tools; nil runs them as child processes.
-	Runner Runner
-	// The names or paths of the save tools. Empty ones are the usual names,
-	// looked up in PATH. A tool is only run if the kernel has rules for it.
-	IPTablesNFTSave, IP6TablesNFTSave       string
-	IPTablesLegacySave, IP6TablesLegacySave string
 	// ProcNet is the directory of ip_tables_names and ip_vs; empty means
 	// /proc/thread-self/net, the namespace of the calling thread.
 	ProcNet string
 }
 
 func (o Options) withDefaults() Options {
-	defaults := func(value *string, fallback string) {
-		if *value == "" {
-			*value = fallback
-		}
-	}
-	defaults(&o.IPTablesNFTSave, "iptables-nft-save")
-	defaults(&o.IP6TablesNFTSave, "ip6tables-nft-save")
-	defaults(&o.IPTablesLegacySave, "iptables-legacy-save")
-	defaults(&o.IP6TablesLegacySave, "ip6tables-legacy-save")
-	defaults(&o.ProcNet, "/proc/thread-self/net")
-	if o.Runner == nil {
-		o.Runner = execRunner{}
+	if o.ProcNet == "" {
+		o.ProcNet = "/proc/thread-self/net"
 	}
 	return o
+}
+
+// attempts bounds how often a read is begun again because the rules changed
+// under it. An engine commits in bursts, but each read takes milliseconds and
+// the next look comes soon.
+const attempts = 5
+
+// errUnsettled means that the rules changed during every attempt.
+var errUnsettled = errors.New("the rules kept changing while they were read")
+
+// reader reads the rules of one backend. It returns them whole or an error,
+// and a stamp that changes if and only if they may have.
+type reader interface {
+	read(ctx context.Context) (tables []ruleset.Table, stamp string, err error)
 }
 
 // Netfilter is the dataplane of iptables, ip6tables and ipset on one node. It
@@ -106,8 +105,7 @@ func New(options Options) (*Netfilter, error) {
 	return &Netfilter{
 		netfilter: nf, route: route, handle: handle, proc: options.ProcNet,
 		readers: []reader{
-			&nftReader{conn: nf, runner: options.Runner, programs: map[ruleset.Family]string{
-				ruleset.IPv4: options.IPTablesNFTSave, ruleset.IPv6: options.IP6TablesNFTSave}},
+			&nftReader{conn: nf},
 			&legacyReader{conn: nf, proc: options.ProcNet},
 		},
 	}, nil

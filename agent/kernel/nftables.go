@@ -14,22 +14,53 @@ import (
 
 const subsysNFTables = unix.NFNL_SUBSYS_NFTABLES << 8
 
-// nftBase is a base chain as nf_tables lists it.
-type nftBase struct {
-	family   uint8
-	table    string
-	chain    string
+// tableKey names a table of one nf_tables family.
+type tableKey struct {
+	family uint8
+	name   string
+}
+
+// String returns the table's family, as a number, and name.
+func (k tableKey) String() string { return fmt.Sprintf("%d %s", k.family, k.name) }
+
+// chainKey names a chain of a table.
+type chainKey struct {
+	table tableKey
+	name  string
+}
+
+// nftChain is a chain as nf_tables lists it.
+type nftChain struct {
+	family uint8
+	table  string
+	chain  string
+	// hooked is set for a base chain. Only that has a kind, hook, priority
+	// and policy.
+	hooked   bool
 	kind     string
 	hook     uint32
 	priority int
 	drop     bool
-	// used counts the chain's rules: nothing else can refer to a base chain.
+	// used counts a base chain's rules: nothing else can refer to it.
 	used uint32
 }
 
-// idle reports whether the chain lets every packet pass untouched, as the
+// idle reports whether the base chain lets every packet pass untouched, as the
 // chains of a distribution's empty /etc/nftables.conf do.
-func (b nftBase) idle() bool { return b.used == 0 && !b.drop }
+func (c nftChain) idle() bool { return c.used == 0 && !c.drop }
+
+// unreadable returns why the chain's rules are not read, or "".
+func (c nftChain) unreadable(dormant bool) string {
+	switch {
+	case c.family != unix.NFPROTO_IPV4 && c.family != unix.NFPROTO_IPV6:
+		return "its rules are not read: they are native to nftables and not of family ip or ip6"
+	case dormant:
+		// The flag changes before the commit that changes it is through, so
+		// the chains may be at work.
+		return "its table is dormant, or about to be"
+	}
+	return ""
+}
 
 // generation returns the number of the last commit to nf_tables in this
 // namespace.
@@ -81,53 +112,95 @@ func settled(c *conn) (uint32, error) {
 	return 0, errUnsettled
 }
 
-// nftBases lists the base chains of all families.
-func nftBases(c *conn) ([]nftBase, error) {
-	var bases []nftBase
-	err := c.ask(subsysNFTables|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nfgenmsg(unix.AF_UNSPEC, 0), func(body []byte) error {
+// nftDormant lists the tables whose chains are taken out of their hooks.
+func nftDormant(c *conn) (map[tableKey]bool, error) {
+	dormant := map[tableKey]bool{}
+	err := c.ask(subsysNFTables|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, nfgenmsg(unix.AF_UNSPEC, 0), func(body []byte) error {
 		if len(body) < nfgenmsgLen {
 			return errors.New("answer without header")
 		}
-		b, hooked := nftBase{family: body[0]}, false
-		var nested error
+		key, flags := tableKey{family: body[0]}, uint32(0)
 		err := attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
 			switch kind {
-			case unix.NFTA_CHAIN_TABLE:
-				b.table = text(value)
-			case unix.NFTA_CHAIN_NAME:
-				b.chain = text(value)
-			case unix.NFTA_CHAIN_TYPE:
-				b.kind = text(value)
-			case unix.NFTA_CHAIN_POLICY:
-				b.drop = be32(value) == 0 // NF_DROP
-			case unix.NFTA_CHAIN_USE:
-				b.used = be32(value)
-			case unix.NFTA_CHAIN_HOOK:
-				hooked = true
-				nested = attributes(value, func(kind uint16, value []byte) {
-					switch kind {
-					case unix.NFTA_HOOK_HOOKNUM:
-						b.hook = be32(value)
-					case unix.NFTA_HOOK_PRIORITY:
-						b.priority = int(int32(be32(value))) //nolint:gosec // A signed number by definition.
-					}
-				})
+			case unix.NFTA_TABLE_NAME:
+				key.name = text(value)
+			case unix.NFTA_TABLE_FLAGS:
+				flags = be32(value)
 			}
 		})
-		if hooked {
-			bases = append(bases, b)
+		if flags&unix.NFT_TABLE_F_DORMANT != 0 {
+			dormant[key] = true
 		}
-		return errors.Join(err, nested)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list nf_tables tables: %w", err)
+	}
+	return dormant, nil
+}
+
+// nftChains lists the chains of all families.
+func nftChains(c *conn) ([]nftChain, error) {
+	var chains []nftChain
+	err := c.ask(subsysNFTables|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nfgenmsg(unix.AF_UNSPEC, 0), func(body []byte) error {
+		chain, err := readChain(body)
+		chains = append(chains, chain)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list nf_tables chains: %w", err)
 	}
-	return bases, nil
+	return chains, nil
+}
+
+// readChain reads one message of the list.
+func readChain(body []byte) (nftChain, error) {
+	if len(body) < nfgenmsgLen {
+		return nftChain{}, errors.New("answer without header")
+	}
+	c := nftChain{family: body[0]}
+	var nested error
+	err := attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+		switch kind {
+		case unix.NFTA_CHAIN_TABLE:
+			c.table = text(value)
+		case unix.NFTA_CHAIN_NAME:
+			c.chain = text(value)
+		case unix.NFTA_CHAIN_TYPE:
+			c.kind = text(value)
+		case unix.NFTA_CHAIN_POLICY:
+			c.drop = be32(value) == 0 // NF_DROP
+		case unix.NFTA_CHAIN_USE:
+			c.used = be32(value)
+		case unix.NFTA_CHAIN_HOOK:
+			c.hooked = true
+			nested = attributes(value, func(kind uint16, value []byte) {
+				switch kind {
+				case unix.NFTA_HOOK_HOOKNUM:
+					c.hook = be32(value)
+				case unix.NFTA_HOOK_PRIORITY:
+					c.priority = int(int32(be32(value))) //nolint:gosec // A signed number by definition.
+				}
+			})
+		}
+	})
+	if c.table == "" || c.chain == "" {
+		err = errors.Join(err, errors.New("chain without name or table"))
+	}
+	return c, errors.Join(err, nested)
+}
+
+// base returns what ties a chain of family ip or ip6 to its hook.
+func (c nftChain) base() (*ruleset.Base, error) {
+	if c.hook > unix.NF_INET_POST_ROUTING {
+		return nil, fmt.Errorf("chain %s of table %s is at hook %d: want at most %d", c.chain, c.table, c.hook, unix.NF_INET_POST_ROUTING)
+	}
+	return &ruleset.Base{Hook: c.place(), Priority: c.priority, Drop: c.drop, NAT: c.kind == "nat"}, nil
 }
 
 // families returns the families whose packets the chain sees; none for arp.
-func (b nftBase) families() []ruleset.Family {
-	switch b.family {
+func (c nftChain) families() []ruleset.Family {
+	switch c.family {
 	case unix.NFPROTO_IPV4:
 		return []ruleset.Family{ruleset.IPv4}
 	case unix.NFPROTO_IPV6:
@@ -144,8 +217,8 @@ func (b nftBase) families() []ruleset.Family {
 }
 
 // place returns the chain's hook as the model has it.
-func (b nftBase) place() ruleset.Hook {
-	switch b.hook {
+func (c nftChain) place() ruleset.Hook {
+	switch c.hook {
 	case unix.NF_INET_PRE_ROUTING:
 		return ruleset.Prerouting
 	case unix.NF_INET_LOCAL_IN:
@@ -163,18 +236,18 @@ func (b nftBase) place() ruleset.Hook {
 // opaque returns the chain as tables of the model that say why it cannot be
 // read. The inet family's ingress hook sees every packet of a device, so it
 // counts as netdev.
-func (b nftBase) opaque(why string) []ruleset.Table {
-	families := b.families()
-	if len(families) == 2 && b.place() == ruleset.Ingress {
+func (c nftChain) opaque(why string) []ruleset.Table {
+	families := c.families()
+	if len(families) == 2 && c.place() == ruleset.Ingress {
 		families = []ruleset.Family{ruleset.Netdev}
 	}
 	tables := make([]ruleset.Table, 0, len(families))
 	for _, f := range families {
 		tables = append(tables, ruleset.Table{
-			Family: f, Backend: ruleset.NFT, Name: b.table,
+			Family: f, Backend: ruleset.NFT, Name: c.table,
 			Chains: []*ruleset.Chain{{
-				Name: b.chain, Opaque: why,
-				Base: &ruleset.Base{Hook: b.place(), Priority: b.priority, Drop: b.drop, NAT: b.kind == "nat"},
+				Name: c.chain, Opaque: why,
+				Base: &ruleset.Base{Hook: c.place(), Priority: c.priority, Drop: c.drop, NAT: c.kind == "nat"},
 			}},
 		})
 	}
