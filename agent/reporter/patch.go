@@ -96,7 +96,7 @@ func patchOf(r *hubv1.Release, conditionType corev1.PodConditionType, bootID str
 	}
 	var patch statusPatch
 	patch.Metadata.UID = subject.GetUid()
-	patch.Metadata.Annotations = map[string]string{v1alpha1.KeyProgrammed: identity.String()}
+	patch.Metadata.Annotations = map[string]string{v1alpha1.KeyProgrammed: identity.Again(r.GetAgain())}
 	patch.Status.Conditions = []condition{{
 		Type:               conditionType,
 		Status:             corev1.ConditionTrue,

@@ -34,6 +34,9 @@ const (
 	// that the API server finds nothing to write and tells no watcher, while a
 	// gate that was shut in between is opened.
 	replicasWithin = 10 * time.Second
+	// rememberFor is for how long an open gate's annotation may be written
+	// again: by then the kubelet has looked by itself (60 to 90 s).
+	rememberFor = 2 * time.Minute
 )
 
 // Subjects knows what this node confirms at present.
@@ -72,8 +75,18 @@ type Reporter struct {
 	releases map[string]*hubv1.Release
 	// recent are the patches that were written within replicasWithin.
 	recent map[gate]writing
+	// opened are the gates that were opened within rememberFor, by uid.
+	opened map[string]opened
 	// refused are the uids whose refusal was logged.
 	refused map[string]bool
+}
+
+// opened is a gate that this agent opened.
+type opened struct {
+	identity string
+	at       time.Time
+	// again is how often its annotation was written again.
+	again uint32
 }
 
 // writing is a patch and when it was written first.
@@ -92,10 +105,11 @@ func New(o Options) *Reporter {
 		),
 		patches: promauto.With(o.Registerer).NewCounterVec(prometheus.CounterOpts{
 			Name: "policygate_agent_status_patches_total",
-			Help: "Patches of Pod statuses that open a gate, by result (written, gone, refused, failed), and releases that were dropped (stale, not_held, malformed).",
+			Help: "Patches of Pod statuses that open a gate, by result (written, gone, refused, failed; again_ before it for one that only wakes the kubelet), and releases that were dropped (stale, not_held, malformed, not_opened, repeated).",
 		}, []string{"result"}),
 		releases: make(map[string]*hubv1.Release),
 		recent:   make(map[gate]writing),
+		opened:   make(map[string]opened),
 		refused:  make(map[string]bool),
 	}
 }
@@ -177,6 +191,9 @@ func (r *Reporter) write(ctx context.Context, release *hubv1.Release) outcome {
 		r.count("malformed")
 		return gone
 	}
+	if release.GetAgain() > 0 {
+		return r.writeAgain(ctx, log, release, opens)
+	}
 	if stale, reason := r.options.Subjects.Stale(release); stale {
 		return r.drop(log, "stale", reason)
 	}
@@ -196,7 +213,7 @@ func (r *Reporter) write(ctx context.Context, release *hubv1.Release) outcome {
 	r.count(result.String())
 	switch result {
 	case written:
-		r.note(opens, patch)
+		r.note(subject.GetUid(), opens, patch)
 		log.Info("Gate opened", "reason", release.GetReason())
 	case gone:
 		log.V(1).Info("Pod is gone, release is dropped", "reason", err.Error())
@@ -206,6 +223,42 @@ func (r *Reporter) write(ctx context.Context, release *hubv1.Release) outcome {
 		log.V(1).Info("Patch failed, it is tried again", "reason", err.Error())
 	}
 	return result
+}
+
+// writeAgain writes the annotation of a gate that this agent opened once more,
+// with another value, so that the kubelet passes it on. Nothing is opened by
+// it, so nothing is looked at.
+func (r *Reporter) writeAgain(ctx context.Context, log logr.Logger, release *hubv1.Release, opens gate) outcome {
+	uid := release.GetSubject().GetUid()
+	r.mu.Lock()
+	known := r.opened[uid]
+	r.mu.Unlock()
+	if known.identity != opens.identity || r.options.Clock.Since(known.at) >= rememberFor {
+		return r.drop(log, "not_opened", "this agent did not open the gate, or long ago")
+	}
+	if known.again >= release.GetAgain() {
+		return r.drop(log, "repeated", "another replica asked already")
+	}
+	patch, _, err := patchOf(release, r.options.ConditionType, r.options.BootID, known.at)
+	if err != nil {
+		return r.drop(log, "malformed", err.Error())
+	}
+	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
+	defer cancel()
+	result := outcomeOf(r.options.Pods.PatchStatus(ctx, release.GetSubject().GetNamespace(), release.GetSubject().GetName(), patch))
+	r.count("again_" + result.String())
+	if result != written {
+		// The manager asks once more if the hold still runs.
+		return gone
+	}
+	log.V(1).Info("Annotation written again, for the kubelet to notice", "times", release.GetAgain())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := r.opened[uid]; now.identity == known.identity {
+		now.again = max(now.again, release.GetAgain())
+		r.opened[uid] = now
+	}
+	return written
 }
 
 // drop gives up a release. The replicas learn of it, if at all, from Subjects.
@@ -245,9 +298,18 @@ func (r *Reporter) again(opens gate, patch []byte) []byte {
 }
 
 // note remembers what was written.
-func (r *Reporter) note(opens gate, patch []byte) {
+func (r *Reporter) note(uid string, opens gate, patch []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := r.options.Clock.Now()
+	for other, o := range r.opened {
+		if now.Sub(o.at) >= rememberFor {
+			delete(r.opened, other)
+		}
+	}
+	if r.opened[uid].identity != opens.identity {
+		r.opened[uid] = opened{identity: opens.identity, at: now}
+	}
 	if _, known := r.recent[opens]; !known {
 		r.recent[opens] = writing{patch: patch, at: r.options.Clock.Now()}
 	}

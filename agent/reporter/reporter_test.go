@@ -311,3 +311,37 @@ func TestReleasesOfTwoReplicasSendOnePatch(t *testing.T) {
 		}
 	})
 }
+
+// A kubelet that missed the annotation is woken by another value of it.
+func TestOnlyAGateThatThisAgentOpenedIsWrittenAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := &subjects{stale: []bool{false}, holds: true}, &pods{errs: []error{nil}}
+		r := start(t, s, p)
+		again := func(n uint32) {
+			next := release()
+			next.Again = n
+			r.Release(next)
+			pass(time.Second)
+		}
+		again(1)
+		if got := p.taken(); len(got) != 0 {
+			t.Fatalf("a gate that nobody opened was written: %q", got)
+		}
+		r.Release(release())
+		pass(time.Second)
+		// It is open: the subject is withdrawn, and nothing holds any more.
+		s.set(false)
+		again(1)
+		again(1) // of the other replica
+		again(2)
+		got := p.taken()
+		if len(got) != 3 || !strings.Contains(got[1], ";again=1") || !strings.Contains(got[2], ";again=2") {
+			t.Fatalf("patches %q, want one that opens and two with another annotation", got)
+		}
+		pass(rememberFor)
+		again(3)
+		if got := p.taken(); len(got) != 3 {
+			t.Errorf("a gate that was opened long ago was written again: %q", got[3:])
+		}
+	})
+}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -45,6 +46,33 @@ func (i Identity) String() string {
 		text[n] = ip.String()
 	}
 	return "uid=" + i.UID + ";ips=" + strings.Join(text, ",") + ";boot=" + i.BootID
+}
+
+// againMark precedes the number that tells repeated values apart.
+const againMark = ";again="
+
+// Again returns the value for the n-th time that it is written: String for 0,
+// another text that Matches for each other n. A kubelet can miss that an
+// annotation changed (while it writes a volume it forgets what comes in
+// meanwhile, until its next full sync a minute later), and only another change
+// wakes it.
+func (i Identity) Again(n uint32) string {
+	value := i.String()
+	if n == 0 || value == "" {
+		return value
+	}
+	return value + againMark + strconv.FormatUint(uint64(n), 10)
+}
+
+// Matches reports whether an annotation's value was written for this identity,
+// for the first time or again. An empty identity matches nothing.
+func (i Identity) Matches(value string) bool {
+	own := i.String()
+	if own == "" {
+		return false
+	}
+	rest, ok := strings.CutPrefix(value, own)
+	return ok && (rest == "" || strings.HasPrefix(rest, againMark))
 }
 
 // New returns the identity of a Pod given the text of its addresses. It

@@ -66,7 +66,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer ticker.Stop()
 	h := hold{
 		options:  o,
-		identity: id.String(),
+		identity: id,
 		read:     func() ([]byte, error) { return os.ReadFile(o.file) },
 		ticks:    ticker.C,
 		log:      logger,

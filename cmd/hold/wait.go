@@ -9,6 +9,8 @@ import (
 	"log"
 	"strings"
 	"time"
+
+	"github.com/policygate/policygate/api/programmed"
 )
 
 const (
@@ -22,8 +24,8 @@ const (
 // hold waits for one gate.
 type hold struct {
 	options
-	// identity is the content that opens the gate; it is not empty.
-	identity string
+	// identity is what the content must match for the gate to be open.
+	identity programmed.Identity
 	// read returns the content of the file. An absent annotation is empty.
 	read func() ([]byte, error)
 	// ticks carries the present time, as a time.Ticker's channel does.
@@ -80,10 +82,10 @@ func (h *hold) look() (open bool, trouble string) {
 	if err != nil {
 		return false, fmt.Sprintf("cannot read the annotation: %v", err)
 	}
-	switch text := strings.TrimSpace(string(content)); text {
-	case h.identity:
+	switch text := strings.TrimSpace(string(content)); {
+	case h.identity.Matches(text):
 		return true, ""
-	case "":
+	case text == "":
 		return false, ""
 	default:
 		// A new sandbox or a reboot re-runs init containers while the old

@@ -14,12 +14,23 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/policygate/policygate/api/programmed"
 )
 
 const (
 	mine   = "uid=u;ips=10.0.0.1;boot=b"
 	others = "uid=u;ips=10.0.0.2;boot=b"
 )
+
+func me(t *testing.T) programmed.Identity {
+	t.Helper()
+	id, err := programmed.New("u", []string{"10.0.0.1"}, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
 
 func TestWait(t *testing.T) {
 	// A step is what the file holds from a time after the start on.
@@ -54,6 +65,15 @@ func TestWait(t *testing.T) {
 				"still waiting after 10s; the Pod's condition says for what",
 				"still waiting after 20s; the Pod's condition says for what",
 				"gate opened after 25s",
+			},
+		},
+		"an annotation that was written again opens the gate": {
+			options:  options{timeout: time.Minute},
+			steps:    []step{{content: mine + ";again=2"}},
+			wantCode: 0,
+			wantLog: []string{
+				"waiting up to 1m0s for network policies to be in force for " + mine,
+				"gate opened after 0s",
 			},
 		},
 		"an annotation for other addresses opens nothing and is told once": {
@@ -132,7 +152,7 @@ func TestWait(t *testing.T) {
 				var out bytes.Buffer
 				h := hold{
 					options:  tc.options,
-					identity: mine,
+					identity: me(t),
 					ticks:    ticker.C,
 					log:      log.New(&out, "", 0),
 					read: func() ([]byte, error) {
@@ -164,7 +184,7 @@ func TestWaitStopsAtOnce(t *testing.T) {
 	cancel()
 	h := hold{
 		options:  options{timeout: time.Minute},
-		identity: mine,
+		identity: me(t),
 		read:     func() ([]byte, error) { return nil, nil },
 		log:      log.New(&bytes.Buffer{}, "", 0),
 	}

@@ -112,7 +112,7 @@ func (x *Index) programmed(p *pod) bool {
 	want := programmed.Identity{UID: string(p.UID), IPs: p.IPs, BootID: unknown}
 	if n := x.nodes[p.Node]; n != nil && n.bootID != "" {
 		want.BootID = n.bootID
-		return p.annotation != "" && p.annotation == want.String()
+		return want.Matches(p.annotation)
 	}
 	return strings.HasPrefix(p.annotation, strings.TrimSuffix(want.String(), unknown))
 }

@@ -18,6 +18,13 @@ const (
 	// agent drops one that is older than what it holds from another replica.
 	resendFirst = 500 * time.Millisecond
 	resendMost  = 5 * time.Second
+
+	// deafFirst and deafMost pace what wakes a kubelet that missed the
+	// annotation. A hold sees it within 100 ms, and the kubelet notices and
+	// tells its end within a second or so; by itself the kubelet looks again
+	// after 60 to 90 s.
+	deafFirst = 2 * time.Second
+	deafMost  = 16 * time.Second
 )
 
 // entry is one gated Pod.
@@ -50,6 +57,11 @@ type entry struct {
 	resend   time.Time
 	attempts int
 	released bool
+
+	// wake is when the kubelet is to be woken, for the wakes-th time, if the
+	// hold of an open gate still runs then.
+	wake  time.Time
+	wakes uint32
 }
 
 // answer is what a node answered to the entry's generation; zero: nothing.
@@ -91,8 +103,10 @@ func (l *Ledger) review(e *entry, held time.Time) {
 			l.metrics.opened(e.pod.condition.Reason, now.Sub(e.addressed), e.released)
 			l.close(e)
 		}
+		l.listen(e, now)
 		return
 	}
+	delete(l.deaf, uid)
 	switch _, shut := l.shut[uid]; {
 	case !shut:
 		l.shut[uid] = e
@@ -128,7 +142,39 @@ func (l *Ledger) remove(uid types.UID) {
 		return
 	}
 	delete(l.entries, uid)
+	delete(l.deaf, uid)
 	l.close(e)
+}
+
+// listen notes whether the hold of an open gate has noticed.
+func (l *Ledger) listen(e *entry, now time.Time) {
+	_, deaf := l.deaf[e.pod.uid]
+	switch {
+	case !e.pod.holding:
+		delete(l.deaf, e.pod.uid)
+	case !deaf:
+		l.deaf[e.pod.uid] = e
+		e.wake, e.wakes = now.Add(deafFirst), 0
+	}
+}
+
+// wakeKubelet has the annotation written once more. A kubelet that is writing
+// a volume forgets what changes meanwhile (seen for one Pod in 30 with
+// Kubernetes 1.36, when the change meets the sync after a container's start),
+// and another change is the only thing that wakes it.
+func (l *Ledger) wakeKubelet(e *entry, now time.Time) {
+	e.wakes++
+	e.wake = now.Add(min(deafFirst<<min(e.wakes, 8), deafMost))
+	l.log.V(1).Info("hold has not noticed that its gate is open", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node, "times", e.wakes)
+	l.hub.Release(e.pod.node, &hubv1.Release{
+		Subject: &hubv1.Subject{
+			Uid: string(e.pod.uid), Namespace: e.pod.namespace, Name: e.pod.name,
+			Ips: text(e.pod.ips), Generation: e.pod.generation,
+		},
+		Reason:  e.pod.condition.Reason,
+		Message: e.pod.condition.Message,
+		Again:   e.wakes,
+	})
 }
 
 // close ends the wait for an entry whose gate is open or whose Pod is gone.

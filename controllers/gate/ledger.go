@@ -92,9 +92,9 @@ type Ledger struct {
 	// The following belong to the goroutine of Start.
 
 	// entries holds every gated Pod that is not at its end, shut those whose
-	// gate is to be opened.
-	entries, shut map[types.UID]*entry
-	nodes         map[string]*node
+	// gate is to be opened, deaf those whose gate is open while their hold runs.
+	entries, shut, deaf map[types.UID]*entry
+	nodes               map[string]*node
 	// generation numbers assignments.
 	generation uint64
 	// inspect is when nodes are next looked at for quarantine.
@@ -116,6 +116,7 @@ func New(o Options) *Ledger {
 		posted:        make(chan struct{}, 1),
 		entries:       map[types.UID]*entry{},
 		shut:          map[types.UID]*entry{},
+		deaf:          map[types.UID]*entry{},
 		nodes:         map[string]*node{},
 	}
 }
@@ -223,6 +224,12 @@ func (l *Ledger) step() time.Duration {
 		if !e.next.IsZero() {
 			next = earlier(next, e.next)
 		}
+	}
+	for _, e := range l.deaf {
+		if !now.Before(e.wake) {
+			l.wakeKubelet(e, now)
+		}
+		next = earlier(next, e.wake)
 	}
 	if more {
 		return 0

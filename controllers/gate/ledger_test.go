@@ -77,8 +77,12 @@ func (h *fakeHub) Withdraw(node, uid string) {
 }
 
 func (h *fakeHub) Release(node string, r *hubv1.Release) bool {
-	h.sent = append(h.sent, fmt.Sprintf("release %s at %s on %s basis=%d: %s: %s", r.GetSubject().GetUid(),
-		strings.Join(r.GetSubject().GetIps(), ","), node, r.GetBasis().GetNetworkPolicies(), r.GetReason(), r.GetMessage()))
+	what := fmt.Sprintf("basis=%d", r.GetBasis().GetNetworkPolicies())
+	if r.GetAgain() > 0 {
+		what = fmt.Sprintf("again %d", r.GetAgain())
+	}
+	h.sent = append(h.sent, fmt.Sprintf("release %s at %s on %s %s: %s: %s", r.GetSubject().GetUid(),
+		strings.Join(r.GetSubject().GetIps(), ","), node, what, r.GetReason(), r.GetMessage()))
 	return true
 }
 
@@ -391,6 +395,39 @@ func TestAReleaseThatThePodDoesNotShowIsSentAgainWithTheNewestBasis(t *testing.T
 	b.report("n1", true)
 	b.step()
 	b.wantSent(fmt.Sprintf(release, 9, "500ms"))
+}
+
+// The kubelet can miss that the annotation changed; the hold's status shows it.
+func TestAKubeletThatMissedAnOpenGateIsWoken(t *testing.T) {
+	b := newBench(t)
+	b.ledger.NodeChanged("n1", "boot-1")
+	holding := func(p *corev1.Pod) {
+		opened("10.0.0.1", "boot-1")(p)
+		p.Status.InitContainerStatuses = []corev1.ContainerStatus{{
+			Name:  v1alpha1.HoldContainerName,
+			State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+		}}
+	}
+	b.ledger.PodChanged(b.pod(holding, "10.0.0.1"))
+	b.step()
+	b.clock.Step(deafFirst - time.Millisecond)
+	b.step()
+	b.wantSent()
+	b.clock.Step(time.Millisecond)
+	b.step()
+	b.wantSent("release p at 10.0.0.1 on n1 again 1: Confirmed: ")
+	b.ledger.PodChanged(b.pod(holding, "10.0.0.1"))
+	b.clock.Step(2*deafFirst - time.Millisecond)
+	b.step()
+	b.wantSent()
+	b.clock.Step(time.Millisecond)
+	b.step()
+	b.wantSent("release p at 10.0.0.1 on n1 again 2: Confirmed: ")
+	// It has noticed.
+	b.ledger.PodChanged(b.pod(opened("10.0.0.1", "boot-1"), "10.0.0.1"))
+	b.clock.Step(time.Minute)
+	b.step()
+	b.wantSent()
 }
 
 func TestAnotherAddressShutsTheGate(t *testing.T) {

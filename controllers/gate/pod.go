@@ -28,7 +28,9 @@ type pod struct {
 	// ips are the Pod's addresses, sorted.
 	ips []netip.Addr
 	// held is when the hold started, zero if it did not.
-	held     time.Time
+	held time.Time
+	// holding is true while the hold runs, as far as the kubelet has said.
+	holding  bool
 	settings v1alpha1.Settings
 	// annotation is the value of policygate.io/programmed.
 	annotation string
@@ -74,7 +76,7 @@ func newPod(p *corev1.Pod, conditionType corev1.PodConditionType) (pod, error) {
 		switch {
 		case s.Name != v1alpha1.HoldContainerName:
 		case s.State.Running != nil:
-			out.held = s.State.Running.StartedAt.Time
+			out.held, out.holding = s.State.Running.StartedAt.Time, true
 		case s.State.Terminated != nil:
 			out.held = s.State.Terminated.StartedAt.Time
 		}
@@ -110,6 +112,5 @@ func (p *pod) programmed(bootID string) bool {
 		want := programmed.Identity{UID: string(p.uid), IPs: p.ips, BootID: unknown}.String()
 		return want != "" && strings.HasPrefix(p.annotation, strings.TrimSuffix(want, unknown))
 	}
-	want := programmed.Identity{UID: string(p.uid), IPs: p.ips, BootID: bootID}.String()
-	return want != "" && p.annotation == want
+	return programmed.Identity{UID: string(p.uid), IPs: p.ips, BootID: bootID}.Matches(p.annotation)
 }

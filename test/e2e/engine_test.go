@@ -135,6 +135,7 @@ func (f fixture) nextAddress(t *testing.T, node *cluster.Node, ip string) {
 	const script = `set -e
 set -- "$1" "$2" $(ls -d /var/lib/cni/networks/*/)
 [ $# -eq 3 ] || { echo "want one network, got: $*" >&2; exit 1; }
+for wait in $(seq 100); do [ -e "$3/$2" ] || break; sleep 0.2; done
 [ ! -e "$3/$2" ] || { echo "address $2 is still taken" >&2; exit 1; }
 printf %s "$1" > "$3/last_reserved_ip.0"`
 	out, err := node.Command(t.Context(), "sh", "-c", script, "sh", before.String(), ip).CombinedOutput()

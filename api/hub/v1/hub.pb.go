@@ -1001,8 +1001,13 @@ type Release struct {
 	Subject *Subject               `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
 	Basis   *Basis                 `protobuf:"bytes,2,opt,name=basis,proto3" json:"basis,omitempty"`
 	// reason and message are written to the condition.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Reason  string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// again, if not 0, says that the gate is open and the hold was seen not to
+	// have noticed, for the again-th time. The agent writes what it wrote once
+	// more, with another value of the annotation; one that did not open this
+	// gate itself ignores it.
+	Again         uint32 `protobuf:"varint,5,opt,name=again,proto3" json:"again,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1063,6 +1068,13 @@ func (x *Release) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *Release) GetAgain() uint32 {
+	if x != nil {
+		return x.Again
+	}
+	return 0
 }
 
 var File_api_hub_v1_hub_proto protoreflect.FileDescriptor
@@ -1137,12 +1149,13 @@ const file_api_hub_v1_hub_proto_rawDesc = "" +
 	"\x0eunmet_required\x18\x05 \x01(\rR\runmetRequired\x12%\n" +
 	"\x0eunmet_advisory\x18\x06 \x01(\rR\runmetAdvisory\x12'\n" +
 	"\x0fipv4_unenforced\x18\a \x01(\bR\x0eipv4Unenforced\x12'\n" +
-	"\x0fipv6_unenforced\x18\b \x01(\bR\x0eipv6Unenforced\"\xa1\x01\n" +
+	"\x0fipv6_unenforced\x18\b \x01(\bR\x0eipv6Unenforced\"\xb7\x01\n" +
 	"\aRelease\x124\n" +
 	"\asubject\x18\x01 \x01(\v2\x1a.policygate.hub.v1.SubjectR\asubject\x12.\n" +
 	"\x05basis\x18\x02 \x01(\v2\x18.policygate.hub.v1.BasisR\x05basis\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage*G\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
+	"\x05again\x18\x05 \x01(\rR\x05again*G\n" +
 	"\x06Answer\x12\x16\n" +
 	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eANSWER_ALLOWED\x10\x01\x12\x11\n" +

@@ -158,7 +158,7 @@ func held(p *corev1.Pod, conditionType corev1.PodConditionType, bootID string) b
 		return c.Type == conditionType && c.Status == corev1.ConditionTrue
 	})
 	id, err := identity(p, bootID)
-	return !open || err != nil || p.Annotations[v1alpha1.KeyProgrammed] != id.String()
+	return !open || err != nil || !id.Matches(p.Annotations[v1alpha1.KeyProgrammed])
 }
 
 func identity(p *corev1.Pod, bootID string) (programmed.Identity, error) {
