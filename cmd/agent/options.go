@@ -9,12 +9,10 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/api/v1alpha1"
 )
 
@@ -31,11 +29,6 @@ type options struct {
 	ConditionType      string
 	Kubeconfig         string
 	MetricsBindAddress string
-
-	IPTablesNFTSave     string
-	IP6TablesNFTSave    string
-	IPTablesLegacySave  string
-	IP6TablesLegacySave string
 }
 
 // newOptions returns the defaults. getenv is os.Getenv.
@@ -48,11 +41,6 @@ func newOptions(getenv func(string) string) *options {
 		TokenFile:          "/var/run/secrets/policygate/token",
 		ConditionType:      string(v1alpha1.ConditionProgrammed),
 		MetricsBindAddress: "127.0.0.1:9445",
-
-		IPTablesNFTSave:     "iptables-nft-save",
-		IP6TablesNFTSave:    "ip6tables-nft-save",
-		IPTablesLegacySave:  "iptables-legacy-save",
-		IP6TablesLegacySave: "ip6tables-legacy-save",
 	}
 }
 
@@ -78,16 +66,6 @@ func (o *options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.MetricsBindAddress, "metrics-bind-address", o.MetricsBindAddress,
 		"Where to serve /metrics, /healthz and /readyz; 0 serves none of them. The default is the node's loopback, which the "+
 			"kubelet's probes reach and other hosts do not, because the agent is on the node's network.")
-	fs.StringVar(&o.IPTablesNFTSave, "iptables-nft-save", o.IPTablesNFTSave,
-		"Name or path of the tool that prints the IPv4 rules of iptables-nft. It is run only if there are any.")
-	fs.StringVar(&o.IP6TablesNFTSave, "ip6tables-nft-save", o.IP6TablesNFTSave,
-		"Name or path of the tool that prints the IPv6 rules of ip6tables-nft. It is run only if there are any.")
-	fs.StringVar(&o.IPTablesLegacySave, "iptables-legacy-save", o.IPTablesLegacySave,
-		"Name or path of the tool that prints the IPv4 rules of iptables-legacy. It is run only if there are any, "+
-			"because it creates the tables that it reads.")
-	fs.StringVar(&o.IP6TablesLegacySave, "ip6tables-legacy-save", o.IP6TablesLegacySave,
-		"Name or path of the tool that prints the IPv6 rules of ip6tables-legacy. It is run only if there are any, "+
-			"because it creates the tables that it reads.")
 }
 
 // Validate returns all that is wrong with o, each naming its flag, or nil.
@@ -117,16 +95,6 @@ func (o *options) Validate() error {
 	if !isBindAddress(o.MetricsBindAddress) {
 		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")
 	}
-	for flag, value := range map[string]string{
-		"iptables-nft-save":     o.IPTablesNFTSave,
-		"ip6tables-nft-save":    o.IP6TablesNFTSave,
-		"iptables-legacy-save":  o.IPTablesLegacySave,
-		"ip6tables-legacy-save": o.IP6TablesLegacySave,
-	} {
-		if strings.TrimSpace(value) == "" {
-			wrong(flag, value, "the name or path of a program")
-		}
-	}
 	return errors.Join(errs...)
 }
 
@@ -142,16 +110,6 @@ func isBindAddress(a string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
-}
-
-// kernelOptions returns what o says about reading the kernel.
-func (o *options) kernelOptions() kernel.Options {
-	return kernel.Options{
-		IPTablesNFTSave:     o.IPTablesNFTSave,
-		IP6TablesNFTSave:    o.IP6TablesNFTSave,
-		IPTablesLegacySave:  o.IPTablesLegacySave,
-		IP6TablesLegacySave: o.IP6TablesLegacySave,
-	}
 }
 
 // serverName is what the hub's certificates are for.

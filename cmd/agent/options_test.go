@@ -9,8 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
-
-	"github.com/policygate/policygate/agent/kernel"
 )
 
 func nodeName(name string) string {
@@ -34,21 +32,15 @@ func TestFlags(t *testing.T) {
 			NodeName: "n1", Namespace: "policygate-system", HubService: "policygate-hub", CAConfigMap: "policygate-ca",
 			TokenFile: "/var/run/secrets/policygate/token", ConditionType: "policygate.io/PolicyProgrammed",
 			MetricsBindAddress: "127.0.0.1:9445",
-			IPTablesNFTSave:    "iptables-nft-save", IP6TablesNFTSave: "ip6tables-nft-save",
-			IPTablesLegacySave: "iptables-legacy-save", IP6TablesLegacySave: "ip6tables-legacy-save",
 		}},
-		"--node-name":             {args: []string{"--node-name=n2"}, want: defaults(func(o *options) { o.NodeName = "n2" })},
-		"--namespace":             {args: []string{"--namespace=gate"}, want: defaults(func(o *options) { o.Namespace = "gate" })},
-		"--hub-service":           {args: []string{"--hub-service=hub"}, want: defaults(func(o *options) { o.HubService = "hub" })},
-		"--ca-configmap":          {args: []string{"--ca-configmap=ca"}, want: defaults(func(o *options) { o.CAConfigMap = "ca" })},
-		"--token-file":            {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.TokenFile = "/t" })},
-		"--condition-type":        {args: []string{"--condition-type=x.io/Y"}, want: defaults(func(o *options) { o.ConditionType = "x.io/Y" })},
-		"--kubeconfig":            {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
-		"--metrics-bind-address":  {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
-		"--iptables-nft-save":     {args: []string{"--iptables-nft-save=/a"}, want: defaults(func(o *options) { o.IPTablesNFTSave = "/a" })},
-		"--ip6tables-nft-save":    {args: []string{"--ip6tables-nft-save=/b"}, want: defaults(func(o *options) { o.IP6TablesNFTSave = "/b" })},
-		"--iptables-legacy-save":  {args: []string{"--iptables-legacy-save=/c"}, want: defaults(func(o *options) { o.IPTablesLegacySave = "/c" })},
-		"--ip6tables-legacy-save": {args: []string{"--ip6tables-legacy-save=/d"}, want: defaults(func(o *options) { o.IP6TablesLegacySave = "/d" })},
+		"--node-name":            {args: []string{"--node-name=n2"}, want: defaults(func(o *options) { o.NodeName = "n2" })},
+		"--namespace":            {args: []string{"--namespace=gate"}, want: defaults(func(o *options) { o.Namespace = "gate" })},
+		"--hub-service":          {args: []string{"--hub-service=hub"}, want: defaults(func(o *options) { o.HubService = "hub" })},
+		"--ca-configmap":         {args: []string{"--ca-configmap=ca"}, want: defaults(func(o *options) { o.CAConfigMap = "ca" })},
+		"--token-file":           {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.TokenFile = "/t" })},
+		"--condition-type":       {args: []string{"--condition-type=x.io/Y"}, want: defaults(func(o *options) { o.ConditionType = "x.io/Y" })},
+		"--kubeconfig":           {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
+		"--metrics-bind-address": {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := newOptions(nodeName)
@@ -85,7 +77,6 @@ func TestValidateNamesEachWrongFlag(t *testing.T) {
 		"a condition type":  {change: func(o *options) { o.ConditionType = "a b" }, want: []string{`--condition-type "a b": want `}},
 		"no port":           {change: func(o *options) { o.MetricsBindAddress = "127.0.0.1" }, want: []string{`--metrics-bind-address "127.0.0.1": want `}},
 		"a port too large":  {change: func(o *options) { o.MetricsBindAddress = ":65536" }, want: []string{`--metrics-bind-address ":65536": want `}},
-		"no tool":           {change: func(o *options) { o.IP6TablesNFTSave = "" }, want: []string{`--ip6tables-nft-save "": want `}},
 		"several are named": {change: func(o *options) { o.NodeName, o.TokenFile = "", "" }, want: []string{"--node-name", "--token-file"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -104,15 +95,8 @@ func TestValidateNamesEachWrongFlag(t *testing.T) {
 	}
 }
 
-func TestOptionsOfOthers(t *testing.T) {
+func TestTheHubIsNamedAsItsService(t *testing.T) {
 	o := newOptions(nodeName)
-	want := kernel.Options{
-		IPTablesNFTSave: "iptables-nft-save", IP6TablesNFTSave: "ip6tables-nft-save",
-		IPTablesLegacySave: "iptables-legacy-save", IP6TablesLegacySave: "ip6tables-legacy-save",
-	}
-	if diff := cmp.Diff(want, o.kernelOptions()); diff != "" {
-		t.Errorf("kernel (-want +got):\n%s", diff)
-	}
 	if got, want := o.serverName(), "policygate-hub.policygate-system.svc"; got != want {
 		t.Errorf("server name %q, want %q", got, want)
 	}

@@ -39,7 +39,7 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
-	netfilter, err := kernel.New(o.kernelOptions())
+	netfilter, err := kernel.New(kernel.Options{})
 	if err != nil {
 		return fmt.Errorf("open the dataplane: %w", err)
 	}
