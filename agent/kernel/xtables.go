@@ -385,9 +385,9 @@ func xtAddress(dir ruleset.Direction, addr, mask []byte, not bool) []ruleset.Mat
 	return []ruleset.Match{ruleset.Addr{Dir: dir, Addr: a, Mask: m, Not: not}}
 }
 
-// xtIface returns the condition on an interface. The mask covers a name with
-// its NUL, or the start of a name; where it covers nothing, a name of "+" was
-// given or none.
+// xtIface returns the condition on an interface, none if every one will do.
+// The mask covers a name with its NUL, or the start of a name, or nothing for
+// "+".
 func xtIface(out bool, name, mask []byte, not bool) []ruleset.Match {
 	name, mask = name[:unix.IFNAMSIZ], mask[:unix.IFNAMSIZ]
 	covered := 0
@@ -401,7 +401,7 @@ func xtIface(out bool, name, mask []byte, not bool) []ruleset.Match {
 			return []ruleset.Match{ruleset.Unknown{Text: fmt.Sprintf("interface %q under mask %x", name, mask)}}
 		}
 	}
-	if covered == 0 && name[0] == 0 && !not {
+	if covered == 0 && !not {
 		return nil
 	}
 	return []ruleset.Match{m}

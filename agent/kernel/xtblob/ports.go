@@ -62,15 +62,15 @@ func udpMatch(revision uint8, data []byte) ([]ruleset.Match, error) {
 	return b.bothPorts(0, 4, b[8])
 }
 
-// sctpMatch reads xt_sctp_info of linux/netfilter/xt_sctp.h. Conditions on
-// chunks are not understood.
+// sctpMatch reads xt_sctp_info of linux/netfilter/xt_sctp.h, where a map of
+// chunks takes 256 bytes. Conditions on chunks are not understood.
 func sctpMatch(revision uint8, data []byte) ([]ruleset.Match, error) {
-	b, err := one(revision, 0, data, 68)
+	b, err := one(revision, 0, data, 292)
 	if err != nil {
 		return nil, err
 	}
 	// XT_SCTP_SRC_PORTS is 1, XT_SCTP_DEST_PORTS 2.
-	asked, inverted := b.u32(60), b.u32(64)
+	asked, inverted := b.u32(284), b.u32(288)
 	if asked&^3 != 0 || inverted&^asked != 0 {
 		return nil, errFlags
 	}

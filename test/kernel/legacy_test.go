@@ -1,0 +1,202 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/policygate/policygate/agent/kernel"
+	"github.com/policygate/policygate/agent/ruleset"
+)
+
+// readable returns tables as text by chain, so that two readers can be
+// compared. Raw is left out, and what nobody understands has no text.
+func readable(tables []ruleset.Table) map[string]string {
+	all := map[string]string{}
+	for _, table := range tables {
+		for _, c := range table.Chains {
+			var b strings.Builder
+			if c.Base != nil {
+				fmt.Fprintf(&b, "%+v\n", *c.Base)
+			}
+			for _, r := range c.Rules {
+				matches := make([]string, 0, len(r.Matches))
+				for _, m := range r.Matches {
+					if _, ok := m.(ruleset.Unknown); ok {
+						m = ruleset.Unknown{}
+					}
+					matches = append(matches, fmt.Sprintf("%T%+v", m, m))
+				}
+				target := r.Target
+				to := ""
+				if target.Chain != nil {
+					to, target.Chain = target.Chain.Name, nil
+				}
+				fmt.Fprintf(&b, "%s | %+v to %q | %q\n", strings.Join(matches, " "), target, to, r.Comment)
+			}
+			all[fmt.Sprintf("%s %s %s/%s", table.Backend, table.Family, table.Name, c.Name)] = b.String()
+		}
+	}
+	return all
+}
+
+// sameAsText compares what a look reads of the legacy tables with what
+// iptables-save prints of them, and returns the tables.
+func (r *rig) sameAsText(t testing.TB) []ruleset.Table {
+	t.Helper()
+	var printed, native []ruleset.Table
+	r.node.do(t, func() error {
+		for family, tool := range map[ruleset.Family]string{ruleset.IPv4: "iptables-legacy-save", ruleset.IPv6: "ip6tables-legacy-save"} {
+			out, err := exec.CommandContext(t.Context(), tool).Output()
+			if err != nil {
+				return err
+			}
+			tables, err := ruleset.Parse(family, ruleset.Legacy, string(out))
+			if err != nil {
+				return err
+			}
+			printed = append(printed, tables...)
+		}
+		return nil
+	})
+	r.look(t, func(look *kernel.Look) error {
+		native = slices.DeleteFunc(slices.Clone(look.Tables()), func(t ruleset.Table) bool { return t.Backend != ruleset.Legacy })
+		return nil
+	})
+	if diff := cmp.Diff(readable(printed), readable(native)); diff != "" {
+		t.Errorf("(-text +native):\n%s", diff)
+	}
+	return native
+}
+
+func TestTheCapturedLegacyTablesReadAsTheirText(t *testing.T) {
+	r := newRig(t, capturePods[:2], captureRemote[:2])
+	for _, capture := range []string{"iptables-legacy", "iptables-nft", "iptables-nft-defaultdeny"} {
+		r.node.run(t, "", "iptables-legacy", "-F")
+		r.node.run(t, "", "ip6tables-legacy", "-F")
+		r.node.run(t, "", "ipset", "flush")
+		text, err := os.ReadFile(filepath.Join("..", "..", "agent", "trace", "testdata", "kube-router-v2.11", capture, "ipset-save.txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.node.run(t, string(text), "ipset", "-exist", "restore")
+		for _, tool := range []string{"iptables", "ip6tables"} {
+			text, err := os.ReadFile(filepath.Join("..", "..", "agent", "trace", "testdata", "kube-router-v2.11", capture, tool+"-save.txt"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.node.run(t, string(text), tool+"-legacy-restore", "-w")
+		}
+		rules := 0
+		for _, table := range r.sameAsText(t) {
+			for _, c := range table.Chains {
+				rules += len(c.Rules)
+			}
+		}
+		if rules < 20 {
+			t.Errorf("%s: only %d rules", capture, rules)
+		}
+	}
+}
+
+func TestRandomLegacyTablesReadAsTheirText(t *testing.T) {
+	first, rounds := rand.Uint64(), uint64(randomRounds) //nolint:gosec // Any seed will do.
+	if text := os.Getenv("PG_SEED"); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, rounds = seed, 1
+	}
+	r := newRig(t, capturePods[:1], captureRemote[:2])
+	for seed := first; seed < first+rounds; seed++ {
+		g := generator{rand.New(rand.NewPCG(seed, 0)), false, false} //nolint:gosec // Repeatable, not secret.
+		r.node.run(t, g.sets(), "ipset", "-exist", "restore")
+		r.node.run(t, g.ruleset(), "iptables-legacy-restore", "-w")
+		g.v6 = true
+		r.node.run(t, g.ruleset(), "ip6tables-legacy-restore", "-w")
+		r.sameAsText(t)
+		if t.Failed() {
+			t.Fatalf("PG_SEED=%d", seed)
+		}
+	}
+}
+
+// extensionRules has rules of every extension that the decoders know, and of
+// others. Two are left out that iptables-save 1.8.9 prints as rules without a
+// condition: "! -i +" and "! --sport 0:65535".
+var extensionRules = []string{
+	"", "-m comment --comment \"a \\\"b\\\"\"", "-s 10.1.0.0/16 -d 10.2.3.4", "! -s 10.1.0.0/16", "-d 10.0.0.1/255.0.0.255", "! -s 0.0.0.0/0",
+	"-i eth0", "! -i eth+", "-o +", "-i abcdefghijklmno -o abcdefghijklmn+", "-p 99", "! -p tcp", "-f", "! -f", "-p icmp", "-p icmp --icmp-type 8",
+	"-p tcp -m tcp", "-p tcp --sport 1:2 ! --dport 3", "-p tcp --syn", "-p tcp ! --tcp-flags ALL SYN,ACK", "-p tcp --tcp-flags ALL NONE", "-p tcp --tcp-option 5", "-p tcp --dport 0:65535",
+	"-p udp --sport 53", "-p udp ! --dport 1:1000", "-p sctp --dport 5 ! --sport 6:7", "-p sctp --chunk-types any DATA", "-p sctp -m sctp",
+	"-p tcp -m multiport --dports 1,2:3,4", "-p tcp -m multiport ! --sports 5", "-p udp -m multiport --ports 1:15,2,3,4,5,6,7,8,9,10,11,12,13,14",
+	"-m mark --mark 1", "-m mark ! --mark 0x10/0xf0", "-m connmark --mark 7/0xff",
+	"-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED,SNAT,DNAT", "-m conntrack ! --ctstate NEW", "-m conntrack --ctstate NEW --ctdir ORIGINAL", "-m conntrack --ctorigsrc 10.0.0.1", "-m conntrack --ctproto tcp",
+	"-m state --state NEW,UNTRACKED", "-m state ! --state ESTABLISHED",
+	"-m set --match-set four src", "-m set ! --match-set four dst", "-m set --match-set pair src,dst", "-m set --match-set pair dst,dst,src,dst,src,dst",
+	"-m set --match-set four src --return-nomatch", "-m set --match-set four src ! --update-counters", "-m set --match-set four src --packets-gt 5", "-m set --match-set four src --bytes-eq 5",
+	"-m addrtype --src-type LOCAL", "-m addrtype ! --dst-type LOCAL,BROADCAST --src-type UNICAST", "-m addrtype --dst-type LOCAL --limit-iface-in", "-m addrtype --dst-type THROW",
+	"-m iprange --src-range 10.0.0.1-10.0.0.9", "-m iprange ! --dst-range 10.0.0.1-10.0.0.9 --src-range 10.0.0.3",
+	"-m physdev --physdev-is-bridged", "-m physdev ! --physdev-is-bridged", "-m physdev --physdev-in veth0", "-m physdev --physdev-is-bridged --physdev-in veth0",
+	"-m limit --limit 5/sec", "-m statistic --mode nth --every 3 --packet 0", "-m hashlimit --hashlimit-upto 5/sec --hashlimit-name x", "-m recent --name y --set", "-m pkttype --pkt-type broadcast", "-m length --length 1:5", "-m ttl --ttl-eq 5", "-m mac --mac-source 00:11:22:33:44:55", "-m tos --tos 0x10",
+}
+
+// extensionTargets has the same of targets, by the table that takes them.
+var extensionTargets = map[string][]string{
+	"filter": {"-j ACCEPT", "-j DROP", "-j RETURN", "-j REJECT", "-j REJECT --reject-with icmp-host-unreachable", "-p tcp -j REJECT --reject-with tcp-reset", "-j a", "-g a", "-g e", "-j b", "-j QUEUE",
+		"-j LOG --log-prefix x", "-j NFLOG --nflog-group 5", "-j NFQUEUE --queue-num 1", "-j CONNMARK --set-mark 5", "-j CLASSIFY --set-class 1:2", "-j SET --add-set four src"},
+	"mangle": {"-j MARK --set-mark 5", "-j MARK --set-xmark 0x5/0xff", "-j MARK --or-mark 1", "-j MARK --and-mark 1", "-j MARK --xor-mark 1", "-j CONNMARK --set-xmark 1/2", "-j CONNMARK --and-mark 3",
+		"-j CONNMARK --save-mark", "-j CONNMARK --save-mark --nfmask 1 --ctmask 2", "-j CONNMARK --restore-mark --mask 0xf", "-j TOS --set-tos 0x10", "-j DSCP --set-dscp 1", "-j TTL --ttl-set 5",
+		"-p tcp --syn -j TCPMSS --set-mss 1000", "-j CHECKSUM --checksum-fill"},
+	"raw": {"-j CT --notrack", "-j NOTRACK", "-j CT --zone 5", "-j TRACE", "-j CT --ctevents new"},
+	"nat": {"-j SNAT --to-source 10.0.0.1", "-j MASQUERADE", "-j MASQUERADE --random", "-j NETMAP --to 10.0.0.0/24"},
+}
+
+// asIPv6 turns a rule of the lists into one for IPv6.
+func asIPv6(rule string) string {
+	return strings.NewReplacer("10.1.0.0/16", "fd01::/16", "10.2.3.4", "fd02::4", "10.0.0.1/255.0.0.255", "fd00::1/ff00::ff", "0.0.0.0/0", "::/0",
+		"10.0.0.1-10.0.0.9", "fd00::1-fd00::9", "10.0.0.0/24", "fd00::/64", "10.0.0.0/8", "fd00::/8", "10.0.0.", "fd00::",
+		" ! -f", "", " -f", "", "-p icmp --icmp-type 8", "-p icmpv6 --icmpv6-type 128", "-p icmp", "-p icmpv6", "icmp-host", "icmp6-addr",
+		"-m ttl --ttl", "-m hl --hl", "TTL --ttl", "HL --hl", "LOCAL,BROADCAST", "LOCAL", "THROW", "ANYCAST", "four", "six", "pair", "pairs").Replace(rule)
+}
+
+func TestEveryExtensionReadsAsItsText(t *testing.T) {
+	r := newRig(t, capturePods[:1], captureRemote[:2])
+	r.node.run(t, "create four hash:ip counters\ncreate pair hash:ip,port\ncreate six hash:ip counters family inet6\ncreate pairs hash:ip,port family inet6\n", "ipset", "restore")
+	chain := map[string]string{"filter": "FORWARD", "mangle": "PREROUTING", "raw": "PREROUTING", "nat": "POSTROUTING"}
+	var b strings.Builder
+	for _, table := range slices.Sorted(maps.Keys(extensionTargets)) {
+		fmt.Fprintf(&b, "*%s\n:%s ACCEPT\n:a -\n:b -\n:e -\n", table, chain[table])
+		for _, match := range extensionRules {
+			if table == "filter" {
+				fmt.Fprintf(&b, "-A FORWARD %s\n-A FORWARD %s -j a\n", match, match)
+			}
+		}
+		for _, target := range extensionTargets[table] {
+			fmt.Fprintf(&b, "-A %s %s\n-A %s -s 10.0.0.0/8 %s\n", chain[table], target, chain[table], target)
+		}
+		b.WriteString("-A a -g b\n-A b -j RETURN\n-A b\nCOMMIT\n")
+	}
+	b.WriteString("*security\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\nCOMMIT\n")
+	more := "*nat\n-A PREROUTING -j DNAT --to-destination 10.0.0.1\n-A OUTPUT -p tcp -j REDIRECT --to-ports 80\n-A INPUT -j SNAT --to-source 10.0.0.1\nCOMMIT\n"
+	r.node.run(t, b.String(), "iptables-legacy-restore", "-w")
+	r.node.run(t, more, "iptables-legacy-restore", "-w", "--noflush")
+	r.node.run(t, asIPv6(b.String()), "ip6tables-legacy-restore", "-w")
+	r.node.run(t, asIPv6(more), "ip6tables-legacy-restore", "-w", "--noflush")
+	if tables := r.sameAsText(t); len(tables) != 10 {
+		t.Errorf("%d tables, want 5 of each family", len(tables))
+	}
+}
