@@ -13,10 +13,8 @@ COPY webhook webhook
 RUN mkdir /out && CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
     go build -trimpath -ldflags "-s -w" -o /out/ ./cmd/manager ./cmd/agent ./cmd/hold
 
-# The agent reads rules with the iptables-save of both variants.
-FROM debian:12-slim
-RUN apt-get update && apt-get install -y --no-install-recommends iptables && \
-    rm -rf /var/lib/apt/lists/*
+# Static binaries that run nothing else.
+FROM scratch
 COPY --from=build /out/manager /out/agent /out/hold /
 # The manager and the hold run as this user; the agent's manifest asks for root.
 USER 65532:65532

@@ -86,14 +86,9 @@ func build(ctx context.Context, progress func(string), database bool) (artifacts
 }
 
 func (a artifacts) pack(ctx context.Context, out, bin string, database bool) error {
-	cache := filepath.Join(a.root, "build", "rootfs")
-	iptables, err := image.Rootfs(ctx, cache, "iptables")
-	if err != nil {
-		return err
-	}
 	specs := []image.Spec{
 		{
-			Ref: GateImage, User: "65532:65532", Rootfs: iptables,
+			Ref: GateImage, User: "65532:65532",
 			Files: map[string]string{
 				"/manager": filepath.Join(bin, "manager"),
 				"/agent":   filepath.Join(bin, "agent"),
@@ -106,7 +101,7 @@ func (a artifacts) pack(ctx context.Context, out, bin string, database bool) err
 		},
 	}
 	if database {
-		mariadb, err := image.Rootfs(ctx, cache, databasePackages...)
+		mariadb, err := image.Rootfs(ctx, filepath.Join(a.root, "build", "rootfs"), databasePackages...)
 		if err != nil {
 			return err
 		}
