@@ -53,9 +53,10 @@ func renderMatch(m Match) string {
 	case Mark:
 		return "-m " + pick(m.Conn, "connmark ", "mark ") + not(m.Not) + "--mark " + masked(m.Value, m.Mask)
 	case CTState:
-		return "-m conntrack " + not(m.Not) + "--ctstate " + names(uint32(m.States), ctStateNames)
+		return "-m conntrack " + not(m.Not) + "--ctstate " + names(uint32(m.States), "INVALID", "ESTABLISHED", "RELATED", "NEW", "UNTRACKED", "SNAT", "DNAT")
 	case AddrType:
-		return "-m addrtype " + not(m.Not) + "--" + m.Dir.String() + "-type " + names(uint32(m.Types), addrTypeNames)
+		return "-m addrtype " + not(m.Not) + "--" + m.Dir.String() + "-type " + names(uint32(m.Types),
+			"UNSPEC", "UNICAST", "LOCAL", "BROADCAST", "ANYCAST", "MULTICAST", "BLACKHOLE", "UNREACHABLE", "PROHIBIT")
 	case Bridged:
 		return "-m physdev " + not(m.Not) + "--physdev-is-bridged"
 	case Unknown:
@@ -126,16 +127,12 @@ func flagNames(flags uint8) string {
 	if flags == 0 {
 		return "NONE"
 	}
-	return names(uint32(flags), []string{"FIN", "SYN", "RST", "PSH", "ACK", "URG"})
+	return names(uint32(flags), "FIN", "SYN", "RST", "PSH", "ACK", "URG")
 }
 
-// ctStateNames and addrTypeNames return the names of the bits, lowest first.
-var (
-	ctStateNames  = []string{"INVALID", "ESTABLISHED", "RELATED", "NEW", "UNTRACKED", "SNAT", "DNAT"}
-	addrTypeNames = []string{"UNSPEC", "UNICAST", "LOCAL", "BROADCAST", "ANYCAST", "MULTICAST", "BLACKHOLE", "UNREACHABLE", "PROHIBIT"}
-)
-
-func names(bits uint32, of []string) string {
+// names returns the names of the bits that are set; of are the names, lowest
+// bit first.
+func names(bits uint32, of ...string) string {
 	var set []string
 	for i, name := range of {
 		if bits&(1<<i) != 0 {
