@@ -33,7 +33,7 @@ type options struct {
 
 // newOptions returns the defaults. getenv is os.Getenv.
 func newOptions(getenv func(string) string) *options {
-	return &options{
+	return &options{ //nolint:gosec // The token file is a path, not a credential.
 		NodeName:           getenv("NODE_NAME"),
 		Namespace:          "policygate-system",
 		HubService:         "policygate-hub",
