@@ -218,6 +218,91 @@ func TestTheKernelsNFTRulesAreWhatTheToolsPrint(t *testing.T) {
 	})
 }
 
+// TestRulesOfNftDoWhatTheVerdictsSay has what iptables would never write.
+func TestRulesOfNftDoWhatTheVerdictsSay(t *testing.T) {
+	r := newRig(t, capturePods[:3], captureRemote[:4])
+	flows := randomFlows(r)
+	r.settle(t, flows)
+	for _, rules := range []string{
+		"ip saddr 10.244.1.11-10.244.2.10 drop", "ip saddr != 10.244.1.11-10.244.2.10 drop", "ip daddr > 10.244.1.10 drop", "ip daddr >= 10.244.1.20 accept; drop",
+		"ip saddr 10.244.1.10 ip daddr != 10.244.2.10 drop", "ip saddr & 255.0.0.255 == 10.0.0.10 drop", "ip saddr & 255.0.0.255 != 10.0.0.10 drop",
+		"ip protocol tcp drop", "ip protocol != tcp drop", "meta l4proto udp drop", "th dport 80 drop", "tcp dport < 81 drop", "udp dport != 80-81 accept; tcp dport 81 drop",
+		"tcp flags & (fin|syn|rst|ack) == syn drop", "tcp flags & ack == 0 drop", "tcp flags & (syn|ack) != syn accept; drop",
+		"iifname kube-bridge drop", "iifname != kube-bridge drop", "oifname \"eth*\" drop", "oifname != \"kube*\" drop", "iifname eth0 oifname kube-bridge drop",
+		"ct state new drop", "ct state established,related accept; ip saddr 10.244.1.0/24 drop", "ct state != new accept; tcp dport 80 reject", "ct state & (invalid|untracked) == 0 drop",
+		"meta protocol ip tcp dport 81 drop", "ip frag-off & 0x1fff == 0 drop",
+		"tcp dport 80 meta mark set 3; meta mark & 2 == 2 drop", "meta mark set 6; meta mark set mark and 0xfffffffc or 1; meta mark 5 drop", "meta mark set mark xor 0x10; meta mark != 0x10 accept; udp dport 80 drop",
+		"tcp dport 80 ct mark set 7; ct mark 7 drop", "jump a; drop", "goto a", "ip saddr 10.244.1.10 jump { tcp dport 80 return; drop; }; udp dport 80 drop",
+	} {
+		input := "flush ruleset\ntable ip mine {\nchain a {\ntcp dport 80 accept\nip saddr 10.244.1.10 return\n}\n" +
+			"chain c {\ntype filter hook forward priority -5; policy accept;\n" + strings.ReplaceAll(rules, "; ", "\n") + "\n}\n}\n"
+		r.node.run(t, input, "nft", "-f", "-")
+		if allowed, denied := r.agree(t, flows, true); allowed == 0 || denied == 0 && rules != "goto a" {
+			t.Errorf("%d flows are allowed and %d denied: want some of both", allowed, denied)
+		}
+		if t.Failed() {
+			t.Fatal(rules)
+		}
+	}
+}
+
+// TestALookIsOfOneCommit looks while two rulesets take turns.
+func TestALookIsOfOneCommit(t *testing.T) {
+	r := newRig(t, capturePods[:1], captureRemote[:2])
+	var inputs [2]string
+	var whole [2]map[string]plainChain
+	for i, policy := range []string{"ACCEPT", "DROP"} {
+		inputs[i] = "*filter\n:FORWARD " + policy + "\n:A" + policy + " -\n" +
+			strings.Repeat("-A A"+policy+" -s 10.0.0.1 -p tcp --dport 80 -j "+policy+"\n", 300) + "-A FORWARD -j A" + policy + "\nCOMMIT\n"
+		r.node.run(t, inputs[i], "iptables-nft-restore", "-w")
+		r.look(t, func(look *kernel.Look) error {
+			whole[i] = plain(look.Tables())
+			return nil
+		})
+	}
+	var seen [2]int
+	r.node.do(t, func() error {
+		nf, err := kernel.New(kernel.Options{})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = nf.Close() }()
+		for i := range 60 {
+			cmd := exec.CommandContext(t.Context(), "iptables-nft-restore", "-w")
+			cmd.Stdin = strings.NewReader(inputs[i%2])
+			if err := cmd.Start(); err != nil {
+				return err
+			}
+			done := make(chan error, 1)
+			go func() { done <- cmd.Wait() }()
+			for committed := false; !committed; {
+				select {
+				case err := <-done:
+					if err != nil {
+						return err
+					}
+					committed = true
+				default:
+				}
+				look, err := nf.Look(t.Context())
+				if err != nil {
+					return err
+				}
+				switch got := plain(look.Tables()); {
+				case cmp.Equal(got, whole[i%2]):
+					seen[i%2]++
+				case committed || !cmp.Equal(got, whole[1-i%2]):
+					return fmt.Errorf("not the one, nor before its commit the other (-one +look):\n%s", cmp.Diff(whole[i%2], got))
+				}
+			}
+		}
+		return nil
+	})
+	if seen[0] < 30 || seen[1] < 30 {
+		t.Errorf("seen %d and %d times: want at least once per commit", seen[0], seen[1])
+	}
+}
+
 // translated has a rule for each way in which iptables-nft 1.8 writes a
 // condition or a target.
 const translated = `*nat
