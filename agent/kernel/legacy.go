@@ -108,7 +108,7 @@ func (r *legacyReader) dump() ([]xtTable, [sha256.Size]byte, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, [sha256.Size]byte{}, fmt.Errorf("list legacy tables: %w", err)
 		}
-		for _, name := range strings.Fields(string(names)) {
+		for name := range strings.FieldsSeq(string(names)) {
 			t, err := readTable(of.family, name)
 			if err == nil {
 				err = t.wipe()
@@ -193,8 +193,8 @@ func readEntries(fd, level int, name string, size uint32) ([]byte, error) {
 
 // getsockopt hands buf to the kernel, which reads it and fills it.
 func getsockopt(fd, level, option int, buf []byte) error {
-	length := uint32(len(buf))                                                                      //nolint:gosec // Bounded by xtMostBytes.
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), //nolint:gosec // Small numbers.
+	length := uint32(len(buf)) //nolint:gosec // Bounded by xtMostBytes.
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
 		uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(unsafe.Pointer(&length)), 0) //nolint:gosec // x/sys has no call that also hands a buffer in.
 	if errno != 0 {
 		return errno

@@ -221,8 +221,7 @@ func (p *xtParser) chains(info xtInfo, entries []xtEntry) ([]xtChain, error) {
 	}
 	var all []xtChain
 	for i := 0; i < len(entries)-1; {
-		c := xtChain{chain: bases[entries[i].at]}
-		last := i
+		c, last := xtChain{chain: bases[entries[i].at]}, 0
 		if c.chain != nil {
 			end := int(info.underflow[hookNumber(c.chain.Base.Hook)])
 			delete(bases, entries[i].at)

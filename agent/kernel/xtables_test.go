@@ -30,12 +30,12 @@ func xtExtension(name string, data []byte) []byte {
 	for len(b)%8 != 0 {
 		b = append(b, 0)
 	}
-	binary.NativeEndian.PutUint16(b, uint16(len(b))) //nolint:gosec // A few bytes.
+	binary.NativeEndian.PutUint16(b, uint16(len(b)))
 	return b
 }
 
 func xtVerdict(v int32) []byte {
-	return xtExtension("", binary.NativeEndian.AppendUint32(nil, uint32(v))) //nolint:gosec // A signed number by definition.
+	return xtExtension("", binary.NativeEndian.AppendUint32(nil, uint32(v)))
 }
 
 func xtHead(name string) []byte {
@@ -51,9 +51,9 @@ func xtEntryOf(l xtLayout, target []byte, change func(header []byte), matches ..
 	for _, m := range matches {
 		b = append(b, m...)
 	}
-	binary.NativeEndian.PutUint16(b[l.target:], uint16(len(b))) //nolint:gosec // A few bytes.
+	binary.NativeEndian.PutUint16(b[l.target:], uint16(len(b)))
 	b = append(b, target...)
-	binary.NativeEndian.PutUint16(b[l.next:], uint16(len(b))) //nolint:gosec // A few bytes.
+	binary.NativeEndian.PutUint16(b[l.next:], uint16(len(b)))
 	return b
 }
 
@@ -63,7 +63,7 @@ func xtSample(family ruleset.Family, change func(header []byte), matches ...[]by
 	l := layoutOf(family)
 	t := xtTable{family: family, name: "filter", info: xtInfo{hooks: 1<<1 | 1<<2 | 1<<3}}
 	add := func(e []byte) (at uint32) {
-		at = uint32(len(t.data)) //nolint:gosec // A few bytes.
+		at = uint32(len(t.data))
 		t.data = append(t.data, e...)
 		t.info.count++
 		return at
@@ -84,13 +84,13 @@ func xtSample(family ruleset.Family, change func(header []byte), matches ...[]by
 	// head.
 	jump := func(to int32) []byte { return xtEntryOf(l, xtVerdict(to), change, matches...) }
 	small, head := len(xtEntryOf(l, xtVerdict(0), nil)), len(xtEntryOf(l, xtHead("a"), nil))
-	base(2, xtDrop, jump(int32(len(t.data)+len(jump(0))+2*small+head))) //nolint:gosec // A few bytes.
+	base(2, xtDrop, jump(int32(len(t.data)+len(jump(0))+2*small+head)))
 	base(3, xtAccept)
 	add(xtEntryOf(l, xtHead("a"), nil))
-	add(xtEntryOf(l, xtVerdict(int32(len(t.data)+small)), nil)) //nolint:gosec // A few bytes.
+	add(xtEntryOf(l, xtVerdict(int32(len(t.data)+small)), nil))
 	add(xtEntryOf(l, xtVerdict(xtReturn), nil))
 	add(xtEntryOf(l, xtHead("ERROR"), nil))
-	t.info.size = uint32(len(t.data)) //nolint:gosec // A few bytes.
+	t.info.size = uint32(len(t.data))
 	return t
 }
 

@@ -4,6 +4,7 @@
 package kernel_test
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -16,9 +17,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/api/flow"
 )
 
 // readable returns tables as text by chain, so that two readers can be
@@ -112,7 +115,7 @@ func TestTheCapturedLegacyTablesReadAsTheirText(t *testing.T) {
 }
 
 func TestRandomLegacyTablesReadAsTheirText(t *testing.T) {
-	first, rounds := rand.Uint64(), uint64(randomRounds) //nolint:gosec // Any seed will do.
+	first, rounds := rand.Uint64(), uint64(randomRounds)
 	if text := os.Getenv("PG_SEED"); text != "" {
 		seed, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
@@ -122,7 +125,7 @@ func TestRandomLegacyTablesReadAsTheirText(t *testing.T) {
 	}
 	r := newRig(t, capturePods[:1], captureRemote[:2])
 	for seed := first; seed < first+rounds; seed++ {
-		g := generator{rand.New(rand.NewPCG(seed, 0)), false, false} //nolint:gosec // Repeatable, not secret.
+		g := generator{rand.New(rand.NewPCG(seed, 0)), false, false}
 		r.node.run(t, g.sets(), "ipset", "-exist", "restore")
 		r.node.run(t, g.ruleset(), "iptables-legacy-restore", "-w")
 		g.v6 = true
@@ -198,5 +201,99 @@ func TestEveryExtensionReadsAsItsText(t *testing.T) {
 	r.node.run(t, asIPv6(more), "ip6tables-legacy-restore", "-w", "--noflush")
 	if tables := r.sameAsText(t); len(tables) != 10 {
 		t.Errorf("%d tables, want 5 of each family", len(tables))
+	}
+}
+
+// TestALookNeedsNoMoreThanNetAdmin: what iptables-save needs CAP_NET_RAW for
+// is a set's name.
+func TestALookNeedsNoMoreThanNetAdmin(t *testing.T) {
+	r := newRig(t, capturePods[:2], captureRemote[:4])
+	r.node.run(t, "create four hash:ip\nadd four "+toPod.Src.String()+"\ncreate six hash:ip family inet6\n", "ipset", "restore")
+	for _, backend := range []string{"legacy", "nft"} {
+		for tool, set := range map[string]string{"iptables-": "four", "ip6tables-": "six"} {
+			r.node.run(t, "*filter\n:FORWARD ACCEPT\n-A FORWARD -m set --match-set "+set+" src -j DROP\nCOMMIT\n", tool+backend+"-restore", "-w")
+		}
+		r.node.do(t, func() error {
+			// Of this thread only, which ends with the function.
+			head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			data := [2]unix.CapUserData{{Effective: 1 << unix.CAP_NET_ADMIN, Permitted: 1 << unix.CAP_NET_ADMIN}}
+			if err := unix.Capset(&head, &data[0]); err != nil {
+				return err
+			}
+			if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW); err == nil {
+				return errors.Join(errors.New("the thread can open raw sockets"), unix.Close(fd))
+			}
+			nf, err := kernel.New(kernel.Options{})
+			if err != nil {
+				return err
+			}
+			defer func() { _ = nf.Close() }()
+			look, err := nf.Look(t.Context())
+			if err != nil {
+				return err
+			}
+			if v := look.Verdict(toPod); v.Answer != flow.Denied || !strings.Contains(v.Reason, "--match-set four src") || !strings.Contains(v.Reason, backend) {
+				t.Errorf("%s: got %s, want the set's rule", backend, v)
+			}
+			return nil
+		})
+		r.clear(t, backend)
+	}
+}
+
+// TestALookDuringRewritesIsOfOneRuleset flips between two tables of the same
+// size, whose rules differ in their order and in the set that they ask.
+func TestALookDuringRewritesIsOfOneRuleset(t *testing.T) {
+	r := newRig(t, capturePods[:1], captureRemote[:2])
+	r.node.run(t, "create one hash:ip\ncreate two hash:ip\n", "ipset", "restore")
+	var texts []string
+	for _, set := range []string{"one", "two"} {
+		var b strings.Builder
+		b.WriteString("*filter\n:FORWARD ACCEPT\n:" + set + " -\n-A FORWARD -j " + set + "\n")
+		for port := range 200 {
+			fmt.Fprintf(&b, "-A %s -p tcp --dport %d -m set --match-set %s src -j DROP\n", set, port+len(texts), set)
+		}
+		texts = append(texts, b.String()+"COMMIT\n")
+	}
+	want := map[string]bool{}
+	for _, text := range texts {
+		r.node.run(t, text, "iptables-legacy-restore", "-w")
+		want[fmt.Sprint(readable(r.sameAsText(t)))] = true
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 100 {
+			r.node.run(t, texts[i%2], "iptables-legacy-restore", "-w")
+		}
+	}()
+	seen := map[string]int{}
+	r.node.do(t, func() error {
+		nf, err := kernel.New(kernel.Options{})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = nf.Close() }()
+		for {
+			select {
+			case <-done:
+				return nil
+			default:
+			}
+			look, err := nf.Look(t.Context())
+			if err != nil {
+				// It may give up, but not be wrong.
+				continue
+			}
+			seen[fmt.Sprint(readable(look.Tables()))]++
+		}
+	})
+	for tables, times := range seen {
+		if !want[tables] {
+			t.Errorf("%d looks are of no ruleset that ever was: %.500s", times, tables)
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("looks saw %d rulesets, want both", len(seen))
 	}
 }

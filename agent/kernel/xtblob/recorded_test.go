@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -137,7 +138,7 @@ func TestWhatIsNotAsRecordedIsUnknown(t *testing.T) {
 			"another revision": {r.kind, r.name, r.revision + 100, r.rule, r.data},
 			"nothing":          {r.kind, r.name, r.revision, r.rule, nil},
 			"cut short":        {r.kind, r.name, r.revision, r.rule, r.data[:1]},
-			"too long":         {r.kind, r.name, r.revision, r.rule, append(r.data[:len(r.data):len(r.data)], make([]byte, 8)...)},
+			"too long":         {r.kind, r.name, r.revision, r.rule, slices.Concat(r.data, make([]byte, 8))},
 			"another name":     {r.kind, r.name + "x", r.revision, r.rule, r.data},
 		} {
 			if r.kind == "target" {
