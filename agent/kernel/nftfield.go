@@ -130,13 +130,14 @@ func (m *machine) metaLoad(a *attrs, key uint32) {
 	m.load(a, unix.NFTA_META_DREG, cells, "meta")
 }
 
-// payloadFields are the header fields that can be read, by their place.
+// payloadField is a header field that can be read, and where it is.
 type payloadField struct {
 	source source
 	base   uint32
 	offset int
 }
 
+// payloadFields returns those of a family.
 func payloadFields(family ruleset.Family) []payloadField {
 	const network, transport = unix.NFT_PAYLOAD_NETWORK_HEADER, unix.NFT_PAYLOAD_TRANSPORT_HEADER
 	ports := []payloadField{{sourcePort, transport, 0}, {destinationPort, transport, 2}, {tcpFlags, transport, 13}}
