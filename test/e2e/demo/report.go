@@ -121,20 +121,26 @@ func (r Report) WriteFile(path string) error {
 	return os.WriteFile(path, append(text, '\n'), 0o600)
 }
 
-// Check returns nil if the demo showed what it is for: every gated Job
-// succeeded, and some ungated ones failed, so that the race was there to lose.
-func (r Report) Check() error {
+// Check returns nil if the demo showed what it is for: every gated Job was
+// confirmed and succeeded, and some ungated ones failed, so that the race was
+// there to lose.
+func Check(rounds []Round) error {
 	var errs []error
 	seen := map[string]bool{}
-	for _, round := range r.Rounds {
+	for _, round := range rounds {
 		seen[round.Name] = true
-		switch {
-		case round.Name == Gated && round.Failed > 0:
-			errs = append(errs, fmt.Errorf("%d of %d gated Jobs failed: want 0", round.Failed, round.Jobs))
-		case round.Name == Ungated && round.Failed == 0:
-			errs = append(errs, fmt.Errorf("none of %d ungated Jobs failed: the race did not show", round.Jobs))
+		if round.Name == Gated && round.Failed() > 0 {
+			errs = append(errs, fmt.Errorf("%d of %d gated Jobs failed: want 0", round.Failed(), len(round.Jobs)))
 		}
-		if round.Jobs == 0 {
+		if round.Name == Ungated && round.Failed() == 0 {
+			errs = append(errs, fmt.Errorf("none of %d ungated Jobs failed: the race did not show", len(round.Jobs)))
+		}
+		for _, job := range round.Jobs {
+			if job.Unconfirmed {
+				errs = append(errs, fmt.Errorf("%s was started by its timeout, not by a confirmation", job.Name))
+			}
+		}
+		if len(round.Jobs) == 0 {
 			errs = append(errs, fmt.Errorf("round %s had no Job", round.Name))
 		}
 	}

@@ -21,6 +21,11 @@ func round(name string, failed ...bool) Round {
 	return r
 }
 
+func unconfirmed(r Round) Round {
+	r.Jobs[0].Unconfirmed = true
+	return r
+}
+
 func TestCheck(t *testing.T) {
 	for name, tc := range map[string]struct {
 		rounds  []Round
@@ -32,6 +37,10 @@ func TestCheck(t *testing.T) {
 		"one gated Job fails": {
 			rounds:  []Round{round(Ungated, true), round(Gated, false, true)},
 			wantErr: "1 of 2 gated Jobs failed",
+		},
+		"one gated Job was started by its timeout": {
+			rounds:  []Round{round(Ungated, true), unconfirmed(round(Gated, false))},
+			wantErr: "started by its timeout",
 		},
 		"the race did not show": {
 			rounds:  []Round{round(Ungated, false), round(Gated, false)},
@@ -47,7 +56,7 @@ func TestCheck(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := NewReport("test", tc.rounds).Check()
+			err := Check(tc.rounds)
 			if (err == nil) != (tc.wantErr == "") || err != nil && !strings.Contains(err.Error(), tc.wantErr) {
 				t.Errorf("Check() = %v, want %q", err, tc.wantErr)
 			}

@@ -27,6 +27,9 @@ type Job struct {
 	// Failed says that the first dial failed, Output with which words.
 	Failed bool
 	Output string
+	// Unconfirmed says that a gated Job was started by its timeout, its gate
+	// still shut.
+	Unconfirmed bool
 }
 
 // FirstConnect is the time from the Pod's scheduling to the first dial.

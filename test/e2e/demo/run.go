@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
+
+	"github.com/policygate/policygate/api/v1alpha1"
 )
 
 // Options of a run.
@@ -98,7 +100,7 @@ func (o Options) setUp(ctx context.Context) (string, error) {
 		if err != nil {
 			return false, err
 		}
-		return isReady(pod), nil
+		return conditionTrue(pod, corev1.PodReady), nil
 	})
 	if err != nil {
 		return "", fmt.Errorf("wait for MariaDB: %w\n%s", err, o.log(ctx, "mariadb"))
@@ -113,9 +115,9 @@ func ignoreForbidden(err error) error {
 	return err
 }
 
-func isReady(pod *corev1.Pod) bool {
+func conditionTrue(pod *corev1.Pod, kind corev1.PodConditionType) bool {
 	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		return c.Type == kind && c.Status == corev1.ConditionTrue
 	})
 }
 
@@ -210,6 +212,7 @@ func (o Options) note(ctx context.Context, jobs map[string]*Job, s sighting) boo
 	}
 	job.Ended = s.at
 	job.Failed = s.pod.Status.Phase == corev1.PodFailed
+	job.Unconfirmed = len(s.pod.Spec.ReadinessGates) > 0 && !conditionTrue(s.pod, v1alpha1.ConditionProgrammed)
 	job.Output = o.log(ctx, s.pod.Name)
 	job.Connected = firstConnect(job.Output)
 	return true

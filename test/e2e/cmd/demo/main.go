@@ -76,9 +76,8 @@ func run() (err error) {
 	if err := demo.WriteTable(os.Stdout, rounds); err != nil {
 		return err
 	}
-	report := demo.NewReport(bed.EngineKind, rounds)
-	if err := report.WriteFile(*out); err != nil {
+	if err := demo.NewReport(bed.EngineKind, rounds).WriteFile(*out); err != nil {
 		return err
 	}
-	return report.Check()
+	return demo.Check(rounds)
 }
