@@ -27,8 +27,8 @@ type Job struct {
 	// Failed says that the first dial failed, Output with which words.
 	Failed bool
 	Output string
-	// Unconfirmed says that a gated Job was started by its timeout, its gate
-	// still shut.
+	// Unconfirmed says that a Job of the gated round was started with its gate
+	// shut, by its timeout, or without a gate.
 	Unconfirmed bool
 }
 

@@ -212,7 +212,7 @@ func (o Options) note(ctx context.Context, jobs map[string]*Job, s sighting) boo
 	}
 	job.Ended = s.at
 	job.Failed = s.pod.Status.Phase == corev1.PodFailed
-	job.Unconfirmed = len(s.pod.Spec.ReadinessGates) > 0 && !conditionTrue(s.pod, v1alpha1.ConditionProgrammed)
+	job.Unconfirmed = s.pod.Labels[roundLabel] == Gated && !conditionTrue(s.pod, v1alpha1.ConditionProgrammed)
 	job.Output = o.log(ctx, s.pod.Name)
 	job.Connected = firstConnect(job.Output)
 	return true
