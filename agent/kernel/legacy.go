@@ -43,12 +43,18 @@ type legacyReader struct {
 	conn *conn
 	// proc is the directory with ip_tables_names.
 	proc string
+	// buffers are what the kernel fills, by family and name of a table.
+	buffers map[string][]byte
 
 	// What was read last: its hash, the names of its sets, what they made.
 	sum    [sha256.Size]byte
 	names  *setNames
 	stamp  string
 	tables []ruleset.Table
+}
+
+func newLegacyReader(c *conn, proc string) *legacyReader {
+	return &legacyReader{conn: c, proc: proc, buffers: map[string][]byte{}}
 }
 
 func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
@@ -96,7 +102,7 @@ func parseTables(dump []xtTable, names *setNames) ([]ruleset.Table, error) {
 }
 
 // dump reads all tables, without what changes under the same rules, and
-// returns their hash.
+// returns their hash. The tables are valid until the next dump.
 func (r *legacyReader) dump() ([]xtTable, [sha256.Size]byte, error) {
 	var tables []xtTable
 	hash := sha256.New()
@@ -109,13 +115,15 @@ func (r *legacyReader) dump() ([]xtTable, [sha256.Size]byte, error) {
 			return nil, [sha256.Size]byte{}, fmt.Errorf("list legacy tables: %w", err)
 		}
 		for name := range strings.FieldsSeq(string(names)) {
-			t, err := readTable(of.family, name)
+			key := of.family.String() + " " + name
+			t, err := readTable(of.family, name, r.buffers[key])
 			if err == nil {
 				err = t.wipe()
 			}
 			if err != nil {
 				return nil, [sha256.Size]byte{}, fmt.Errorf("legacy %s table %s: %w", of.family, name, err)
 			}
+			r.buffers[key] = t.buffer
 			tables = append(tables, t)
 			_, _ = fmt.Fprintf(hash, "%s %s %v\n", t.family, t.name, t.info)
 			_, _ = hash.Write(t.data)
@@ -125,9 +133,10 @@ func (r *legacyReader) dump() ([]xtTable, [sha256.Size]byte, error) {
 }
 
 // readTable reads one table that exists. A socket for datagrams does: the
-// kernel asks for CAP_NET_ADMIN, whatever the socket is.
-func readTable(family ruleset.Family, name string) (xtTable, error) {
-	t := xtTable{family: family, name: name}
+// kernel asks for CAP_NET_ADMIN, whatever the socket is. The table is read
+// into buffer if it is large enough.
+func readTable(family ruleset.Family, name string, buffer []byte) (xtTable, error) {
+	t := xtTable{family: family, name: name, buffer: buffer}
 	domain, level := unix.AF_INET, unix.IPPROTO_IP
 	if family == ruleset.IPv6 {
 		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
@@ -144,7 +153,7 @@ func readTable(family ruleset.Family, name string) (xtTable, error) {
 		if t.info, err = readInfo(fd, level, name); err != nil {
 			return t, err
 		}
-		t.data, err = readEntries(fd, level, name, t.info.size)
+		err = t.readEntries(fd, level)
 		if errors.Is(err, unix.EAGAIN) {
 			// The table's size is another one by now.
 			continue
@@ -181,14 +190,21 @@ func readInfo(fd, level int, name string) (xtInfo, error) {
 	return info, nil
 }
 
-func readEntries(fd, level int, name string, size uint32) ([]byte, error) {
-	buf := make([]byte, xtEntriesFrom+int(size))
-	copy(buf, name)
-	binary.NativeEndian.PutUint32(buf[xtTableName:], size)
-	if err := getsockopt(fd, level, xtGetEntries, buf); err != nil {
-		return nil, fmt.Errorf("read entries: %w", err)
+// readEntries asks for as many bytes as the table's info says.
+func (t *xtTable) readEntries(fd, level int) error {
+	length := xtEntriesFrom + int(t.info.size)
+	if cap(t.buffer) < length {
+		t.buffer = make([]byte, length)
 	}
-	return buf[xtEntriesFrom:], nil
+	t.buffer = t.buffer[:length]
+	clear(t.buffer[:xtEntriesFrom])
+	copy(t.buffer, t.name)
+	binary.NativeEndian.PutUint32(t.buffer[xtTableName:], t.info.size)
+	if err := getsockopt(fd, level, xtGetEntries, t.buffer); err != nil {
+		return fmt.Errorf("read entries: %w", err)
+	}
+	t.data = t.buffer[xtEntriesFrom:]
+	return nil
 }
 
 // getsockopt hands buf to the kernel, which reads it and fills it.

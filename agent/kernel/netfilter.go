@@ -106,7 +106,7 @@ func New(options Options) (*Netfilter, error) {
 		netfilter: nf, route: route, handle: handle, proc: options.ProcNet,
 		readers: []reader{
 			&nftReader{conn: nf},
-			&legacyReader{conn: nf, proc: options.ProcNet},
+			newLegacyReader(nf, options.ProcNet),
 		},
 	}, nil
 }

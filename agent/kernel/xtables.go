@@ -79,7 +79,8 @@ type xtTable struct {
 	family ruleset.Family
 	name   string
 	info   xtInfo
-	data   []byte
+	// data are the entries, a part of buffer if they were read into one.
+	data, buffer []byte
 }
 
 // xtInfo is struct ipt_getinfo, or its twin ip6t_getinfo, without the name.
@@ -105,35 +106,59 @@ func (e xtEntry) targetName() string { return extensionName(e.target) }
 
 func extensionName(extension []byte) string { return text(extension[2 : 2+xtExtensionName]) }
 
-// entries cuts the table's data up, or returns an error if it does not fit
-// together.
-func (t *xtTable) entries() ([]xtEntry, error) {
+// walk calls each with the bytes of every entry and the offset of its target,
+// or returns an error if they do not fit together.
+func (t *xtTable) walk(each func(at int, entry []byte, target int) error) error {
 	l := layoutOf(t.family)
-	var all []xtEntry
 	for at := 0; at < len(t.data); {
 		rest := t.data[at:]
 		if len(rest) < l.size {
-			return nil, fmt.Errorf("entry at %d is cut short", at)
+			return fmt.Errorf("entry at %d is cut short", at)
 		}
 		target, next := int(binary.NativeEndian.Uint16(rest[l.target:])), int(binary.NativeEndian.Uint16(rest[l.next:]))
 		if target < l.size || next < target || next > len(rest) {
-			return nil, fmt.Errorf("entry at %d has its target at %d and its end at %d of %d", at, target, next, len(rest))
+			return fmt.Errorf("entry at %d has its target at %d and its end at %d of %d", at, target, next, len(rest))
 		}
-		e := xtEntry{at: at, next: at + next, header: rest[:l.size]}
-		var err error
-		if e.matches, err = extensions(rest[l.size:target]); err != nil {
-			return nil, fmt.Errorf("entry at %d: matches: %w", at, err)
+		if err := each(at, rest[:next], target); err != nil {
+			return fmt.Errorf("entry at %d: %w", at, err)
 		}
-		targets, err := extensions(rest[target:next])
+		at += next
+	}
+	return nil
+}
+
+// wipe removes what changes without the rules: counters and the fields that
+// the kernel uses itself.
+func (t *xtTable) wipe() error {
+	l := layoutOf(t.family)
+	return t.walk(func(_ int, entry []byte, _ int) error {
+		clear(entry[l.steady:l.target])
+		clear(entry[l.next+2 : l.size])
+		return nil
+	})
+}
+
+// entries cuts the table's data up.
+func (t *xtTable) entries() ([]xtEntry, error) {
+	l := layoutOf(t.family)
+	var all []xtEntry
+	err := t.walk(func(at int, entry []byte, target int) error {
+		matches, err := extensions(entry[l.size:target])
 		if err != nil {
-			return nil, fmt.Errorf("entry at %d: target: %w", at, err)
+			return fmt.Errorf("matches: %w", err)
+		}
+		targets, err := extensions(entry[target:])
+		if err != nil {
+			return fmt.Errorf("target: %w", err)
 		}
 		if len(targets) != 1 {
-			return nil, fmt.Errorf("entry at %d: %d targets, want 1", at, len(targets))
+			return fmt.Errorf("%d targets, want 1", len(targets))
 		}
-		e.target = targets[0]
-		all = append(all, e)
-		at = e.next
+		all = append(all, xtEntry{at: at, next: at + len(entry), header: entry[:l.size], matches: matches, target: targets[0]})
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	if uint64(len(all)) != uint64(t.info.count) {
 		return nil, fmt.Errorf("%d entries, want %d", len(all), t.info.count)
@@ -156,18 +181,6 @@ func extensions(data []byte) ([][]byte, error) {
 		data = data[size:]
 	}
 	return all, nil
-}
-
-// wipe removes what changes without the rules: counters and the fields that
-// the kernel uses itself.
-func (t *xtTable) wipe() error {
-	l := layoutOf(t.family)
-	entries, err := t.entries()
-	for _, e := range entries {
-		clear(e.header[l.steady:l.target])
-		clear(e.header[l.next+2 : l.size])
-	}
-	return err
 }
 
 // errPolicy means that a base chain does not end as iptables ends it.
@@ -221,7 +234,8 @@ func (p *xtParser) chains(info xtInfo, entries []xtEntry) ([]xtChain, error) {
 	}
 	var all []xtChain
 	for i := 0; i < len(entries)-1; {
-		c, last := xtChain{chain: bases[entries[i].at]}, 0
+		c := xtChain{chain: bases[entries[i].at]}
+		var last int
 		if c.chain != nil {
 			end := int(info.underflow[hookNumber(c.chain.Base.Hook)])
 			delete(bases, entries[i].at)

@@ -297,3 +297,38 @@ func TestALookDuringRewritesIsOfOneRuleset(t *testing.T) {
 		t.Errorf("looks saw %d rulesets, want both", len(seen))
 	}
 }
+
+// TestTrafficIsNoRewrite: counters, and what some matches remember, change
+// under rules that stay.
+func TestTrafficIsNoRewrite(t *testing.T) {
+	r := newRig(t, capturePods[:2], captureRemote[:4])
+	flows := randomFlows(r)
+	r.settle(t, flows)
+	var b strings.Builder
+	b.WriteString("*filter\n:FORWARD ACCEPT\n")
+	for _, match := range []string{"-m limit --limit 5/sec", "-m statistic --mode nth --every 3 --packet 0", "-m statistic --mode random --probability 0.5", "-m quota --quota 10000",
+		"-m hashlimit --hashlimit-upto 5/sec --hashlimit-name x", "-m recent --name y --set", "-m connlimit --connlimit-above 3 -m string --string x --algo bm"} {
+		b.WriteString("-A FORWARD " + match + "\n")
+	}
+	r.node.run(t, b.String()+"COMMIT\n", "iptables-legacy-restore", "-w")
+	r.node.do(t, func() error {
+		nf, err := kernel.New(kernel.Options{})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = nf.Close() }()
+		for range 3 {
+			look, err := nf.Look(t.Context())
+			if err != nil {
+				return err
+			}
+			if look.Rewrites() != 0 {
+				t.Errorf("%d rewrites, want none", look.Rewrites())
+			}
+			if arrived := r.send(t, flows); len(arrived) == 0 {
+				t.Error("nothing arrived")
+			}
+		}
+		return nil
+	})
+}
