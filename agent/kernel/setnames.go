@@ -29,6 +29,8 @@ const (
 type setNames struct {
 	conn  *conn
 	names map[uint16]string
+	// failed is set once an index could not be resolved.
+	failed bool
 }
 
 func newSetNames(c *conn) *setNames {
@@ -44,14 +46,19 @@ func (s *setNames) SetName(index uint16) (string, error) {
 	}
 	name, err := setName(s.conn, index)
 	if err != nil {
+		s.failed = true
 		return "", err
 	}
 	s.names[index] = name
 	return name, nil
 }
 
-// hold reports whether every index resolved so far still has its name.
+// hold reports whether every index asked for so far was resolved and still has
+// its name.
 func (s *setNames) hold() bool {
+	if s.failed {
+		return false
+	}
 	now := newSetNames(s.conn)
 	for index := range s.names {
 		if _, err := now.SetName(index); err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/policygate/policygate/agent/ruleset"
 )
@@ -288,4 +289,23 @@ func FuzzLegacyTable(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestASetWithoutANameIsAskedForAgain(t *testing.T) {
+	c, err := dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.close() }()
+	names := newSetNames(c)
+	if !names.hold() {
+		t.Error("no names do not hold")
+	}
+	// IPSET_INVALID_ID; without CAP_NET_ADMIN the kernel refuses any.
+	if name, err := names.SetName(65535); err == nil {
+		t.Fatalf("got the name %q, want an error", name)
+	}
+	if names.hold() {
+		t.Error("a failure holds")
+	}
 }
