@@ -158,7 +158,7 @@ func (o *options) run(ctx context.Context, log logr.Logger) error {
 	if err != nil {
 		return fmt.Errorf("configure the client: %w", err)
 	}
-	mgr, err := newManager(config, o, log)
+	mgr, err := newManager(ctx, config, o, log)
 	if err != nil {
 		return err
 	}

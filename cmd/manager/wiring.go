@@ -48,8 +48,9 @@ const (
 	clientBurst = 200
 )
 
-// newManager returns the manager with everything in it.
-func newManager(config *rest.Config, o *options, log logr.Logger) (manager.Manager, error) {
+// newManager returns the manager with everything in it. Ctx bounds the making
+// of it alone.
+func newManager(ctx context.Context, config *rest.Config, o *options, log logr.Logger) (manager.Manager, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = clientQPS, clientBurst
 	serving := certs.NewServing(clock.RealClock{})
@@ -86,11 +87,11 @@ func newManager(config *rest.Config, o *options, log logr.Logger) (manager.Manag
 	if err := defaulter.SetupWithManager(mgr); err != nil {
 		return nil, fmt.Errorf("add the webhook: %w", err)
 	}
-	return mgr, addGates(mgr, o, serving, log)
+	return mgr, addGates(ctx, mgr, o, serving, log)
 }
 
 // addGates adds all that opens gates, and the health checks.
-func addGates(mgr manager.Manager, o *options, serving *certs.Serving, log logr.Logger) error {
+func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *certs.Serving, log logr.Logger) error {
 	conditionType := corev1.PodConditionType(o.conditionType)
 	clients, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
 	if err != nil {
@@ -126,7 +127,7 @@ func addGates(mgr manager.Manager, o *options, serving *certs.Serving, log logr.
 	})
 	gates.SetHub(sessions)
 	events := &feed{index: index, ledger: gates}
-	if err := events.watch(context.Background(), mgr.GetCache()); err != nil {
+	if err := events.watch(ctx, mgr.GetCache()); err != nil {
 		return err
 	}
 	var errs []error
