@@ -131,25 +131,21 @@ func (m *Messages) NeedLeaderElection() bool { return true }
 
 // Start writes until ctx ends; it returns nil then.
 func (m *Messages) Start(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		msg, wait := m.next(m.clock.Now())
 		if msg != nil {
 			m.write(ctx, *msg)
-			if ctx.Err() != nil {
-				return nil
-			}
 			continue
 		}
 		timer := m.clock.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
 		case <-m.told:
 		case <-timer.C():
 		}
 		timer.Stop()
 	}
+	return nil
 }
 
 // next takes the message that is to be written now, the urgent ones first. If
