@@ -276,10 +276,20 @@ func (w *walk) apply(c *ruleset.Chain, r *ruleset.Rule, s state, next, back, acc
 	case ruleset.SetMark:
 		s.mark = s.mark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
 		next.add(s)
-	case ruleset.SetConnMark, ruleset.SaveMark, ruleset.RestoreMark:
-		// Without a connection the kernel's CONNMARK does nothing.
+	case ruleset.SetConnMark:
+		// Without a connection the kernel's CONNMARK does nothing: so the next two.
 		if s.tracking == tracked {
-			s.connMarkTarget(t)
+			s.connMark = s.connMark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
+		}
+		next.add(s)
+	case ruleset.SaveMark:
+		if s.tracking == tracked {
+			s.connMark = s.connMark.mix(t.CTMask, s.mark, t.Mask)
+		}
+		next.add(s)
+	case ruleset.RestoreMark:
+		if s.tracking == tracked {
+			s.mark = s.mark.mix(t.Mask, s.connMark, t.CTMask)
 		}
 		next.add(s)
 	case ruleset.NoTrack:
@@ -299,18 +309,6 @@ func (w *walk) apply(c *ruleset.Chain, r *ruleset.Rule, s state, next, back, acc
 		w.unsure(r.Raw)
 	default:
 		w.unsure(r.Raw)
-	}
-}
-
-func (s *state) connMarkTarget(t *ruleset.Target) {
-	switch t.Kind {
-	case ruleset.SetConnMark:
-		s.connMark = s.connMark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
-	case ruleset.SaveMark:
-		s.connMark = s.connMark.mix(t.CTMask, s.mark, t.Mask)
-	case ruleset.RestoreMark:
-		s.mark = s.mark.mix(t.Mask, s.connMark, t.CTMask)
-	default:
 	}
 }
 
