@@ -62,14 +62,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	ticker := time.NewTicker(pollInterval)
+	ticker := time.NewTicker(pollInterval) //nolint:forbidigo // main hands the clock in; k8s.io/utils/clock is not the hold's to import
 	defer ticker.Stop()
 	h := hold{
 		options:  o,
 		identity: id,
-		read:     func() ([]byte, error) { return os.ReadFile(o.file) },
+		read:     func() ([]byte, error) { return os.ReadFile(o.file) }, //nolint:gosec // the path is the hold's own flag
 		ticks:    ticker.C,
 		log:      logger,
 	}
-	return h.wait(ctx, time.Now())
+	return h.wait(ctx, time.Now()) //nolint:forbidigo // as above
 }

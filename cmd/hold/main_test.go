@@ -149,7 +149,7 @@ func TestBinaryIsSmallAndStatic(t *testing.T) {
 		"github.com/policygate/policygate/cmd/hold",
 	}
 	var beyondStd []string
-	for _, pkg := range strings.Fields(string(out)) {
+	for pkg := range strings.FieldsSeq(string(out)) {
 		if first, _, _ := strings.Cut(pkg, "/"); strings.Contains(first, ".") {
 			beyondStd = append(beyondStd, pkg)
 		}
