@@ -169,7 +169,7 @@ func printable(text string, limit int) string {
 		if r < ' ' || r > '~' {
 			r = '?'
 		}
-		out = append(out, byte(r)) //nolint:gosec // bounded to ASCII above
+		out = append(out, byte(r))
 	}
 	return string(out)
 }

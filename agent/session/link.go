@@ -271,7 +271,7 @@ type token struct {
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
 func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	text, err := os.ReadFile(t.file) //nolint:gosec // the path is an option of the agent
+	text, err := os.ReadFile(t.file)
 	if err != nil {
 		return nil, fmt.Errorf("read token: %w", err)
 	}

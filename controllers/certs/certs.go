@@ -54,7 +54,7 @@ import (
 // Names of the objects in Options.Namespace.
 const (
 	SecretCA    = "policygate-ca"
-	SecretTLS   = "policygate-tls"
+	SecretTLS   = "policygate-tls" //nolint:gosec // the name of a Secret, not what it holds
 	ConfigMapCA = "policygate-ca"
 )
 

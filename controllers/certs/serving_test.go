@@ -52,7 +52,7 @@ func TestServingIsNotReadyWithoutAValidCertificate(t *testing.T) {
 func TestServingChangesTheCertificateOfARunningServer(t *testing.T) {
 	clock := clocktesting.NewFakePassiveClock(epoch())
 	serving := NewServing(clock)
-	config := &tls.Config{Time: clock.Now} //nolint:gosec // Configure sets the least version
+	config := &tls.Config{Time: clock.Now}
 	serving.Configure(config)
 
 	ca := authorityAt(t, epoch())

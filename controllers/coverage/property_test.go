@@ -120,7 +120,7 @@ func TestRandomEventsLeaveWhatAFreshIndexComputes(t *testing.T) {
 	compared := 0
 	for seed := range uint64(60) {
 		h := &history{
-			api: newAPI(), r: rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // reproducible on purpose
+			api: newAPI(), r: rand.New(rand.NewPCG(seed, 2)),
 			pods: map[string]*corev1.Pod{}, policies: map[string]*networkingv1.NetworkPolicy{},
 			namespaces: map[string]*corev1.Namespace{}, last: map[types.UID]Assignment{},
 		}

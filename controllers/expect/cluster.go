@@ -255,7 +255,7 @@ func (c *Cluster) Sharing(q *Policy) []*Policy {
 func (c *Cluster) Names(q *Policy, p *Pod) bool {
 	for d, rules := range q.Rules {
 		for i := range rules {
-			if c.ruleMeans(q, Direction(d), &rules[i], p) { //nolint:gosec // 0 or 1
+			if c.ruleMeans(q, Direction(d), &rules[i], p) {
 				return true
 			}
 		}

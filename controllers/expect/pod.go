@@ -89,7 +89,7 @@ func (p *Pod) addPorts(ports []corev1.ContainerPort, sidecar bool) {
 		p.Ports = append(p.Ports, ContainerPort{
 			Name:     port.Name,
 			Protocol: protocol,
-			Number:   uint16(port.ContainerPort), //nolint:gosec // bounded above
+			Number:   uint16(port.ContainerPort),
 			Sidecar:  sidecar,
 		})
 	}

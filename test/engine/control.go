@@ -116,7 +116,7 @@ func ControlFile(path string) func() (Control, error) {
 		if path == "" {
 			return Control{}, nil
 		}
-		data, err := os.ReadFile(path) //nolint:gosec // the path is the operator's own
+		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return Control{}, nil
 		}

@@ -111,7 +111,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	w, err := startWatch(ctx, e.options.Client, e.options.Node, e.options.Clock, e.request)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // ended before it could begin
+			return nil // ended before it could begin
 		}
 		return err
 	}

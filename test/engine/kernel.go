@@ -136,7 +136,7 @@ func destroyStale(ctx context.Context, table rules.Table) error {
 
 // run runs a tool to its end. The error holds what it wrote to stderr.
 func run(ctx context.Context, input, name string, args ...string) (string, error) {
-	command := exec.CommandContext(ctx, name, args...) //nolint:gosec // names and arguments are constants and names of sets
+	command := exec.CommandContext(ctx, name, args...)
 	command.Stdin = strings.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr

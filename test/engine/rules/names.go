@@ -4,7 +4,7 @@
 package rules
 
 import (
-	"crypto/sha1" //nolint:gosec // names temporary sets as the original does; nothing is secured by it
+	"crypto/sha1" // names temporary sets as the original does; nothing is secured by it
 	"crypto/sha256"
 	"encoding/base32"
 	"strconv"
@@ -100,7 +100,7 @@ func namedPortSet(d direction, namespace, name string, rule, n int, f Family) st
 // tempSetName names the set that is filled before it is swapped with the set
 // that rules use. All sets of the same options share one.
 func tempSetName(f Family, options string) string {
-	sum := sha1.Sum([]byte("tmp:" + options)) //nolint:gosec // see the import
+	sum := sha1.Sum([]byte("tmp:" + options))
 	name := tempSetPrefix + base32.StdEncoding.EncodeToString(sum[:10])
 	if f == IPv6 {
 		return ipv6SetPrefix + name
