@@ -15,7 +15,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
-	"k8s.io/utils/ptr"
 )
 
 func endpoints(ports []discoveryv1.EndpointPort, endpoints ...discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
@@ -30,7 +29,7 @@ func endpoints(ports []discoveryv1.EndpointPort, endpoints ...discoveryv1.Endpoi
 }
 
 func hubPort(name string, port int32) discoveryv1.EndpointPort {
-	return discoveryv1.EndpointPort{Name: ptr.To(name), Port: ptr.To(port)}
+	return discoveryv1.EndpointPort{Name: new(name), Port: new(port)}
 }
 
 func endpoint(pod, address string, ready *bool) discoveryv1.Endpoint {
@@ -50,7 +49,7 @@ func TestReplicasIn(t *testing.T) {
 		"no slice": {want: []Replica{}},
 		"ready, not ready and not said": {
 			objects: []any{endpoints(hubPorts,
-				endpoint("a", "10.0.0.1", ptr.To(true)), endpoint("b", "10.0.0.2", ptr.To(false)), endpoint("c", "10.0.0.3", nil))},
+				endpoint("a", "10.0.0.1", new(true)), endpoint("b", "10.0.0.2", new(false)), endpoint("c", "10.0.0.3", nil))},
 			want: []Replica{{"a", "10.0.0.1:9444", true}, {"b", "10.0.0.2:9444", false}, {"c", "10.0.0.3:9444", true}},
 		},
 		"one Pod in the slices of both families": {
@@ -62,8 +61,8 @@ func TestReplicasIn(t *testing.T) {
 		},
 		"the address that is ready is taken": {
 			objects: []any{
-				endpoints(hubPorts, endpoint("a", "fd00::1", ptr.To(true))),
-				endpoints(hubPorts, endpoint("a", "10.0.0.1", ptr.To(false))),
+				endpoints(hubPorts, endpoint("a", "fd00::1", new(true))),
+				endpoints(hubPorts, endpoint("a", "10.0.0.1", new(false))),
 			},
 			want: []Replica{{"a", "[fd00::1]:9444", true}},
 		},

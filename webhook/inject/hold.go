@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 )
@@ -99,14 +98,14 @@ func resources(pod *corev1.Pod) corev1.ResourceRequirements {
 // may demand one of a range, unless the Pod says root.
 func securityContext(pod *corev1.Pod) *corev1.SecurityContext {
 	sc := &corev1.SecurityContext{
-		AllowPrivilegeEscalation: ptr.To(false),
+		AllowPrivilegeEscalation: new(false),
 		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-		ReadOnlyRootFilesystem:   ptr.To(true),
-		RunAsNonRoot:             ptr.To(true),
+		ReadOnlyRootFilesystem:   new(true),
+		RunAsNonRoot:             new(true),
 		SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
 	if p := pod.Spec.SecurityContext; p != nil && p.RunAsUser != nil && *p.RunAsUser == 0 {
-		sc.RunAsUser = ptr.To[int64](holdUser)
+		sc.RunAsUser = new(int64(holdUser))
 	}
 	return sc
 }
@@ -131,7 +130,7 @@ func newVolume() corev1.Volume {
 				Path:     fileName,
 				FieldRef: fieldRef("metadata.annotations['" + v1alpha1.KeyProgrammed + "']"),
 			}},
-			DefaultMode: ptr.To[int32](corev1.DownwardAPIVolumeSourceDefaultMode),
+			DefaultMode: new(corev1.DownwardAPIVolumeSourceDefaultMode),
 		}},
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 )
@@ -133,10 +132,10 @@ func TestHoldOfAPodWithoutContainers(t *testing.T) {
 
 func TestHoldPassesPodSecurityRestricted(t *testing.T) {
 	restricted := corev1.SecurityContext{
-		AllowPrivilegeEscalation: ptr.To(false),
+		AllowPrivilegeEscalation: new(false),
 		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-		ReadOnlyRootFilesystem:   ptr.To(true),
-		RunAsNonRoot:             ptr.To(true),
+		ReadOnlyRootFilesystem:   new(true),
+		RunAsNonRoot:             new(true),
 		SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
 	tests := map[string]struct {
@@ -145,8 +144,8 @@ func TestHoldPassesPodSecurityRestricted(t *testing.T) {
 	}{
 		"a pod that says nothing leaves the user to the image": {},
 		"a pod that names no user":                             {pod: &corev1.PodSecurityContext{}},
-		"a pod's own user holds for the hold too":              {pod: &corev1.PodSecurityContext{RunAsUser: ptr.To[int64](1000)}},
-		"a pod that runs as root":                              {pod: &corev1.PodSecurityContext{RunAsUser: ptr.To[int64](0)}, wantUser: ptr.To[int64](65532)},
+		"a pod's own user holds for the hold too":              {pod: &corev1.PodSecurityContext{RunAsUser: new(int64(1000))}},
+		"a pod that runs as root":                              {pod: &corev1.PodSecurityContext{RunAsUser: new(int64(0))}, wantUser: new(int64(65532))},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -171,7 +170,7 @@ func TestHoldReadsTheAnnotationFromItsVolume(t *testing.T) {
 	wantVolumes := []corev1.Volume{{
 		Name: "policygate-programmed",
 		VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{
-			DefaultMode: ptr.To[int32](0o644),
+			DefaultMode: new(int32(0o644)),
 			Items: []corev1.DownwardAPIVolumeFile{{
 				Path: "programmed",
 				FieldRef: &corev1.ObjectFieldSelector{

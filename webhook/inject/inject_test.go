@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 )
@@ -363,8 +362,8 @@ func TestHoldIsRebuilt(t *testing.T) {
 			{Name: "first"},
 			{
 				Name: v1alpha1.HoldContainerName, Image: "evil:1", Command: []string{"/bin/true"},
-				RestartPolicy:   ptr.To(corev1.ContainerRestartPolicyAlways),
-				SecurityContext: &corev1.SecurityContext{Privileged: ptr.To(true)},
+				RestartPolicy:   new(corev1.ContainerRestartPolicyAlways),
+				SecurityContext: &corev1.SecurityContext{Privileged: new(true)},
 				Env:             []corev1.EnvVar{{Name: "POD_IPS", Value: "10.0.0.1"}},
 			},
 			{Name: v1alpha1.HoldContainerName},
