@@ -14,7 +14,6 @@ import (
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
-	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/yaml"
@@ -41,7 +40,7 @@ func TestTheConfigurationNamesThePathThatIsServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := newDefaulter(&knownNamespaces{}, clock.RealClock{}).SetupWithManager(mgr); err != nil {
+	if err := newDefaulter(&knownNamespaces{}).SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
 	mux := mgr.GetWebhookServer().WebhookMux()
@@ -68,7 +67,7 @@ func TestTheConfigurationNamesThePathThatIsServed(t *testing.T) {
 }
 
 func TestSetupRefusesOptionsThatAreNotValid(t *testing.T) {
-	d := newDefaulter(&knownNamespaces{}, clock.RealClock{})
+	d := newDefaulter(&knownNamespaces{})
 	d.Options = inject.Options{}
 	if err := d.SetupWithManager(nil); err == nil {
 		t.Error("SetupWithManager took options without an image")

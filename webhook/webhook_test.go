@@ -45,10 +45,10 @@ func (k *knownNamespaces) Annotations(context.Context, string) (map[string]strin
 	return k.annotations, k.knownFrom > 0 && k.calls >= k.knownFrom, k.err
 }
 
-func newDefaulter(n Namespaces, c clock.WithTicker) *PodDefaulter {
+func newDefaulter(n Namespaces) *PodDefaulter {
 	return &PodDefaulter{
 		Namespaces: n,
-		Clock:      c,
+		Clock:      clock.RealClock{},
 		Options: inject.Options{
 			ConditionType: v1alpha1.ConditionProgrammed,
 			Image:         "policygate:test",
@@ -77,7 +77,7 @@ const jobPod = `{"apiVersion":"v1","kind":"Pod","metadata":{"generateName":"back
 
 func TestHandlePatchesAPod(t *testing.T) {
 	namespaces := &knownNamespaces{knownFrom: 1, annotations: map[string]string{v1alpha1.KeyOnTimeout: "fail"}}
-	handler := admission.WithDefaulter(scheme.Scheme, newDefaulter(namespaces, clock.RealClock{}))
+	handler := admission.WithDefaulter(scheme.Scheme, newDefaulter(namespaces))
 	resp := handler.Handle(t.Context(), request(jobPod))
 	if !resp.Allowed {
 		t.Fatalf("denied: %v", resp.Result)
@@ -140,7 +140,7 @@ func TestHandleDenies(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			handler := admission.WithDefaulter(scheme.Scheme, newDefaulter(tc.namespaces, clock.RealClock{}))
+			handler := admission.WithDefaulter(scheme.Scheme, newDefaulter(tc.namespaces))
 			resp := handler.Handle(t.Context(), request(tc.raw))
 			if resp.Allowed || len(resp.Patches) > 0 {
 				t.Fatalf("allowed with patch %v, want a denial", resp.Patches)
@@ -174,7 +174,7 @@ func TestNamespaceThatTheWatchDeliversLate(t *testing.T) {
 				}
 				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop"}}
 				start := time.Now()
-				err := newDefaulter(namespaces, clock.RealClock{}).Default(t.Context(), pod)
+				err := newDefaulter(namespaces).Default(t.Context(), pod)
 				if waited := time.Since(start); waited != tc.wantWait {
 					t.Errorf("waited %s, want %s", waited, tc.wantWait)
 				}

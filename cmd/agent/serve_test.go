@@ -16,7 +16,7 @@ import (
 
 func TestHandler(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "x_looks"})
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "x_looks", Help: "Looks taken."})
 	registry.MustRegister(gauge)
 	for name, tc := range map[string]struct {
 		path  string

@@ -18,6 +18,7 @@ import (
 
 	"github.com/policygate/policygate/api/programmed"
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
 )
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -166,10 +167,10 @@ func podsOfTeam(team, name string) networkingv1.NetworkPolicyPeer {
 	}
 }
 
-// asked renders what a node is asked for a subject.
-func asked(a Assignment, node string) string {
+// asked renders what one node is asked for a subject.
+func asked(list []expect.Expectation) string {
 	var out []string
-	for _, e := range a.PerNode[node] {
+	for _, e := range list {
 		out = append(out, fmt.Sprintf("%s %s", e.Want, e.Flow))
 	}
 	return strings.Join(out, "\n")

@@ -271,7 +271,7 @@ func TestAssignmentSaysWhatItIsMadeOf(t *testing.T) {
 	if !cmp.Equal(got.Span, []string{"n1", "n2"}) {
 		t.Errorf("span %v, want n1 and n2", got.Span)
 	}
-	if text := asked(got, "n2"); !strings.Contains(text, "allowed tcp 10.0.1.20 -> 10.0.2.20:3306") {
+	if text := asked(got.PerNode["n2"]); !strings.Contains(text, "allowed tcp 10.0.1.20 -> 10.0.2.20:3306") {
 		t.Errorf("n2 is asked:\n%s", text)
 	}
 }
@@ -351,9 +351,9 @@ func TestAnAddressThatWasAnothersSettles(t *testing.T) {
 			if !ok || got.Settle != tc.want {
 				t.Errorf("held %v, settle %v: want held, %v", ok, got.Settle, tc.want)
 			}
-			denied := strings.Contains(asked(got, "n2"), "denied tcp 10.0.1.77 -> 10.0.2.20:3306")
+			denied := strings.Contains(asked(got.PerNode["n2"]), "denied tcp 10.0.1.77 -> 10.0.2.20:3306")
 			if denied != tc.want {
-				t.Errorf("what the former pod had is denied: %v, want %v; n2 is asked:\n%s", denied, tc.want, asked(got, "n2"))
+				t.Errorf("what the former pod had is denied: %v, want %v; n2 is asked:\n%s", denied, tc.want, asked(got.PerNode["n2"]))
 			}
 		})
 	}
@@ -376,9 +376,9 @@ func TestPodsOfUnknownAgeWaitForEachOther(t *testing.T) {
 	}
 	backup, _ := a.x.Assignment("db/backup")
 	mysql, _ := a.x.Assignment("db/mysql")
-	if !strings.Contains(asked(backup, "n2"), "10.0.1.20 -> 10.0.2.20:3306") ||
-		!strings.Contains(asked(mysql, "n2"), "10.0.1.20 -> 10.0.2.20:3306") {
-		t.Errorf("n2 is asked for the backup:\n%s\nfor the server:\n%s", asked(backup, "n2"), asked(mysql, "n2"))
+	if !strings.Contains(asked(backup.PerNode["n2"]), "10.0.1.20 -> 10.0.2.20:3306") ||
+		!strings.Contains(asked(mysql.PerNode["n2"]), "10.0.1.20 -> 10.0.2.20:3306") {
+		t.Errorf("n2 is asked for the backup:\n%s\nfor the server:\n%s", asked(backup.PerNode["n2"]), asked(mysql.PerNode["n2"]))
 	}
 }
 
@@ -386,8 +386,8 @@ func TestAPodOfTheSameNameTakesTheFormersPlace(t *testing.T) {
 	w := newTown(t)
 	w.pod("db/mysql", "n2", "10.0.2.99", func(p *corev1.Pod) { p.UID = "second" })
 	got, _ := w.x.Assignment("db/backup")
-	if strings.Contains(asked(got, "n2"), "10.0.2.20") {
-		t.Errorf("the former pod is asked still:\n%s", asked(got, "n2"))
+	if strings.Contains(asked(got.PerNode["n2"]), "10.0.2.20") {
+		t.Errorf("the former pod is asked still:\n%s", asked(got.PerNode["n2"]))
 	}
 }
 

@@ -102,7 +102,7 @@ func sameLabels(a, b map[string]string) bool { return maps.Equal(a, b) }
 
 // holds reports whether p is a subject that waits for its gate.
 func (x *Index) holds(p *pod) bool {
-	return p.gated && p.Peer() && !(p.open && x.programmed(p))
+	return p.gated && p.Peer() && (!p.open || !x.programmed(p))
 }
 
 // programmed reports whether the annotation names p as it is now. A boot that

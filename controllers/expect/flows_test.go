@@ -53,8 +53,8 @@ func runFlowCases(t *testing.T, cases map[string]flowCase) {
 	}
 }
 
-func backup(w *world, options ...podOption) *corev1.Pod {
-	return w.pod("db/backup", "n1", "10.0.1.20", options...)
+func backup(w *world, options ...podOption) {
+	w.pod("db/backup", "n1", "10.0.1.20", options...)
 }
 
 func TestControlsAndStrangers(t *testing.T) {
@@ -175,7 +175,7 @@ func TestControlsAndStrangers(t *testing.T) {
 		},
 		"on one node the verdict is the conjunction of both sides": {
 			build: func(w *world) {
-				w.pod("db/mysql2", "n1", "10.0.1.21", label("app", "mysql"))
+				w.pod("db/mysql2", "n1", "10.0.1.21", labelled("mysql"))
 				backup(w)
 				admitBackup(w)
 				w.policy("db/closed", "backup", spec{PolicyTypes: policyTypes("Egress")})
@@ -187,7 +187,7 @@ func TestControlsAndStrangers(t *testing.T) {
 		},
 		"on one node the server's isolation is controlled too": {
 			build: func(w *world) {
-				w.pod("db/mysql2", "n1", "10.0.1.21", label("app", "mysql"))
+				w.pod("db/mysql2", "n1", "10.0.1.21", labelled("mysql"))
 				backup(w)
 				admitBackup(w)
 			},
@@ -416,9 +416,9 @@ func TestRequiredAndAdvisory(t *testing.T) {
 		"hostNetwork, finished and terminating pods are asked of nobody": {
 			build: func(w *world) {
 				now := w.pods[0].CreationTimestamp
-				w.pod("db/h", "n2", "10.0.2.50", label("app", "mysql"), func(p *corev1.Pod) { p.Spec.HostNetwork = true })
-				w.pod("db/f", "n2", "10.0.2.51", label("app", "mysql"), func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })
-				w.pod("db/t", "n2", "10.0.2.52", label("app", "mysql"), func(p *corev1.Pod) { p.DeletionTimestamp = &now })
+				w.pod("db/h", "n2", "10.0.2.50", labelled("mysql"), func(p *corev1.Pod) { p.Spec.HostNetwork = true })
+				w.pod("db/f", "n2", "10.0.2.51", labelled("mysql"), func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })
+				w.pod("db/t", "n2", "10.0.2.52", labelled("mysql"), func(p *corev1.Pod) { p.DeletionTimestamp = &now })
 				backup(w)
 				admitBackup(w)
 				w.policy("db/out", "backup", spec{Egress: []out{{To: from(pods("mysql"))}}})

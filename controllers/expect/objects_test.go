@@ -25,7 +25,7 @@ import (
 // rules that other packages are tested with.
 func readObjects(t *testing.T, path string) *world {
 	t.Helper()
-	text, err := os.ReadFile(path) //nolint:gosec // a test's own file
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestTheObjectsOfTheCaptures(t *testing.T) {
 				wantFlow(t, r, "node1", "tcp 10.244.2.20 -> 10.244.1.10:3306", flow.Allowed, false)
 				wantFlow(t, r, "node2", "tcp 10.244.2.20 -> 10.244.2.10:3306", flow.Allowed, false)
 				wantFlow(t, r, "node1", "tcp fd00:10:244:2::20 -> [fd00:10:244:1::10]:3306", flow.Allowed, false)
-				if count(r.Nodes["node1"], "10.244.1.10", flow.Denied) == 0 {
+				if denials(r.Nodes["node1"], "10.244.1.10") == 0 {
 					t.Errorf("node1 is asked no control of mysql-0: %v", lines(r.Nodes["node1"]))
 				}
 			},
@@ -120,7 +120,7 @@ func TestTheObjectsOfTheCaptures(t *testing.T) {
 				wantFlow(t, r, "node1", "tcp 10.244.1.20 -> 10.244.2.10:3306", flow.Allowed, false)
 				wantFlow(t, r, "node1", "udp 10.244.1.20 -> 10.244.2.53:53", flow.Allowed, false)
 				wantFlow(t, r, "node1", "tcp 10.244.1.20 -> 10.244.2.53:53", flow.Allowed, false)
-				if count(r.Nodes["node1"], "10.244.1.20", flow.Denied) == 0 {
+				if denials(r.Nodes["node1"], "10.244.1.20") == 0 {
 					t.Errorf("no stranger of the job's egress in %v", lines(r.Nodes["node1"]))
 				}
 			},
@@ -151,7 +151,7 @@ func TestTheObjectsOfTheCaptures(t *testing.T) {
 		"a denied pod has strangers of both families": {
 			subject: "mon/prom-0",
 			check: func(t *testing.T, r Result) {
-				if count(r.Nodes["node2"], "10.244.2.40", flow.Denied) == 0 || count(r.Nodes["node2"], "fd00:10:244:2::40", flow.Denied) == 0 {
+				if denials(r.Nodes["node2"], "10.244.2.40") == 0 || denials(r.Nodes["node2"], "fd00:10:244:2::40") == 0 {
 					t.Errorf("strangers of prom-0: %v", lines(r.Nodes["node2"]))
 				}
 			},
@@ -173,11 +173,11 @@ func TestTheObjectsOfTheCaptures(t *testing.T) {
 	}
 }
 
-// count returns how many flows with that end have that answer.
-func count(list []Expectation, end string, want flow.Answer) int {
+// denials returns how many flows with that end are to be denied.
+func denials(list []Expectation, end string) int {
 	n, addr := 0, netip.MustParseAddr(end)
 	for _, e := range list {
-		if e.Want == want && (e.Flow.Src == addr || e.Flow.Dst == addr) {
+		if e.Want == flow.Denied && (e.Flow.Src == addr || e.Flow.Dst == addr) {
 			n++
 		}
 	}

@@ -20,7 +20,7 @@ import (
 func TestEveryExpectationIsWhatNetworkPolicyDemandsOfItsNode(t *testing.T) {
 	asked, allowed := 0, 0
 	for seed := range uint64(600) {
-		w := randomWorld(t, rand.New(rand.NewPCG(seed, 1))) //nolint:gosec // reproducible on purpose
+		w := randomWorld(t, rand.New(rand.NewPCG(seed, 1)))
 		c := w.cluster()
 		for _, p := range w.pods {
 			if !NewPod(p).Peer() {
@@ -45,7 +45,7 @@ func TestEveryExpectationIsWhatNetworkPolicyDemandsOfItsNode(t *testing.T) {
 					checkEnds(t, w, p, node, e)
 				}
 			}
-			checkSpan(t, w, c, p, r)
+			checkSpan(t, c, p, r)
 		}
 	}
 	if asked < 5000 || allowed < 1500 {
@@ -72,7 +72,7 @@ func checkEnds(t *testing.T, w *world, subject *corev1.Pod, node string, e Expec
 
 // checkSpan: the subject's own node, and every node with a Pod known earlier
 // whose policies name the subject, is in the span.
-func checkSpan(t *testing.T, w *world, c *Cluster, subject *corev1.Pod, r Result) {
+func checkSpan(t *testing.T, c *Cluster, subject *corev1.Pod, r Result) {
 	t.Helper()
 	if !slices.Contains(r.Span, subject.Spec.NodeName) {
 		t.Errorf("span %v of %s is without its own node %s", r.Span, subject.UID, subject.Spec.NodeName)
@@ -124,9 +124,9 @@ func randomWorld(t *testing.T, r *rand.Rand) *world {
 		if r.IntN(3) == 0 {
 			ips += fmt.Sprintf(" fd00:0:0:%d::%x", n, 16+i)
 		}
-		options := []podOption{label("app", apps[r.IntN(3)])}
+		options := []podOption{labelled(apps[r.IntN(3)])}
 		for j := range r.IntN(3) {
-			options = append(options, port([]string{"http", "db"}[j], int32(8000+100*j+r.IntN(2)))) //nolint:gosec // small
+			options = append(options, port([]string{"http", "db"}[j], int32(8000+100*j+r.IntN(2))))
 		}
 		if r.IntN(6) == 0 {
 			options = append(options, sidecarPort("side", 9000))

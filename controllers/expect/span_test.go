@@ -53,9 +53,9 @@ func TestWhoseBusinessItIs(t *testing.T) {
 		},
 		"a node that is gone or out leaves the span, with its pods' flows": {
 			build: func(w *world) {
-				w.pod("db/lost", "n9", "10.0.9.1", label("app", "mysql"))
+				w.pod("db/lost", "n9", "10.0.9.1", labelled("mysql"))
 				w.node("n3", "10.0.3.0/24").Out = true
-				w.pod("db/third", "n3", "10.0.3.1", label("app", "mysql"))
+				w.pod("db/third", "n3", "10.0.3.1", labelled("mysql"))
 				backup(w)
 				admitBackup(w)
 			},
@@ -92,7 +92,7 @@ func TestWhoseBusinessItIs(t *testing.T) {
 
 func TestScopeLocalAsksTheOwnNodeOnly(t *testing.T) {
 	w := shop(t)
-	w.pod("db/mysql2", "n1", "10.0.1.21", label("app", "mysql"))
+	w.pod("db/mysql2", "n1", "10.0.1.21", labelled("mysql"))
 	backup(w)
 	admitBackup(w)
 	r := w.expectWith("db/backup", DefaultOptions(), func(s *Subject) { s.LocalOnly = true })
@@ -108,7 +108,7 @@ func TestForeignNodesBeyondTheLimitAreAskedAndNotAwaited(t *testing.T) {
 	for i := range 5 {
 		node := fmt.Sprintf("m%d", i)
 		w.node(node, fmt.Sprintf("10.1.%d.0/24", i))
-		w.pod(fmt.Sprintf("infra/agent%d", i), node, fmt.Sprintf("10.1.%d.9", i), label("app", "agent"))
+		w.pod(fmt.Sprintf("infra/agent%d", i), node, fmt.Sprintf("10.1.%d.9", i), labelled("agent"))
 	}
 	backup(w)
 	w.policy("infra/in", "agent", spec{Ingress: []in{{From: from(everywhere()), Ports: tcp(9100)}}})
@@ -125,7 +125,7 @@ func TestForeignNodesBeyondTheLimitAreAskedAndNotAwaited(t *testing.T) {
 func TestTheBudgetTakesEachPortAndEachPeerOnceNewestFirst(t *testing.T) {
 	w := shop(t)
 	for i := range 40 {
-		w.pod(fmt.Sprintf("db/s%d", i), "n2", fmt.Sprintf("10.0.2.%d", 100+i), label("app", "server"))
+		w.pod(fmt.Sprintf("db/s%d", i), "n2", fmt.Sprintf("10.0.2.%d", 100+i), labelled("server"))
 	}
 	backup(w)
 	w.policy("db/out", "backup", spec{Egress: []out{{To: from(pods("server")), Ports: tcp(1, 2, 3)}}})
@@ -230,7 +230,7 @@ func TestFamilies(t *testing.T) {
 
 func TestWhatAnAddressesFormerPodHadAndTheSubjectMustNotHaveIsDenied(t *testing.T) {
 	w := shop(t)
-	w.pod("db/other", "n2", "10.0.2.70", label("app", "queue"))
+	w.pod("db/other", "n2", "10.0.2.70", labelled("queue"))
 	w.pod("db/web", "n1", "10.0.1.20")
 	w.policy("db/allow", "mysql", spec{Ingress: []in{{From: from(pods("backup")), Ports: tcp(3306)}}})
 	w.policy("db/queue", "queue", spec{Ingress: []in{{From: from(pods("backup"), pods("web")), Ports: tcp(5672)}}})

@@ -32,7 +32,7 @@ type world struct {
 type podOption func(*corev1.Pod)
 
 // pod adds a Pod; each is a second younger than the one before.
-func (w *world) pod(name, node, ips string, options ...podOption) *corev1.Pod {
+func (w *world) pod(name, node, ips string, options ...podOption) {
 	ns, short, _ := strings.Cut(name, "/")
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -49,10 +49,9 @@ func (w *world) pod(name, node, ips string, options ...podOption) *corev1.Pod {
 		option(p)
 	}
 	w.pods = append(w.pods, p)
-	return p
 }
 
-func label(k, v string) podOption { return func(p *corev1.Pod) { p.Labels[k] = v } }
+func labelled(name string) podOption { return func(p *corev1.Pod) { p.Labels["app"] = name } }
 
 func port(name string, number int32) podOption {
 	return func(p *corev1.Pod) {
@@ -147,7 +146,7 @@ func tcp(ports ...any) []pport {
 	for _, p := range ports {
 		switch v := p.(type) {
 		case int:
-			n := intstr.FromInt32(int32(v)) //nolint:gosec // a test's port
+			n := intstr.FromInt32(int32(v))
 			list = append(list, pport{Port: &n})
 		case string:
 			n := intstr.FromString(v)
@@ -193,7 +192,7 @@ func (w *world) cluster() *Cluster {
 	}
 	for i, pod := range w.pods {
 		p := NewPod(pod)
-		p.Seq = uint64(i + 1) //nolint:gosec // small
+		p.Seq = uint64(i + 1)
 		c.SetPod(p)
 	}
 	return c

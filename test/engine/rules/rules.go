@@ -197,11 +197,9 @@ func newView(input Input) view {
 // address of its own and has not finished. A Pending Pod is programmed as
 // soon as it has an address, a terminating one until it is gone.
 func Actionable(p *corev1.Pod) bool {
-	switch p.Status.Phase {
-	case corev1.PodSucceeded, corev1.PodFailed, "Completed":
-		return false
-	}
-	return p.Status.PodIP != "" && !p.Spec.HostNetwork
+	phase := p.Status.Phase
+	finished := phase == corev1.PodSucceeded || phase == corev1.PodFailed || phase == "Completed"
+	return !finished && p.Status.PodIP != "" && !p.Spec.HostNetwork
 }
 
 func parsePod(object *corev1.Pod) pod {
