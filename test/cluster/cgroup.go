@@ -57,7 +57,7 @@ func findCgroups() (cgroups, error) {
 			byController["cgroup2:"+point] = point
 		case "cgroup":
 			found.all = append(found.all, point)
-			for _, controller := range strings.Split(super[2], ",") {
+			for controller := range strings.SplitSeq(super[2], ",") {
 				byController[controller] = point
 			}
 		}
@@ -120,7 +120,7 @@ func (c cgroups) members(name string) ([]int, error) {
 		if err != nil {
 			return err
 		}
-		for _, field := range strings.Fields(string(content)) {
+		for field := range strings.FieldsSeq(string(content)) {
 			pid, err := strconv.Atoi(field)
 			if err != nil {
 				return fmt.Errorf("parse %s: %w", path, err)
@@ -172,7 +172,7 @@ func (c cgroups) kill(name string, pid int) error {
 	if err != nil {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return nil

@@ -138,18 +138,18 @@ func (c *Cluster) process(name string) *Process {
 }
 
 // run starts a process in the named cgroup of the cluster, and records it.
-func (c *Cluster) run(l launch, cgroup string) (*Process, error) {
-	return c.runTo(l, cgroup, nil)
+func (c *Cluster) run(ctx context.Context, l launch, cgroup string) (*Process, error) {
+	return c.runTo(ctx, l, cgroup, nil)
 }
 
 // runTo is run with the process' standard output going to stdout, unless that is nil.
-func (c *Cluster) runTo(l launch, cgroup string, stdout *os.File) (*Process, error) {
+func (c *Cluster) runTo(ctx context.Context, l launch, cgroup string, stdout *os.File) (*Process, error) {
 	procs, err := c.cgroups.create(c.cgroup(cgroup))
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", l.name, err)
 	}
 	l.cgroupProcs = procs
-	p, err := l.start(c.Logs(), stdout)
+	p, err := l.start(ctx, c.Logs(), stdout)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (c *Cluster) StartProcess(ctx context.Context, n *Node, name string, argv [
 		l, cgroup = n.launch(name, argv), n.systemCgroup()
 	}
 	l.env = append(l.env, env...)
-	return c.run(l, cgroup)
+	return c.run(ctx, l, cgroup)
 }
 
 // Stop ends every process of the cluster at once, as a power cut would, and leaves no process,

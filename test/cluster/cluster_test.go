@@ -275,7 +275,7 @@ func startCluster(ctx context.Context, t *testing.T, o Options) *Cluster {
 	}
 	t.Cleanup(func() {
 		// The test's own Stop comes first; this is for its failures.
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		if err := c.Stop(ctx); err != nil {
 			t.Error(err)

@@ -128,8 +128,8 @@ func (c *Cluster) schedulerArgs() []string {
 }
 
 // startControl starts a component in the control plane's namespace.
-func (c *Cluster) startControl(args []string) (*Process, error) {
-	return c.run(launch{name: args[0], argv: append([]string{c.state.Options.KubeBinary}, args...), netns: c.network().controlPlaneNS()}, "cp")
+func (c *Cluster) startControl(ctx context.Context, args []string) (*Process, error) {
+	return c.run(ctx, launch{name: args[0], argv: append([]string{c.state.Options.KubeBinary}, args...), netns: c.network().controlPlaneNS()}, "cp")
 }
 
 // StartAPIServer starts the API server after a StopAPIServer, and returns once it is ready. It
@@ -138,7 +138,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if p := c.process("kube-apiserver"); p != nil && !p.Exited() {
 		return fmt.Errorf("start API server: it runs as process %d", p.Pid())
 	}
-	p, err := c.startControl(c.apiServerArgs())
+	p, err := c.startControl(ctx, c.apiServerArgs())
 	if err != nil {
 		return err
 	}

@@ -229,7 +229,7 @@ func setSysctls(ns string, settings map[string]string) error {
 		if err != nil {
 			return err
 		}
-		defer handle.Close()
+		defer func() { _ = handle.Close() }()
 		if err := netns.Set(handle); err != nil {
 			return err
 		}
@@ -258,7 +258,7 @@ func keepingNetNS(f func() error) error {
 			if err != nil {
 				return err
 			}
-			defer before.Close()
+			defer func() { _ = before.Close() }()
 			defer func() {
 				if back := netns.Set(before); back != nil {
 					err = errors.Join(err, back)

@@ -44,7 +44,7 @@ const holderScript = "" +
 	"set -e\n" +
 	"cd \"$0\"\n" +
 	"mount --rbind /sys/fs/cgroup cgroup\n" +
-	"mount -t sysfs sysfs /sys\n" +
+	"mount -t sysfs sysfs /sys\n" + //nolint:dupword // a type and a source
 	"mount --rbind cgroup /sys/fs/cgroup\n" +
 	"umount -l cgroup\n" +
 	"mount -t tmpfs -o mode=755 tmpfs /run\n" +
@@ -76,7 +76,7 @@ func (n *Node) startHolder(ctx context.Context) error {
 		},
 		netns: n.NetNS,
 	}
-	n.holder, err = n.cluster.runTo(l, n.systemCgroup(), w)
+	n.holder, err = n.cluster.runTo(ctx, l, n.systemCgroup(), w)
 	w.Close()
 	if err != nil {
 		return err
@@ -120,8 +120,8 @@ func (n *Node) launch(name string, argv []string) launch {
 }
 
 // start starts one of the node's own components. Its log is called after the node and it.
-func (n *Node) start(component string, argv []string) (*Process, error) {
-	return n.cluster.run(n.launch(n.Name+"-"+component, argv), n.systemCgroup())
+func (n *Node) start(ctx context.Context, component string, argv []string) (*Process, error) {
+	return n.cluster.run(ctx, n.launch(n.Name+"-"+component, argv), n.systemCgroup())
 }
 
 // configure writes the node's configuration files, and its iptables commands.

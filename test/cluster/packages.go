@@ -74,7 +74,7 @@ func InstallPackages(ctx context.Context, progress io.Writer) error {
 }
 
 func aptGet(ctx context.Context, progress io.Writer, args []string) error {
-	fmt.Fprintf(progress, "apt-get %s\n", strings.Join(args, " "))
+	_, _ = fmt.Fprintf(progress, "apt-get %s\n", strings.Join(args, " "))
 	cmd := exec.CommandContext(ctx, "apt-get", args...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	if output, err := cmd.CombinedOutput(); err != nil {

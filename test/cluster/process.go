@@ -167,15 +167,15 @@ func (l launch) command(ctx context.Context) *exec.Cmd {
 
 // start starts the process in a session of its own, with its output appended to
 // logDir/name.log; the standard output goes to stdout instead, unless that is nil. It outlives
-// this process.
-func (l launch) start(logDir string, stdout *os.File) (*Process, error) {
+// ctx and this process.
+func (l launch) start(ctx context.Context, logDir string, stdout *os.File) (*Process, error) {
 	p := &Process{name: l.name, log: filepath.Join(logDir, l.name+".log"), done: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", l.name, err)
 	}
 	defer log.Close()
-	cmd := l.command(context.Background())
+	cmd := l.command(context.WithoutCancel(ctx))
 	cmd.Stdout, cmd.Stderr = log, log
 	if stdout != nil {
 		cmd.Stdout = stdout

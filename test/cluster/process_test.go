@@ -80,7 +80,7 @@ func TestLaunch(t *testing.T) {
 		name: "shell", cgroupProcs: procs, env: []string{"GREETING=hello"},
 		argv: []string{"/bin/sh", "-c", "echo $$ $GREETING; echo fault >&2; kill -TERM $$"},
 	}
-	p, err := l.start(dir, nil)
+	p, err := l.start(t.Context(), dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,7 +71,7 @@ func (n *Node) loadImage(ctx context.Context, tarPath string) error {
 	}
 	return n.withRuntime(func(conn *grpc.ClientConn) error {
 		images := runtimeapi.NewImageServiceClient(conn)
-		for _, ref := range strings.Fields(string(output)) {
+		for ref := range strings.FieldsSeq(string(output)) {
 			if strings.HasPrefix(ref, "sha256:") {
 				continue // the CRI's own name for an image that has another
 			}
@@ -89,7 +89,7 @@ func awaitImage(ctx context.Context, images runtimeapi.ImageServiceClient, ref s
 		if err != nil {
 			return fmt.Errorf("get status of %s: %w", ref, err)
 		}
-		if response.Image != nil {
+		if response.GetImage() != nil {
 			return nil
 		}
 		select {
@@ -113,8 +113,8 @@ func (n *Node) runtimeReady(ctx context.Context) error {
 			return err
 		}
 		for _, condition := range response.GetStatus().GetConditions() {
-			if !condition.Status {
-				return fmt.Errorf("%s is false: %s", condition.Type, condition.Message)
+			if !condition.GetStatus() {
+				return fmt.Errorf("%s is false: %s", condition.GetType(), condition.GetMessage())
 			}
 		}
 		return nil
@@ -160,12 +160,12 @@ func (c *Cluster) killSandbox(ctx context.Context, namespace, pod string) error 
 		if err != nil {
 			return fmt.Errorf("list sandboxes: %w", err)
 		}
-		if len(list.Items) == 0 {
+		if len(list.GetItems()) == 0 {
 			return errors.New("it has none that is ready")
 		}
-		for _, sandbox := range list.Items {
-			if _, err := runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox.Id}); err != nil {
-				return fmt.Errorf("stop sandbox %s: %w", sandbox.Id, err)
+		for _, sandbox := range list.GetItems() {
+			if _, err := runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox.GetId()}); err != nil {
+				return fmt.Errorf("stop sandbox %s: %w", sandbox.GetId(), err)
 			}
 		}
 		return nil

@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -28,7 +29,7 @@ type starter struct {
 
 // progress reports that a step is done.
 func (s starter) progress(format string, args ...any) {
-	fmt.Fprintf(s.state.Options.Progress, "%6.1fs  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
+	_, _ = fmt.Fprintf(s.state.Options.Progress, "%6.1fs  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // Start starts a cluster and returns when Pods can be created and all nodes are Ready. It
@@ -59,7 +60,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	c, err := newCluster(claimed)
 	if err != nil {
-		return nil, fmt.Errorf("start cluster: %w (and: %v)", err, release(claimed))
+		return nil, fmt.Errorf("start cluster: %w", errors.Join(err, release(claimed)))
 	}
 	if err := (starter{Cluster: c, began: began}).start(ctx); err != nil {
 		err = fmt.Errorf("start cluster %q: %w", o.Name, err)
@@ -87,7 +88,10 @@ func prepareMachine(ctx context.Context) error {
 		// Built in, or a module that nothing loads by itself. Others are loaded on use.
 		output, modprobe := exec.CommandContext(ctx, "modprobe", "-a", "br_netfilter", "overlay").CombinedOutput()
 		if _, err := os.Stat(bridgeFilter); err != nil {
-			return fmt.Errorf("the kernel has no br_netfilter: %w (modprobe: %v: %s)", err, modprobe, output)
+			if modprobe != nil {
+				modprobe = fmt.Errorf("modprobe: %w: %s", modprobe, output)
+			}
+			return fmt.Errorf("the kernel has no br_netfilter: %w", errors.Join(err, modprobe))
 		}
 	}
 	return nil
@@ -125,7 +129,7 @@ func (s starter) start(ctx context.Context) error {
 
 // startControlPlane starts etcd, the API server and its clients.
 func (s starter) startControlPlane(ctx context.Context) error {
-	if _, err := s.startControl(s.etcdArgs()); err != nil {
+	if _, err := s.startControl(ctx, s.etcdArgs()); err != nil {
 		return err
 	}
 	if err := s.StartAPIServer(ctx); err != nil {
@@ -133,7 +137,7 @@ func (s starter) startControlPlane(ctx context.Context) error {
 	}
 	s.progress("API server %s", s.APIServerAddr())
 	for _, args := range [][]string{s.controllerManagerArgs(), s.schedulerArgs()} {
-		if _, err := s.startControl(args); err != nil {
+		if _, err := s.startControl(ctx, args); err != nil {
 			return err
 		}
 	}
@@ -161,7 +165,7 @@ func (s starter) startRuntimes(ctx context.Context) error {
 			if err := n.configure(); err != nil {
 				return err
 			}
-			containerd, err := n.start("containerd", containerdArgs(n))
+			containerd, err := n.start(ctx, "containerd", containerdArgs(n))
 			if err != nil {
 				return err
 			}
@@ -202,13 +206,13 @@ func (s starter) startKubelets(ctx context.Context) error {
 		if err := s.cgroups.createEverywhere(s.cgroup(n.podsCgroup())); err != nil {
 			return err
 		}
-		if _, err := n.start("kubelet", kubeletArgs(n)); err != nil {
+		if _, err := n.start(ctx, "kubelet", kubeletArgs(n)); err != nil {
 			return err
 		}
 		if s.state.Options.NoKubeProxy {
 			continue
 		}
-		if _, err := n.start("kube-proxy", kubeProxyArgs(n)); err != nil {
+		if _, err := n.start(ctx, "kube-proxy", kubeProxyArgs(n)); err != nil {
 			return err
 		}
 	}

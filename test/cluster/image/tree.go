@@ -132,11 +132,11 @@ func addTree(ctx context.Context, w *tar.Writer, root string) error {
 			return err
 		}
 		link := ""
-		switch info.Mode().Type() {
-		case 0:
-		case fs.ModeDir:
+		switch kind := info.Mode().Type(); {
+		case kind.IsRegular():
+		case kind.IsDir():
 			name += "/"
-		case fs.ModeSymlink:
+		case kind == fs.ModeSymlink:
 			if link, err = os.Readlink(file); err != nil {
 				return err
 			}
