@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/test/e2e/testbed"
@@ -32,7 +32,7 @@ func deployment(t *testing.T, f fixture) {
 	_, err := f.Client.AppsV1().Deployments(ns).Create(t.Context(), &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec: appsv1.DeploymentSpec{
-			Replicas: ptr.To[int32](2), Selector: &metav1.LabelSelector{MatchLabels: clientLabels},
+			Replicas: new(int32(2)), Selector: &metav1.LabelSelector{MatchLabels: clientLabels},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: clientLabels}, Spec: template.Spec},
 		},
 	}, metav1.CreateOptions{})
@@ -102,7 +102,7 @@ func malformed(t *testing.T, f fixture) {
 
 func (f fixture) delete(t *testing.T, ns, name string) {
 	t.Helper()
-	if err := f.Client.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}); err != nil && !apierrors.IsNotFound(err) {
+	if err := f.Client.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}); err != nil && !apierrors.IsNotFound(err) {
 		t.Fatal(err)
 	}
 }
@@ -145,10 +145,10 @@ func goodCitizen(t *testing.T, f fixture) {
 	small := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("32Mi")}
 	restricted := func(p *corev1.Pod) {
 		p.Spec.SecurityContext = &corev1.PodSecurityContext{
-			RunAsNonRoot: ptr.To(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			RunAsNonRoot: new(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		}
 		p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{
-			AllowPrivilegeEscalation: ptr.To(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		}
 	}
 	with := func(requests, limits corev1.ResourceList) func(*corev1.Pod) {
@@ -184,17 +184,15 @@ func goodCitizen(t *testing.T, f fixture) {
 		"a LimitRange":           {limits: limits, change: with(small, nil), qos: corev1.PodQOSBurstable},
 		"a quota that just fits": {quota: quota, change: with(small, small), qos: corev1.PodQOSGuaranteed},
 		"a restricted namespace": {labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}, change: restricted, qos: corev1.PodQOSBestEffort},
-		"a Pod of root":          {change: func(p *corev1.Pod) { p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr.To[int64](0)} }, qos: corev1.PodQOSBestEffort},
+		"a Pod of root":          {change: func(p *corev1.Pod) { p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: new(int64(0))} }, qos: corev1.PodQOSBestEffort},
 		"a Pod of root by its containers": {change: func(p *corev1.Pod) {
-			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{RunAsUser: ptr.To[int64](0)}
+			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{RunAsUser: new(int64(0))}
 		}, qos: corev1.PodQOSBestEffort},
 	} {
 		t.Run(name, func(t *testing.T) {
 			labels := map[string]string{}
 			for _, m := range []map[string]string{injected, tc.labels} {
-				for k, v := range m {
-					labels[k] = v
-				}
+				maps.Copy(labels, m)
 			}
 			ns := f.namespace(t, labels)
 			if tc.limits != nil {

@@ -21,7 +21,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/test/cluster"
@@ -133,7 +132,7 @@ func (p pod) object(namespace string) *corev1.Pod {
 			Containers: []corev1.Container{{
 				Name: "probe", Image: testbed.ProbeImage, ImagePullPolicy: corev1.PullIfNotPresent, Args: p.args,
 			}},
-			TerminationGracePeriodSeconds: ptr.To[int64](0),
+			TerminationGracePeriodSeconds: new(int64(0)),
 		},
 	}
 	if p.node != nil {
@@ -220,7 +219,7 @@ func policy(name string, direction networkingv1.PolicyType, of, peer map[string]
 		return p
 	}
 	peers := []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: peer}}}
-	ports := []networkingv1.NetworkPolicyPort{{Port: ptr.To(intstr.FromInt32(servedPort))}}
+	ports := []networkingv1.NetworkPolicyPort{{Port: new(intstr.FromInt32(servedPort))}}
 	if direction == networkingv1.PolicyTypeIngress {
 		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers, Ports: ports}}
 	} else {

@@ -14,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/test/cluster"
@@ -80,7 +79,7 @@ func jobsConnect(t *testing.T, f fixture) {
 			job := &batchv1.Job{
 				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("job-%s-%d", node.Name, n)},
 				Spec: batchv1.JobSpec{
-					BackoffLimit: ptr.To[int32](0),
+					BackoffLimit: new(int32(0)),
 					Template:     corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: template.Labels}, Spec: template.Spec},
 				},
 			}

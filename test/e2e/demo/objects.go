@@ -11,7 +11,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 )
@@ -63,7 +62,7 @@ func serverPod(image, node string) *corev1.Pod {
 					PeriodSeconds: 1,
 				},
 			}},
-			TerminationGracePeriodSeconds: ptr.To[int64](1),
+			TerminationGracePeriodSeconds: new(int64(1)),
 		},
 	}
 }
@@ -88,7 +87,7 @@ func policy() *networkingv1.NetworkPolicy {
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 			Ingress: []networkingv1.NetworkPolicyIngressRule{{
 				From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "backup"}}}},
-				Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: ptr.To(intstr.FromInt32(port))}},
+				Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: new(intstr.FromInt32(port))}},
 			}},
 		},
 	}
@@ -107,7 +106,7 @@ func backupJob(name, round, image, node, host string) *batchv1.Job {
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{roundLabel: round}},
 		Spec: batchv1.JobSpec{
 			// The first connection has to do.
-			BackoffLimit: ptr.To[int32](0),
+			BackoffLimit: new(int32(0)),
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{
 					Labels:      map[string]string{"app": "backup", roundLabel: round},
@@ -120,7 +119,7 @@ func backupJob(name, round, image, node, host string) *batchv1.Job {
 						Name: "dump", Image: image, ImagePullPolicy: corev1.PullIfNotPresent,
 						Command: []string{"/bin/sh", "-c", fmt.Sprintf(dump, before, host, port)},
 					}},
-					TerminationGracePeriodSeconds: ptr.To[int64](1),
+					TerminationGracePeriodSeconds: new(int64(1)),
 				},
 			},
 		},
@@ -139,7 +138,7 @@ func churnPod(n int, image, node string) *corev1.Pod {
 				Name: "churn", Image: image, ImagePullPolicy: corev1.PullIfNotPresent,
 				Args: []string{"sleep", "1m"},
 			}},
-			TerminationGracePeriodSeconds: ptr.To[int64](0),
+			TerminationGracePeriodSeconds: new(int64(0)),
 		},
 	}
 }

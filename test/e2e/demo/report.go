@@ -17,10 +17,15 @@ import (
 // WriteTable writes one row per round.
 func WriteTable(w io.Writer, rounds []Round) error {
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "round\tjobs\tfirst connection failed\tscheduled to first connect p50\tmax\t")
+	if _, err := fmt.Fprintln(table, "round\tjobs\tfirst connection failed\tscheduled to first connect p50\tmax\t"); err != nil {
+		return err
+	}
 	for _, r := range rounds {
-		fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%s\t\n", r.Name, len(r.Jobs), r.Failed(),
+		_, err := fmt.Fprintf(table, "%s\t%d\t%d\t%s\t%s\t\n", r.Name, len(r.Jobs), r.Failed(),
 			seconds(r.Percentile(50)), seconds(r.Percentile(100)))
+		if err != nil {
+			return err
+		}
 	}
 	return table.Flush()
 }

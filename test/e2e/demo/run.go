@@ -18,7 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/utils/ptr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 )
@@ -61,7 +60,7 @@ func Run(ctx context.Context, o Options) ([]Round, error) {
 		if err != nil {
 			return rounds, fmt.Errorf("round %s: %w", name, err)
 		}
-		fmt.Fprintf(o.Progress, "round %s: %d Jobs, %d failed\n", name, len(round.Jobs), round.Failed())
+		_, _ = fmt.Fprintf(o.Progress, "round %s: %d Jobs, %d failed\n", name, len(round.Jobs), round.Failed())
 		rounds = append(rounds, round)
 	}
 	stop()
@@ -94,7 +93,7 @@ func (o Options) setUp(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("create the database's Pod: %w", err)
 	}
-	fmt.Fprintf(o.Progress, "MariaDB starts on %s behind Service %s and NetworkPolicy allow-backup\n", o.ServerNode, svc.Spec.ClusterIP)
+	_, _ = fmt.Fprintf(o.Progress, "MariaDB starts on %s behind Service %s and NetworkPolicy allow-backup\n", o.ServerNode, svc.Spec.ClusterIP)
 	err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
 		pod, err := pods.Get(ctx, "mariadb", metav1.GetOptions{})
 		if err != nil {
@@ -129,7 +128,7 @@ func (o Options) round(ctx context.Context, name, host string) (Round, error) {
 	if err != nil {
 		return Round{}, err
 	}
-	fmt.Fprintf(o.Progress, "round %s: starting %d Jobs on %s\n", name, o.Jobs, o.ClientNode)
+	_, _ = fmt.Fprintf(o.Progress, "round %s: starting %d Jobs on %s\n", name, o.Jobs, o.ClientNode)
 	for n := range o.Jobs {
 		job := backupJob(fmt.Sprintf("%s-%02d", name, n+1), name, o.DatabaseImage, o.ClientNode, host)
 		if _, err := o.Client.BatchV1().Jobs(namespace).Create(ctx, job, metav1.CreateOptions{}); err != nil {
@@ -154,7 +153,7 @@ func (o Options) round(ctx context.Context, name, host string) (Round, error) {
 			}
 		}
 		if ended-shown >= 5 || ended == o.Jobs && shown != ended {
-			fmt.Fprintf(o.Progress, "round %s: %d/%d done\n", name, ended, o.Jobs)
+			_, _ = fmt.Fprintf(o.Progress, "round %s: %d/%d done\n", name, ended, o.Jobs)
 			shown = ended
 		}
 	}
@@ -164,7 +163,7 @@ func (o Options) round(ctx context.Context, name, host string) (Round, error) {
 	}
 	slices.SortFunc(round.Jobs, func(a, b Job) int { return strings.Compare(a.Name, b.Name) })
 	return round, o.Client.BatchV1().Jobs(namespace).DeleteCollection(ctx,
-		metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)},
+		metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationBackground)},
 		metav1.ListOptions{LabelSelector: roundLabel + "=" + name})
 }
 
@@ -250,7 +249,7 @@ func (o Options) churn(ctx context.Context) error {
 			return err
 		}
 		if n >= churnAlive {
-			err := pods.Delete(ctx, fmt.Sprintf("churn-%d", n-churnAlive), metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)})
+			err := pods.Delete(ctx, fmt.Sprintf("churn-%d", n-churnAlive), metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return err
 			}

@@ -147,7 +147,7 @@ func (t *Testbed) Kubectl(ctx context.Context, args ...string) (string, error) {
 
 func (t *Testbed) progress(step string) {
 	if t.options.Progress != nil {
-		fmt.Fprintf(t.options.Progress, "[%6.1fs] %s\n", time.Since(t.start).Seconds(), step)
+		_, _ = fmt.Fprintf(t.options.Progress, "[%6.1fs] %s\n", time.Since(t.start).Seconds(), step)
 	}
 }
 
