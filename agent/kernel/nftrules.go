@@ -46,7 +46,8 @@ func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
 			return r.tables, stamp, nil
 		}
 		r.known = false
-		tables, err := nftRead(r.conn)
+		names := newSetNames(r.conn)
+		tables, err := nftRead(r.conn, names)
 		if err != nil && !errors.Is(err, errInterrupted) {
 			// A change in the middle can be the cause of any error.
 			if now, genErr := generation(r.conn); genErr == nil && now != gen {
@@ -59,7 +60,9 @@ func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
 			return nil, "", genErr
 		}
 		if err == nil && now == gen {
-			r.generation, r.tables, r.known = gen, tables, true
+			// A name that could not be had this time may be had the next: the
+			// generation says nothing of sets.
+			r.generation, r.tables, r.known = gen, tables, !names.failed
 			return tables, stamp, nil
 		}
 	}
@@ -67,7 +70,7 @@ func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
 }
 
 // nftRead reads everything once.
-func nftRead(c *conn) ([]ruleset.Table, error) {
+func nftRead(c *conn, names *setNames) ([]ruleset.Table, error) {
 	dormant, err := nftDormant(c)
 	if err != nil {
 		return nil, err
@@ -84,7 +87,7 @@ func nftRead(c *conn) ([]ruleset.Table, error) {
 		}
 		rules = append(rules, of...)
 	}
-	return nftTables(dormant, chains, rules, newSetNames(c))
+	return nftTables(dormant, chains, rules, names)
 }
 
 // nftRule is a rule as nf_tables lists it.
