@@ -136,11 +136,11 @@ func (p *parser) commit() error {
 func (p *parser) rule(line string) error {
 	raw := line
 	if line[0] == '[' {
-		end := strings.Index(line, "] ")
-		if end < 0 {
+		_, rest, ok := strings.Cut(line, "] ")
+		if !ok {
 			return fmt.Errorf("rule %q: counters have no end", clip(line))
 		}
-		raw = strings.TrimLeft(line[end+2:], " ")
+		raw = strings.TrimLeft(rest, " ")
 	}
 	words, err := split(raw)
 	if err != nil {

@@ -26,7 +26,6 @@ type ruleParser struct {
 
 func (r *ruleParser) parse() {
 	r.target = Target{Kind: Continue}
-	module := ""
 	for len(r.words) > 0 {
 		switch r.words[0] {
 		case "-m", "--match":
@@ -35,7 +34,7 @@ func (r *ruleParser) parse() {
 				r.words = nil
 				return
 			}
-			module = r.words[1]
+			module := r.words[1]
 			r.words = r.words[2:]
 			r.module(module)
 			continue
