@@ -23,7 +23,7 @@ const randomRounds = 40
 // TestRandomRulesDoWhatTheVerdictsSay prints the seed of a failure; run it
 // again with PG_SEED set to that number.
 func TestRandomRulesDoWhatTheVerdictsSay(t *testing.T) {
-	first, rounds := rand.Uint64(), uint64(randomRounds) //nolint:gosec // Any seed will do.
+	first, rounds := rand.Uint64(), uint64(randomRounds)
 	if text := os.Getenv("PG_SEED"); text != "" {
 		seed, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
@@ -72,7 +72,7 @@ func randomFlows(r *rig) []flow.Flow {
 // definite.
 func (r *rig) tryRandom(t *testing.T, seed uint64, backends []string, flows []flow.Flow) int {
 	t.Helper()
-	g := generator{rand.New(rand.NewPCG(seed, 0)), false, false} //nolint:gosec // Repeatable, not secret.
+	g := generator{rand.New(rand.NewPCG(seed, 0)), false, false}
 	var loaded strings.Builder
 	r.node.run(t, g.sets(), "ipset", "-exist", "restore")
 	for _, backend := range backends {
@@ -289,7 +289,7 @@ func TestSetsThatNeedTheInterface(t *testing.T) {
 	r := newRig(t, capturePods[:3], captureRemote[:4])
 	flows := randomFlows(r)
 	r.settle(t, flows)
-	g := generator{rand.New(rand.NewPCG(1, 1)), false, false} //nolint:gosec // Repeatable, not secret.
+	g := generator{rand.New(rand.NewPCG(1, 1)), false, false}
 	r.node.run(t, g.sets(), "ipset", "-exist", "restore")
 	r.node.run(t, "create all list:set\nadd all ip-inet\n", "ipset", "restore")
 	for _, match := range []string{"netif-inet src,src", "netif-inet dst,dst"} {
