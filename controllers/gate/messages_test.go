@@ -243,3 +243,17 @@ type patcherFunc func(namespace, name string) error
 func (f patcherFunc) PatchStatus(_ context.Context, namespace, name string, _ []byte) error {
 	return f(namespace, name)
 }
+
+func TestAReplicaThatNoLongerLeadsBeginsNoMessage(t *testing.T) {
+	p := &fakePatcher{}
+	m, _ := newMessages(p)
+	m.Tell(message("p", "one"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.Start(ctx); err != nil {
+		t.Errorf("Start: %v, want nil when its context ends", err)
+	}
+	if len(p.patches) > 0 {
+		t.Errorf("wrote %q after the context ended", p.patches)
+	}
+}
