@@ -35,7 +35,7 @@ func TestGate(t *testing.T) {
 		{name: "Jobs on either node connect at their first try", run: jobsConnect},
 		{name: "a client beside a server that is not programmed yet waits for the server's isolation", run: clientAndServerTogether},
 		{name: "an engine frozen on the server's node holds the Pod, is named, and lets go on thaw", run: engineFrozen},
-		{name: "a half-programmed Pod is not let go", run: halfProgrammed, switches: true},
+		{name: "a half-programmed Pod is not let go", run: halfProgrammed},
 		{name: "a sync that lands with an older snapshot is noticed before the Pod is let go", run: staleSync, switches: true},
 		{name: "a corrupted node holds the Pod that needs it", run: corruptedNode, switches: true},
 		{name: "a replica whose policy watch is late does not let go", run: delayedPolicyWatch},
@@ -172,7 +172,8 @@ func halfProgrammed(t *testing.T, f fixture) {
 			t.Errorf("%s: the stranger was let in %d times after the gate opened", name, after)
 		}
 	}
-	if openBefore == 0 {
+	// kube-router does it by itself, if a Pod arrives during a sync.
+	if openBefore == 0 && f.EngineKind == testbed.EngineTest {
 		t.Error("the stranger was never let in before a gate opened: the engine did not half-program")
 	}
 }
