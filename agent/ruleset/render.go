@@ -4,6 +4,7 @@
 package ruleset
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -76,8 +77,9 @@ func pick(first bool, a, b string) string {
 
 // network writes a mask that is a prefix as its length.
 func network(addr, mask netip.Addr) string {
+	ones, _ := netip.AddrFromSlice(bytes.Repeat([]byte{0xff}, mask.BitLen()/8))
 	for bits := range mask.BitLen() + 1 {
-		if prefixMask(mask.Is4(), bits) == mask {
+		if prefix, _ := ones.Prefix(bits); prefix.Addr() == mask {
 			return addr.String() + "/" + strconv.Itoa(bits)
 		}
 	}

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package ruleset
+package ruleset_test
 
 import (
 	"net/netip"
@@ -9,6 +9,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 )
 
 // TestARuleIsRenderedAsItWasRead holds for all that the model knows.
@@ -31,22 +34,22 @@ func TestARuleIsRenderedAsItWasRead(t *testing.T) {
 		"-A a -m set ! --match-set four src,dst -m comment --comment \"not \\\"this\\\"\" -j NFQUEUE",
 	} {
 		text := strings.NewReplacer("--sport", "-m tcp --sport", "! --tcp-flags", "-m tcp ! --tcp-flags").Replace(rule)
-		tables, err := Parse(IPv4, Legacy, "*filter\n:a -\n"+text+"\nCOMMIT\n")
+		tables, err := savetext.Parse(ruleset.IPv4, ruleset.Legacy, "*filter\n:a -\n"+text+"\nCOMMIT\n")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(rule, Render("a", &tables[0].Chains[0].Rules[0])); diff != "" {
+		if diff := cmp.Diff(rule, ruleset.Render("a", &tables[0].Chains[0].Rules[0])); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
 }
 
 func TestARuleForIPv6IsRendered(t *testing.T) {
-	r := Rule{Matches: []Match{
-		Addr{Dir: Src, Addr: netip.MustParseAddr("fd00::"), Mask: netip.MustParseAddr("ffff::")},
-		Proto{Number: 58}, Unknown{Text: "-m icmp6"},
-	}, Target: Target{Kind: UnknownTarget}}
-	if diff := cmp.Diff("-A FORWARD -s fd00::/16 -p ipv6-icmp -m icmp6", Render("FORWARD", &r)); diff != "" {
+	r := ruleset.Rule{Matches: []ruleset.Match{
+		ruleset.Addr{Dir: ruleset.Src, Addr: netip.MustParseAddr("fd00::"), Mask: netip.MustParseAddr("ffff::")},
+		ruleset.Proto{Number: 58}, ruleset.Unknown{Text: "-m icmp6"},
+	}, Target: ruleset.Target{Kind: ruleset.UnknownTarget}}
+	if diff := cmp.Diff("-A FORWARD -s fd00::/16 -p ipv6-icmp -m icmp6", ruleset.Render("FORWARD", &r)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

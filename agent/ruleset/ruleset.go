@@ -1,8 +1,8 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ruleset is the neutral model of a node's packet filter rules and
-// the parser that fills it from the text of iptables-save.
+// Package ruleset is the neutral model of a node's packet filter rules, and
+// how a rule reads as text.
 //
 // The model knows no policy engine. What a reader does not understand stays
 // in it as an Unknown match, an Unknown target or an Opaque chain, with the
@@ -135,7 +135,7 @@ type Rule struct {
 	Target  Target
 	// Comment is the rule's comment or "".
 	Comment string
-	// Raw is the rule's own text, as the kernel's tool printed it.
+	// Raw is the rule as text for people: Render's, if the reader had none.
 	Raw string
 }
 

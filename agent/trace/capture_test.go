@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 	"github.com/policygate/policygate/agent/trace"
 	"github.com/policygate/policygate/api/flow"
 )
@@ -86,7 +87,7 @@ func loadCapture(t testing.TB, name string) ([]ruleset.Table, savedSets) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		parsed, err := ruleset.Parse(family, backend, string(text))
+		parsed, err := savetext.Parse(family, backend, string(text))
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 	"github.com/policygate/policygate/agent/trace"
 	"github.com/policygate/policygate/api/flow"
 )
@@ -30,7 +31,7 @@ func (namedSets) Member(name string, _ []ruleset.Direction, _ trace.Packet) (tra
 
 func parse(t testing.TB, backend ruleset.Backend, text string) []ruleset.Table {
 	t.Helper()
-	tables, err := ruleset.Parse(ruleset.IPv4, backend, text)
+	tables, err := savetext.Parse(ruleset.IPv4, backend, text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +240,7 @@ func FuzzTrace(f *testing.F) {
 	f.Add(table("nat", "-A PREROUTING "+coin+" -j DNAT --to-destination 1.2.3.4"))
 	f.Add(table("raw", "-A PREROUTING -j CT --notrack", "-A PREROUTING -m connmark --mark 1 -j x"))
 	f.Fuzz(func(t *testing.T, text string) {
-		tables, err := ruleset.Parse(ruleset.IPv4, ruleset.Legacy, text)
+		tables, err := savetext.Parse(ruleset.IPv4, ruleset.Legacy, text)
 		if err != nil {
 			return
 		}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 	"github.com/policygate/policygate/api/flow"
 )
 
@@ -66,7 +67,7 @@ func (r *rig) sameAsText(t testing.TB) []ruleset.Table {
 			if err != nil {
 				return err
 			}
-			tables, err := ruleset.Parse(family, ruleset.Legacy, string(out))
+			tables, err := savetext.Parse(family, ruleset.Legacy, string(out))
 			if err != nil {
 				return err
 			}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 )
 
 // plainChain is a chain without pointers and without what is only for people.
@@ -88,7 +89,7 @@ func (r *rig) text(t testing.TB, backend ruleset.Backend) []ruleset.Table {
 			if err != nil {
 				return fmt.Errorf("%s-%s-save: %w", tool, backend, err)
 			}
-			parsed, err := ruleset.Parse(family, backend, string(out))
+			parsed, err := savetext.Parse(family, backend, string(out))
 			if err != nil {
 				return err
 			}
@@ -326,6 +327,10 @@ COMMIT
 -A FORWARD -j CONNMARK --restore-mark --nfmask 0xf --ctmask 0xf0
 -A FORWARD -j MARK --or-mark 0x4000
 COMMIT
+*security
+:FORWARD DROP
+-A FORWARD -s 10.244.1.0/24 -j ACCEPT
+COMMIT
 *filter
 :FORWARD DROP
 :X -
@@ -362,7 +367,12 @@ COMMIT
 COMMIT
 `
 
-const translated6 = `*filter
+const translated6 = `*security
+:INPUT DROP
+:OUTPUT ACCEPT
+-A OUTPUT -s fd00::/7 -j DROP
+COMMIT
+*filter
 :FORWARD DROP
 :X -
 -A FORWARD -s fd00:10:244:1::/64 ! -d fd00:10:244::1 -p tcp -m tcp --sport 5 --dport 80

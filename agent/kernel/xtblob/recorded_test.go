@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 )
 
 // recording is a struct as a kernel handed it out, and the rule it is of.
@@ -67,7 +68,7 @@ func (twoSets) SetName(index uint16) (string, error) {
 // read returns what the text parser makes of a rule, without -p.
 func read(t *testing.T, rule string) ruleset.Rule {
 	t.Helper()
-	tables, err := ruleset.Parse(ruleset.IPv4, ruleset.Legacy, "*filter\n:FORWARD ACCEPT\n-A FORWARD "+rule+"\nCOMMIT\n")
+	tables, err := savetext.Parse(ruleset.IPv4, ruleset.Legacy, "*filter\n:FORWARD ACCEPT\n-A FORWARD "+rule+"\nCOMMIT\n")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,13 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package ruleset
+package savetext
 
 import (
 	"net/netip"
 	"strings"
+
+	"github.com/policygate/policygate/agent/ruleset"
 )
 
 // module reads the options of one "-m NAME". If any of them is not known,
@@ -75,7 +77,7 @@ func options(words []string) ([]option, bool) {
 	return all, true
 }
 
-func moduleMatches(name string, words []string) ([]Match, bool) {
+func moduleMatches(name string, words []string) ([]ruleset.Match, bool) {
 	if name == "set" {
 		return setMatch(words)
 	}
@@ -87,9 +89,9 @@ func moduleMatches(name string, words []string) ([]Match, bool) {
 		// "-m tcp" alone: the protocol was named by -p.
 		return nil, name == "tcp" || name == "udp" || name == "sctp"
 	}
-	matches := make([]Match, 0, len(opts))
+	matches := make([]ruleset.Match, 0, len(opts))
 	for _, o := range opts {
-		var m Match
+		var m ruleset.Match
 		switch name {
 		case "tcp", "udp", "sctp":
 			m, ok = transportOption(name, o)
@@ -104,7 +106,7 @@ func moduleMatches(name string, words []string) ([]Match, bool) {
 			m, ok = stateOption(o)
 			ok = ok && len(opts) == 1
 		case "physdev":
-			m, ok = Bridged{Not: o.not}, o.name == "--physdev-is-bridged" && o.value == ""
+			m, ok = ruleset.Bridged{Not: o.not}, o.name == "--physdev-is-bridged" && o.value == ""
 		case "addrtype":
 			m, ok = addrTypeOption(o)
 		case "iprange":
@@ -120,21 +122,21 @@ func moduleMatches(name string, words []string) ([]Match, bool) {
 	return matches, true
 }
 
-func transportOption(module string, o option) (Match, bool) {
+func transportOption(module string, o option) (ruleset.Match, bool) {
 	switch o.name {
 	case "--sport", "--dport":
 		ports, ok := portRange(o.value)
-		dir := Src
+		dir := ruleset.Src
 		if o.name == "--dport" {
-			dir = Dst
+			dir = ruleset.Dst
 		}
-		return Ports{Dir: dir, Ranges: []PortRange{ports}, Not: o.not}, ok
+		return ruleset.Ports{Dir: dir, Ranges: []ruleset.PortRange{ports}, Not: o.not}, ok
 	}
 	if module != "tcp" {
 		return nil, false
 	}
 	if o.name == "--syn" && o.value == "" {
-		return TCPFlags{Mask: FIN | SYN | RST | ACK, Set: SYN, Not: o.not}, true
+		return ruleset.TCPFlags{Mask: ruleset.FIN | ruleset.SYN | ruleset.RST | ruleset.ACK, Set: ruleset.SYN, Not: o.not}, true
 	}
 	if o.name != "--tcp-flags" {
 		return nil, false
@@ -142,7 +144,7 @@ func transportOption(module string, o option) (Match, bool) {
 	mask, set, _ := strings.Cut(o.value, " ")
 	m, ok := tcpFlags(mask)
 	s, ok2 := tcpFlags(set)
-	return TCPFlags{Mask: m, Set: s, Not: o.not}, ok && ok2
+	return ruleset.TCPFlags{Mask: m, Set: s, Not: o.not}, ok && ok2
 }
 
 func tcpFlags(text string) (uint8, bool) {
@@ -150,19 +152,19 @@ func tcpFlags(text string) (uint8, bool) {
 	for name := range strings.SplitSeq(text, ",") {
 		switch name {
 		case "FIN":
-			flags |= FIN
+			flags |= ruleset.FIN
 		case "SYN":
-			flags |= SYN
+			flags |= ruleset.SYN
 		case "RST":
-			flags |= RST
+			flags |= ruleset.RST
 		case "PSH":
-			flags |= PSH
+			flags |= ruleset.PSH
 		case "ACK":
-			flags |= ACK
+			flags |= ruleset.ACK
 		case "URG":
-			flags |= URG
+			flags |= ruleset.URG
 		case "ALL":
-			flags |= FIN | SYN | RST | PSH | ACK | URG
+			flags |= ruleset.FIN | ruleset.SYN | ruleset.RST | ruleset.PSH | ruleset.ACK | ruleset.URG
 		case "NONE":
 		default:
 			return 0, false
@@ -171,15 +173,15 @@ func tcpFlags(text string) (uint8, bool) {
 	return flags, true
 }
 
-func multiportOption(o option) (Match, bool) {
-	m := Ports{Not: o.not}
+func multiportOption(o option) (ruleset.Match, bool) {
+	m := ruleset.Ports{Not: o.not}
 	switch o.name {
 	case "--sports":
-		m.Dir = Src
+		m.Dir = ruleset.Src
 	case "--dports":
-		m.Dir = Dst
+		m.Dir = ruleset.Dst
 	case "--ports":
-		m.Dir = Either
+		m.Dir = ruleset.Either
 	default:
 		return nil, false
 	}
@@ -193,32 +195,32 @@ func multiportOption(o option) (Match, bool) {
 	return m, true
 }
 
-func markOption(conn bool, o option) (Match, bool) {
+func markOption(conn bool, o option) (ruleset.Match, bool) {
 	value, mask, ok := number(o.value)
-	return Mark{Conn: conn, Value: value, Mask: mask, Not: o.not}, ok && o.name == "--mark"
+	return ruleset.Mark{Conn: conn, Value: value, Mask: mask, Not: o.not}, ok && o.name == "--mark"
 }
 
-func stateOption(o option) (Match, bool) {
+func stateOption(o option) (ruleset.Match, bool) {
 	if o.name != "--ctstate" && o.name != "--state" {
 		return nil, false
 	}
-	m := CTState{Not: o.not}
+	m := ruleset.CTState{Not: o.not}
 	for name := range strings.SplitSeq(o.value, ",") {
 		switch name {
 		case "INVALID":
-			m.States |= Invalid
+			m.States |= ruleset.Invalid
 		case "NEW":
-			m.States |= New
+			m.States |= ruleset.New
 		case "RELATED":
-			m.States |= Related
+			m.States |= ruleset.Related
 		case "ESTABLISHED":
-			m.States |= Established
+			m.States |= ruleset.Established
 		case "UNTRACKED":
-			m.States |= Untracked
+			m.States |= ruleset.Untracked
 		case "SNAT":
-			m.States |= SNATed
+			m.States |= ruleset.SNATed
 		case "DNAT":
-			m.States |= DNATed
+			m.States |= ruleset.DNATed
 		default:
 			return nil, false
 		}
@@ -226,13 +228,13 @@ func stateOption(o option) (Match, bool) {
 	return m, true
 }
 
-func addrTypeOption(o option) (Match, bool) {
-	m := AddrType{Not: o.not}
+func addrTypeOption(o option) (ruleset.Match, bool) {
+	m := ruleset.AddrType{Not: o.not}
 	switch o.name {
 	case "--src-type":
-		m.Dir = Src
+		m.Dir = ruleset.Src
 	case "--dst-type":
-		m.Dir = Dst
+		m.Dir = ruleset.Dst
 	default:
 		// --limit-iface-in and -out narrow what LOCAL means.
 		return nil, false
@@ -240,23 +242,23 @@ func addrTypeOption(o option) (Match, bool) {
 	for name := range strings.SplitSeq(o.value, ",") {
 		switch name {
 		case "UNSPEC":
-			m.Types |= Unspec
+			m.Types |= ruleset.Unspec
 		case "UNICAST":
-			m.Types |= Unicast
+			m.Types |= ruleset.Unicast
 		case "LOCAL":
-			m.Types |= Local
+			m.Types |= ruleset.Local
 		case "BROADCAST":
-			m.Types |= Broadcast
+			m.Types |= ruleset.Broadcast
 		case "ANYCAST":
-			m.Types |= Anycast
+			m.Types |= ruleset.Anycast
 		case "MULTICAST":
-			m.Types |= Multicast
+			m.Types |= ruleset.Multicast
 		case "BLACKHOLE":
-			m.Types |= Blackhole
+			m.Types |= ruleset.Blackhole
 		case "UNREACHABLE":
-			m.Types |= Unreachable
+			m.Types |= ruleset.Unreachable
 		case "PROHIBIT":
-			m.Types |= Prohibit
+			m.Types |= ruleset.Prohibit
 		default:
 			return nil, false
 		}
@@ -264,13 +266,13 @@ func addrTypeOption(o option) (Match, bool) {
 	return m, true
 }
 
-func rangeOption(o option) (Match, bool) {
-	m := AddrRange{Not: o.not}
+func rangeOption(o option) (ruleset.Match, bool) {
+	m := ruleset.AddrRange{Not: o.not}
 	switch o.name {
 	case "--src-range":
-		m.Dir = Src
+		m.Dir = ruleset.Src
 	case "--dst-range":
-		m.Dir = Dst
+		m.Dir = ruleset.Dst
 	default:
 		return nil, false
 	}
@@ -286,8 +288,8 @@ func rangeOption(o option) (Match, bool) {
 
 // setMatch reads "[!] --match-set NAME DIMS". Options that look at the
 // counters or change the meaning of nomatch are not known.
-func setMatch(words []string) ([]Match, bool) {
-	m := Set{}
+func setMatch(words []string) ([]ruleset.Match, bool) {
+	m := ruleset.Set{}
 	if len(words) > 0 && words[0] == "!" {
 		m.Not, words = true, words[1:]
 	}
@@ -298,13 +300,13 @@ func setMatch(words []string) ([]Match, bool) {
 	for dim := range strings.SplitSeq(words[2], ",") {
 		switch dim {
 		case "src":
-			m.Dims = append(m.Dims, Src)
+			m.Dims = append(m.Dims, ruleset.Src)
 		case "dst":
-			m.Dims = append(m.Dims, Dst)
+			m.Dims = append(m.Dims, ruleset.Dst)
 		default:
 			return nil, false
 		}
 	}
 	// The kernel's IPSET_DIM_MAX.
-	return []Match{m}, len(m.Dims) <= 6
+	return []ruleset.Match{m}, len(m.Dims) <= 6
 }

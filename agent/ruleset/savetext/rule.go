@@ -1,31 +1,33 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package ruleset
+package savetext
 
 import (
-	"encoding/binary"
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/policygate/policygate/agent/ruleset"
 )
 
 // ruleParser reads the words of one rule after "-A CHAIN". Each word must be
 // consumed by what it belongs to; one that is not known makes everything up
 // to the next "-m" or "-j" an Unknown match.
 type ruleParser struct {
-	family  Family
+	family  ruleset.Family
 	words   []string
-	matches []Match
-	target  Target
+	matches []ruleset.Match
+	target  ruleset.Target
 	comment string
 	// targetWords are the words after the target's name.
 	targetWords []string
 }
 
 func (r *ruleParser) parse() {
-	r.target = Target{Kind: Continue}
+	r.target = ruleset.Target{Kind: ruleset.Continue}
 	for len(r.words) > 0 {
 		switch r.words[0] {
 		case "-m", "--match":
@@ -71,7 +73,7 @@ func boundary(word string) bool {
 }
 
 func (r *ruleParser) unknown(words []string) {
-	r.matches = append(r.matches, Unknown{Text: strings.Join(words, " ")})
+	r.matches = append(r.matches, ruleset.Unknown{Text: strings.Join(words, " ")})
 }
 
 // plain reads one option that belongs to no module and reports whether it
@@ -82,7 +84,7 @@ func (r *ruleParser) plain() bool {
 		words, not = words[1:], true
 	}
 	if len(words) > 0 && words[0] == "-f" {
-		r.matches = append(r.matches, Fragment{Not: not})
+		r.matches = append(r.matches, ruleset.Fragment{Not: not})
 		r.words = words[1:]
 		return true
 	}
@@ -98,21 +100,21 @@ func (r *ruleParser) plain() bool {
 	return true
 }
 
-func (r *ruleParser) plainOption(option, value string, not bool) (Match, bool) {
+func (r *ruleParser) plainOption(option, value string, not bool) (ruleset.Match, bool) {
 	switch option {
 	case "-s", "-d":
-		dir := Src
+		dir := ruleset.Src
 		if option == "-d" {
-			dir = Dst
+			dir = ruleset.Dst
 		}
 		addr, mask, err := r.network(value)
-		return Addr{Dir: dir, Addr: addr, Mask: mask, Not: not}, err == nil
+		return ruleset.Addr{Dir: dir, Addr: addr, Mask: mask, Not: not}, err == nil
 	case "-i", "-o":
 		name, prefix := strings.CutSuffix(value, "+")
-		return Iface{Out: option == "-o", Name: name, Prefix: prefix, Not: not}, true
+		return ruleset.Iface{Out: option == "-o", Name: name, Prefix: prefix, Not: not}, true
 	case "-p":
 		number, ok := protocol(value)
-		return Proto{Number: number, Not: not}, ok
+		return ruleset.Proto{Number: number, Not: not}, ok
 	}
 	return nil, false
 }
@@ -124,7 +126,7 @@ func (r *ruleParser) network(text string) (addr, mask netip.Addr, err error) {
 	if err != nil {
 		return addr, mask, err
 	}
-	if addr.Is4() != (r.family == IPv4) || addr.Is4In6() || addr.Zone() != "" {
+	if addr.Is4() != (r.family == ruleset.IPv4) || addr.Is4In6() || addr.Zone() != "" {
 		return addr, mask, fmt.Errorf("address %q is not of family %s", text, r.family)
 	}
 	length := addr.BitLen()
@@ -135,25 +137,13 @@ func (r *ruleParser) network(text string) (addr, mask netip.Addr, err error) {
 			}
 			return addr, mask, nil
 		}
-		length, err = strconv.Atoi(bits)
-		if err != nil || length < 0 || length > addr.BitLen() {
-			return addr, mask, fmt.Errorf("prefix length %q of %q", bits, text)
+		if length, err = strconv.Atoi(bits); err != nil {
+			return addr, mask, fmt.Errorf("prefix length %q of %q: want a number", bits, text)
 		}
 	}
-	return addr, prefixMask(addr.Is4(), length), nil
-}
-
-func prefixMask(is4 bool, bits int) netip.Addr {
-	if is4 {
-		var b [4]byte
-		binary.BigEndian.PutUint32(b[:], uint32(uint64(0xffffffff)<<(32-bits))) //nolint:gosec // The low 32 bits are what is wanted.
-		return netip.AddrFrom4(b)
-	}
-	var b [16]byte
-	for i := range bits {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom16(b)
+	ones, _ := netip.AddrFromSlice(bytes.Repeat([]byte{0xff}, addr.BitLen()/8))
+	prefix, err := ones.Prefix(length)
+	return addr, prefix.Addr(), err
 }
 
 // protocol returns the number of the names that iptables-save prints on hosts
@@ -209,31 +199,31 @@ func number(text string) (value, mask uint32, ok bool) {
 }
 
 // portRange reads "N" or "N:M".
-func portRange(text string) (PortRange, bool) {
+func portRange(text string) (ruleset.PortRange, bool) {
 	from, to, isRange := strings.Cut(text, ":")
 	a, err := strconv.ParseUint(from, 10, 16)
 	if err != nil {
-		return PortRange{}, false
+		return ruleset.PortRange{}, false
 	}
 	if !isRange {
-		return PortRange{uint16(a), uint16(a)}, true
+		return ruleset.PortRange{From: uint16(a), To: uint16(a)}, true
 	}
 	b, err := strconv.ParseUint(to, 10, 16)
-	return PortRange{uint16(a), uint16(b)}, err == nil && a <= b
+	return ruleset.PortRange{From: uint16(a), To: uint16(b)}, err == nil && a <= b
 }
 
 // readTarget reads "-j NAME ..." to the end of the rule.
 func (r *ruleParser) readTarget() {
 	option := r.words[0]
 	if len(r.words) < 2 {
-		r.target = Target{Kind: UnknownTarget, Name: option}
+		r.target = ruleset.Target{Kind: ruleset.UnknownTarget, Name: option}
 		r.words = nil
 		return
 	}
 	name, args := r.words[1], r.words[2:]
 	r.words, r.targetWords = nil, args
 	if option == "-g" || option == "--goto" {
-		r.target = Target{Kind: Goto, Name: name}
+		r.target = ruleset.Target{Kind: ruleset.Goto, Name: name}
 		return
 	}
 	r.target = target(name, args)
@@ -241,41 +231,41 @@ func (r *ruleParser) readTarget() {
 
 // target returns what a target does. A name that is not known is a jump; the
 // parser finds the chain, or that there is none, at COMMIT.
-func target(name string, args []string) Target {
-	t := Target{Kind: UnknownTarget, Name: name}
+func target(name string, args []string) ruleset.Target {
+	t := ruleset.Target{Kind: ruleset.UnknownTarget, Name: name}
 	switch name {
 	case "ACCEPT", "DROP", "RETURN":
 		if len(args) == 0 {
-			t.Kind = map[string]TargetKind{"ACCEPT": Accept, "DROP": Drop, "RETURN": Return}[name]
+			t.Kind = map[string]ruleset.TargetKind{"ACCEPT": ruleset.Accept, "DROP": ruleset.Drop, "RETURN": ruleset.Return}[name]
 		}
 	case "REJECT":
-		t.Kind = Drop
+		t.Kind = ruleset.Drop
 	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "HL", "IDLETIMER",
 		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TTL":
 		// They write what this model's matches never read, and go on.
-		t.Kind = Continue
+		t.Kind = ruleset.Continue
 	case "MARK":
 		t = markTarget(t, args)
 	case "CONNMARK":
 		t = connMarkTarget(t, args)
 	case "NOTRACK":
-		t.Kind = NoTrack
+		t.Kind = ruleset.NoTrack
 	case "CT":
 		t.Kind = ctTarget(args)
 	case "DNAT", "REDIRECT", "DNPT":
-		t.Kind = NewDestination
+		t.Kind = ruleset.NewDestination
 	case "SNAT", "MASQUERADE", "SNPT":
-		t.Kind = NewSource
+		t.Kind = ruleset.NewSource
 	case "NFQUEUE", "QUEUE", "TPROXY", "SYNPROXY", "NETMAP", "SET", "CLUSTERIP", "IDENTIFY":
 		// Another program decides, or what they do depends on more than the
 		// model holds.
 	default:
-		t.Kind = Jump
+		t.Kind = ruleset.Jump
 	}
 	return t
 }
 
-func markTarget(t Target, args []string) Target {
+func markTarget(t ruleset.Target, args []string) ruleset.Target {
 	if len(args) != 2 {
 		return t
 	}
@@ -285,20 +275,20 @@ func markTarget(t Target, args []string) Target {
 	}
 	switch args[0] {
 	case "--set-xmark":
-		t.Kind, t.Value, t.Mask = SetMark, value, mask
+		t.Kind, t.Value, t.Mask = ruleset.SetMark, value, mask
 	case "--set-mark":
-		t.Kind, t.Value, t.Mask = SetMark, value, value|mask
+		t.Kind, t.Value, t.Mask = ruleset.SetMark, value, value|mask
 	case "--or-mark":
-		t.Kind, t.Value, t.Mask = SetMark, value, value
+		t.Kind, t.Value, t.Mask = ruleset.SetMark, value, value
 	case "--and-mark":
-		t.Kind, t.Value, t.Mask = SetMark, 0, ^value
+		t.Kind, t.Value, t.Mask = ruleset.SetMark, 0, ^value
 	case "--xor-mark":
-		t.Kind, t.Value, t.Mask = SetMark, value, 0
+		t.Kind, t.Value, t.Mask = ruleset.SetMark, value, 0
 	}
 	return t
 }
 
-func connMarkTarget(t Target, args []string) Target {
+func connMarkTarget(t ruleset.Target, args []string) ruleset.Target {
 	if len(args) == 0 {
 		return t
 	}
@@ -323,31 +313,31 @@ func connMarkTarget(t Target, args []string) Target {
 				return t
 			}
 		}
-		t.Kind = map[string]TargetKind{"--save-mark": SaveMark, "--restore-mark": RestoreMark}[args[0]]
+		t.Kind = map[string]ruleset.TargetKind{"--save-mark": ruleset.SaveMark, "--restore-mark": ruleset.RestoreMark}[args[0]]
 		return t
 	}
 	t = markTarget(t, args)
-	if t.Kind == SetMark {
-		t.Kind = SetConnMark
+	if t.Kind == ruleset.SetMark {
+		t.Kind = ruleset.SetConnMark
 	}
 	return t
 }
 
 // ctTarget knows --notrack, and the options that leave a new connection new.
-func ctTarget(args []string) TargetKind {
+func ctTarget(args []string) ruleset.TargetKind {
 	if len(args) == 1 && args[0] == "--notrack" {
-		return NoTrack
+		return ruleset.NoTrack
 	}
 	for len(args) > 0 {
 		switch args[0] {
 		case "--helper", "--zone", "--zone-orig", "--zone-reply", "--timeout", "--ctevents", "--expevents":
 			if len(args) < 2 {
-				return UnknownTarget
+				return ruleset.UnknownTarget
 			}
 			args = args[2:]
 		default:
-			return UnknownTarget
+			return ruleset.UnknownTarget
 		}
 	}
-	return Continue
+	return ruleset.Continue
 }

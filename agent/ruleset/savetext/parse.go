@@ -1,13 +1,19 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package ruleset
+// Package savetext reads the text of iptables-save into the model: the second
+// opinion that tests hold the native readers against. The agent does not use
+// it: iptables-save needs more than CAP_NET_ADMIN for set names and prints
+// rules that it did not write wrongly.
+package savetext
 
 import (
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/policygate/policygate/agent/ruleset"
 )
 
 // Parse reads the output of iptables-save or ip6tables-save, of either
@@ -19,7 +25,7 @@ import (
 // match or target. Comment lines are ignored, also those with which
 // iptables-nft-save says that it left a table out: a reader has to compare
 // the result with the kernel's own list of base chains.
-func Parse(family Family, backend Backend, save string) ([]Table, error) {
+func Parse(family ruleset.Family, backend ruleset.Backend, save string) ([]ruleset.Table, error) {
 	p := parser{family: family, backend: backend}
 	for n, line := range strings.Split(save, "\n") {
 		line = strings.TrimRight(line, " \t\r")
@@ -37,19 +43,19 @@ func Parse(family Family, backend Backend, save string) ([]Table, error) {
 }
 
 type parser struct {
-	family  Family
-	backend Backend
-	tables  []Table
+	family  ruleset.Family
+	backend ruleset.Backend
+	tables  []ruleset.Table
 	// table is being read; chains is nil between COMMIT and the next table.
-	table  Table
-	chains map[string]*Chain
+	table  ruleset.Table
+	chains map[string]*ruleset.Chain
 	// jumps are the targets whose name must be a chain or a known target
 	// once the table is complete: a chain may be declared after its use.
 	jumps []pendingJump
 }
 
 type pendingJump struct {
-	chain *Chain
+	chain *ruleset.Chain
 	rule  int
 	name  string
 	words []string
@@ -81,8 +87,8 @@ func (p *parser) begin(name string) error {
 			return fmt.Errorf("table %q appears twice", name)
 		}
 	}
-	p.table = Table{Family: p.family, Backend: p.backend, Name: name}
-	p.chains = map[string]*Chain{}
+	p.table = ruleset.Table{Family: p.family, Backend: p.backend, Name: name}
+	p.chains = map[string]*ruleset.Chain{}
 	p.jumps = nil
 	return nil
 }
@@ -97,11 +103,11 @@ func (p *parser) declare(text string) error {
 	if p.chains[name] != nil {
 		return fmt.Errorf("chain %q is declared twice", clip(name))
 	}
-	chain := &Chain{Name: name}
+	chain := &ruleset.Chain{Name: name}
 	switch policy {
 	case "-":
 	case "ACCEPT", "DROP":
-		base, ok := builtin(p.table.Name, name)
+		base, ok := builtin(p.backend, p.table.Name, name)
 		if !ok {
 			return fmt.Errorf("chain %q of table %q has a policy, but no such base chain is known", clip(name), p.table.Name)
 		}
@@ -122,10 +128,10 @@ func (p *parser) commit() error {
 			rule.Target.Chain = chain
 			continue
 		}
-		if rule.Target.Kind == Goto || !extension(j.name) {
+		if rule.Target.Kind == ruleset.Goto || !extension(j.name) {
 			return fmt.Errorf("rule %q leads to chain %q, which is not in table %q", clip(rule.Raw), clip(j.name), p.table.Name)
 		}
-		rule.Target = Target{Kind: UnknownTarget, Name: j.name}
+		rule.Target = ruleset.Target{Kind: ruleset.UnknownTarget, Name: j.name}
 	}
 	p.tables = append(p.tables, p.table)
 	p.chains = nil
@@ -155,51 +161,56 @@ func (p *parser) rule(line string) error {
 	}
 	r := ruleParser{family: p.family, words: words[2:]}
 	r.parse()
-	rule := Rule{Matches: r.matches, Target: r.target, Comment: r.comment, Raw: raw}
+	rule := ruleset.Rule{Matches: r.matches, Target: r.target, Comment: r.comment, Raw: raw}
 	// Sets cost a question to the kernel, so they come after what is free.
-	slices.SortStableFunc(rule.Matches, func(a, b Match) int { return cost(a) - cost(b) })
+	slices.SortStableFunc(rule.Matches, func(a, b ruleset.Match) int { return cost(a) - cost(b) })
 	chain.Rules = append(chain.Rules, rule)
-	if r.target.Kind == Jump || r.target.Kind == Goto {
+	if r.target.Kind == ruleset.Jump || r.target.Kind == ruleset.Goto {
 		p.jumps = append(p.jumps, pendingJump{chain: chain, rule: len(chain.Rules) - 1, name: r.target.Name, words: r.targetWords})
 	}
 	return nil
 }
 
-func cost(m Match) int {
-	if _, ok := m.(Set); ok {
+func cost(m ruleset.Match) int {
+	if _, ok := m.(ruleset.Set); ok {
 		return 1
 	}
 	return 0
 }
 
-// builtin returns the hook and the priority that the kernel gives to the
-// builtin chains of iptables; nft's compatibility layer uses the same.
-func builtin(table, chain string) (Base, bool) {
-	hooks := map[string]Hook{
-		"PREROUTING": Prerouting, "INPUT": Input, "FORWARD": Forward,
-		"OUTPUT": Output, "POSTROUTING": Postrouting,
+// builtin returns the hook and the priority of a builtin chain of iptables.
+// The two backends differ in one place: the kernel has the legacy chains of
+// table security at 50, iptables-nft registers its own at 150 (seen with 1.8.9).
+func builtin(backend ruleset.Backend, table, chain string) (ruleset.Base, bool) {
+	hooks := map[string]ruleset.Hook{
+		"PREROUTING": ruleset.Prerouting, "INPUT": ruleset.Input, "FORWARD": ruleset.Forward,
+		"OUTPUT": ruleset.Output, "POSTROUTING": ruleset.Postrouting,
 	}
 	hook, ok := hooks[chain]
 	if !ok {
-		return Base{}, false
+		return ruleset.Base{}, false
 	}
 	switch table {
 	case "raw":
-		return Base{Hook: hook, Priority: -300}, hook == Prerouting || hook == Output
+		return ruleset.Base{Hook: hook, Priority: -300}, hook == ruleset.Prerouting || hook == ruleset.Output
 	case "mangle":
-		return Base{Hook: hook, Priority: -150}, true
+		return ruleset.Base{Hook: hook, Priority: -150}, true
 	case "nat":
 		priority := -100
-		if hook == Input || hook == Postrouting {
+		if hook == ruleset.Input || hook == ruleset.Postrouting {
 			priority = 100
 		}
-		return Base{Hook: hook, Priority: priority, NAT: true}, hook != Forward
+		return ruleset.Base{Hook: hook, Priority: priority, NAT: true}, hook != ruleset.Forward
 	case "filter":
-		return Base{Hook: hook}, hook == Input || hook == Forward || hook == Output
+		return ruleset.Base{Hook: hook}, hook == ruleset.Input || hook == ruleset.Forward || hook == ruleset.Output
 	case "security":
-		return Base{Hook: hook, Priority: 50}, hook == Input || hook == Forward || hook == Output
+		priority := 50
+		if backend == ruleset.NFT {
+			priority = 150
+		}
+		return ruleset.Base{Hook: hook, Priority: priority}, hook == ruleset.Input || hook == ruleset.Forward || hook == ruleset.Output
 	}
-	return Base{}, false
+	return ruleset.Base{}, false
 }
 
 // extension reports whether a word can be the name of a target that this

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package ruleset_test
+package savetext_test
 
 import (
 	"net/netip"
@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/agent/ruleset/savetext"
 )
 
 func addr(dir ruleset.Direction, ip, mask string, not bool) ruleset.Addr {
@@ -101,7 +102,7 @@ func TestARuleIsReadInFullOrSaysWhatIsUnknown(t *testing.T) {
 
 func parseRule(t *testing.T, text string) ruleset.Rule {
 	t.Helper()
-	tables, err := ruleset.Parse(ruleset.IPv4, ruleset.NFT, "*filter\n:FORWARD ACCEPT [0:0]\n[1:2] -A FORWARD "+text+"\nCOMMIT\n")
+	tables, err := savetext.Parse(ruleset.IPv4, ruleset.NFT, "*filter\n:FORWARD ACCEPT [0:0]\n[1:2] -A FORWARD "+text+"\nCOMMIT\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +127,7 @@ func TestMarkTargetsAreMaskAndXor(t *testing.T) {
 }
 
 func TestBuiltinChainsHaveTheKernelsPlaces(t *testing.T) {
-	tables, err := ruleset.Parse(ruleset.IPv4, ruleset.Legacy, `# Generated
+	const text = `# Generated
 *raw
 :PREROUTING ACCEPT [0:0]
 COMMIT
@@ -140,23 +141,28 @@ COMMIT
 *security
 :INPUT ACCEPT [0:0]
 COMMIT
-`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []ruleset.Base
-	for _, table := range tables {
-		for _, c := range table.Chains {
-			got = append(got, *c.Base)
-		}
-	}
-	want := []ruleset.Base{
-		{Hook: ruleset.Prerouting, Priority: -300}, {Hook: ruleset.Forward, Priority: -150, Drop: true},
-		{Hook: ruleset.Prerouting, Priority: -100, NAT: true}, {Hook: ruleset.Postrouting, Priority: 100, NAT: true},
-		{Hook: ruleset.Input, Priority: 50},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+`
+	for backend, security := range map[ruleset.Backend]int{ruleset.Legacy: 50, ruleset.NFT: 150} {
+		t.Run(backend.String(), func(t *testing.T) {
+			tables, err := savetext.Parse(ruleset.IPv4, backend, text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []ruleset.Base
+			for _, table := range tables {
+				for _, c := range table.Chains {
+					got = append(got, *c.Base)
+				}
+			}
+			want := []ruleset.Base{
+				{Hook: ruleset.Prerouting, Priority: -300}, {Hook: ruleset.Forward, Priority: -150, Drop: true},
+				{Hook: ruleset.Prerouting, Priority: -100, NAT: true}, {Hook: ruleset.Postrouting, Priority: 100, NAT: true},
+				{Hook: ruleset.Input, Priority: security},
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
@@ -186,7 +192,7 @@ func TestAMalformedFileIsAnError(t *testing.T) {
 		"a jump that has parameters": {"*filter\n:a -\n:b -\n-A a -j b --foo\nCOMMIT\n", "leads to"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := ruleset.Parse(ruleset.IPv4, ruleset.NFT, c.text)
+			_, err := savetext.Parse(ruleset.IPv4, ruleset.NFT, c.text)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got error %v, want one with %q", err, c.want)
 			}
@@ -197,7 +203,7 @@ func TestAMalformedFileIsAnError(t *testing.T) {
 // TestNothingOfTheCapturesIsUnknown: what a policy engine writes has to be
 // understood, but for the limit in front of a log rule.
 func TestNothingOfTheCapturesIsUnknown(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join("..", "trace", "testdata", "*", "*", "ip*tables-save.txt"))
+	files, err := filepath.Glob(filepath.Join("..", "..", "trace", "testdata", "*", "*", "ip*tables-save.txt"))
 	if err != nil || len(files) != 6 {
 		t.Fatalf("%d captures, %v: want 6", len(files), err)
 	}
@@ -210,7 +216,7 @@ func TestNothingOfTheCapturesIsUnknown(t *testing.T) {
 		if strings.Contains(file, "ip6tables") {
 			family = ruleset.IPv6
 		}
-		tables, err := ruleset.Parse(family, ruleset.NFT, string(text))
+		tables, err := savetext.Parse(family, ruleset.NFT, string(text))
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
@@ -241,7 +247,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("*mangle\n:FORWARD DROP\n-A FORWARD -m connmark --mark 0x1/0xff -j CONNMARK --save-mark --nfmask 0x1 --ctmask 0x2\nCOMMIT\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, family := range []ruleset.Family{ruleset.IPv4, ruleset.IPv6} {
-			tables, err := ruleset.Parse(family, ruleset.NFT, text)
+			tables, err := savetext.Parse(family, ruleset.NFT, text)
 			if err != nil {
 				continue
 			}
