@@ -35,11 +35,12 @@ type Options struct {
 	Progress io.Writer
 }
 
-// The pace of a round: Jobs come twice a second, as from a busy scheduler, and
-// a Pod of the churn more often than the engine's sync takes.
+// The pace of a round. A Pod costs two cores half a second of container
+// runtime: a faster pace would measure their saturation. Pods of the churn come
+// often enough that the engine is rarely idle.
 const (
-	jobInterval   = 500 * time.Millisecond
-	churnInterval = 1500 * time.Millisecond
+	jobInterval   = time.Second
+	churnInterval = 3 * time.Second
 	churnAlive    = 3
 )
 
