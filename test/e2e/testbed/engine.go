@@ -50,11 +50,8 @@ type Engine struct {
 }
 
 func (t *Testbed) startEngine(ctx context.Context, node *cluster.Node) error {
-	dir, err := os.MkdirTemp("", "policygate-engine-")
-	if err != nil {
-		return err
-	}
-	e := &Engine{control: filepath.Join(dir, node.Name+".json")}
+	// Beside the logs, which tell what it did with it.
+	e := &Engine{control: filepath.Join(t.Cluster.Logs(), "engine-"+node.Name+".json")}
 	var argv []string
 	ipv6 := t.options.DualStack && !t.options.EngineIPv4Only
 	services := t.Cluster.Plan().ServiceRange()
@@ -82,9 +79,11 @@ func (t *Testbed) startEngine(ctx context.Context, node *cluster.Node) error {
 			}
 		}
 	}
-	if e.process, err = t.Cluster.StartProcess(ctx, node, "engine-"+node.Name, argv, nil); err != nil {
+	process, err := t.Cluster.StartProcess(ctx, node, "engine-"+node.Name, argv, nil)
+	if err != nil {
 		return err
 	}
+	e.process = process
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.engines[node.Name] = e
