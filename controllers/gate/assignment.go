@@ -7,7 +7,8 @@ import (
 	"bytes"
 	"net/netip"
 	"slices"
-	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
@@ -34,9 +35,11 @@ type Assignment struct {
 // Demand is what one node must confirm. It must not be changed.
 type Demand struct {
 	Expectations []*hubv1.Expectation
-	// Whys is what the expectations' why indexes. Each begins with the object
-	// whose rules it is about, as "namespace/name ".
+	// Whys is what the expectations' why indexes: texts for administrators.
 	Whys []string
+	// Policies has, for each of Whys, the policy that demands it; zero where
+	// none does.
+	Policies []types.NamespacedName
 }
 
 // sameContent reports whether nodes that confirmed a have confirmed b: only
@@ -51,7 +54,7 @@ func (a *Assignment) sameContent(b *Assignment) bool {
 	}
 	for node, demand := range a.Demands {
 		other, ok := b.Demands[node]
-		if !ok || !slices.Equal(demand.Whys, other.Whys) ||
+		if !ok || !slices.Equal(demand.Whys, other.Whys) || !slices.Equal(demand.Policies, other.Policies) ||
 			!slices.EqualFunc(demand.Expectations, other.Expectations, sameExpectation) {
 			return false
 		}
@@ -83,22 +86,20 @@ func (d Demand) awaits(index uint32, namespace string, ips []netip.Addr) string 
 		return ""
 	}
 	e := d.Expectations[index]
-	why := ""
-	if int64(e.GetWhy()) < int64(len(d.Whys)) {
-		why = d.Whys[e.GetWhy()]
+	var policy types.NamespacedName
+	if int64(e.GetWhy()) < int64(len(d.Policies)) {
+		policy = d.Policies[e.GetWhy()]
 	}
-	object, rest, _ := strings.Cut(why, " ")
-	owner, name, named := strings.Cut(object, "/")
 	src, ok := netip.AddrFromSlice(e.GetFlow().GetSrc())
 	switch {
-	case !named || owner == "" || name == "":
+	case policy.Name == "":
 		return "the rules there are not complete yet"
-	case owner != namespace:
+	case policy.Namespace != namespace:
 		return "a policy in another namespace is not in force there yet"
-	case strings.Contains(rest, "isolation"):
-		return object + " is not isolated there yet"
-	case e.GetWant() == hubv1.Answer_ANSWER_ALLOWED && ok && slices.Contains(ips, src):
-		return object + " does not admit " + src.String() + " there yet"
+	case e.GetWant() == hubv1.Answer_ANSWER_DENIED:
+		return policy.String() + " does not isolate its Pods there yet"
+	case ok && slices.Contains(ips, src):
+		return policy.String() + " does not admit " + src.String() + " there yet"
 	}
-	return object + " is not in force there yet"
+	return policy.String() + " is not in force there yet"
 }

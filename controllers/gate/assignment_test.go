@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/policygate/policygate/api/flow"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
@@ -19,39 +21,36 @@ func TestWhatIsAwaitedTellsNoOthersSecrets(t *testing.T) {
 			Want: hubv1.AnswerOf(want),
 		}
 	}
+	allowJobs := types.NamespacedName{Namespace: "db", Name: "allow-jobs"}
 	cases := map[string]struct {
 		expectation *hubv1.Expectation
-		why         string
+		policy      types.NamespacedName
 		want        string
 	}{
 		"the Pod is not admitted by a policy of its namespace": {
-			expectation(own, other, flow.Allowed), "db/allow-jobs ingress[0]",
+			expectation(own, other, flow.Allowed), allowJobs,
 			"db/allow-jobs does not admit 10.1.2.3 there yet",
 		},
 		"another address than the Pod's own is not told": {
-			expectation(other, own, flow.Allowed), "db/allow-jobs ingress[0]",
+			expectation(other, own, flow.Allowed), allowJobs,
 			"db/allow-jobs is not in force there yet",
 		},
 		"a stranger gets in": {
-			expectation(other, own, flow.Denied), "db/mysql-0 ingress isolation, stranger from another node",
-			"db/mysql-0 is not isolated there yet",
+			expectation(other, own, flow.Denied), allowJobs,
+			"db/allow-jobs does not isolate its Pods there yet",
 		},
 		"a policy of another namespace has no name": {
-			expectation(own, other, flow.Allowed), "payroll/secret-plan ingress[0]",
+			expectation(own, other, flow.Allowed), types.NamespacedName{Namespace: "payroll", Name: "secret-plan"},
 			"a policy in another namespace is not in force there yet",
 		},
-		"a why that names no object is not told": {
-			expectation(own, other, flow.Allowed), "chain KUBE-POD-FW-X",
-			"the rules there are not complete yet",
-		},
-		"a why that is empty is not told": {
-			expectation(own, other, flow.Allowed), "",
+		"a Pod that no policy isolates is not let through": {
+			expectation(own, other, flow.Allowed), types.NamespacedName{},
 			"the rules there are not complete yet",
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			d := Demand{Expectations: []*hubv1.Expectation{tc.expectation}, Whys: []string{tc.why}}
+			d := Demand{Expectations: []*hubv1.Expectation{tc.expectation}, Whys: []string{"payroll/secret-plan ingress[0]"}, Policies: []types.NamespacedName{tc.policy}}
 			if got := d.awaits(0, "db", []netip.Addr{own}); got != tc.want {
 				t.Errorf("awaits = %q, want %q", got, tc.want)
 			}

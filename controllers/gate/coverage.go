@@ -49,13 +49,18 @@ func (c indexCoverage) Assignment(uid types.UID) *Assignment {
 // demandOf returns the expectations as they are sent, each text once.
 func demandOf(expectations []expect.Expectation) Demand {
 	d := Demand{Expectations: make([]*hubv1.Expectation, len(expectations))}
-	index := map[string]uint32{}
+	type demand struct {
+		why    string
+		policy types.NamespacedName
+	}
+	index := map[demand]uint32{}
 	for i, e := range expectations {
-		why, known := index[e.Why]
+		key := demand{e.Why, e.Policy}
+		why, known := index[key]
 		if !known {
 			why = uint32(len(d.Whys)) //nolint:gosec // a subject has at most 256 flows
-			index[e.Why] = why
-			d.Whys = append(d.Whys, e.Why)
+			index[key] = why
+			d.Whys, d.Policies = append(d.Whys, e.Why), append(d.Policies, e.Policy)
 		}
 		d.Expectations[i] = &hubv1.Expectation{
 			Flow:     hubv1.FlowOf(e.Flow),

@@ -182,7 +182,8 @@ func (b *bench) demand(ip string, basis uint64, port uint16, nodes ...string) {
 				}),
 				Want: hubv1.Answer_ANSWER_ALLOWED,
 			}},
-			Whys: []string{"shop/allow ingress[0]"},
+			Whys:     []string{"shop/allow ingress[0]"},
+			Policies: []types.NamespacedName{{Namespace: "shop", Name: "allow"}},
 		}
 	}
 	b.coverage.assignments["p"] = a
