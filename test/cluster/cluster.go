@@ -199,6 +199,16 @@ func (c *Cluster) remove(ctx context.Context) error {
 	if err := c.cgroups.killAll(ctx, name); err != nil {
 		return err // what follows would pull away the ground from under the living
 	}
+	// After the runtimes, which could start more of them.
+	containers, err := c.containerCgroups()
+	if err != nil {
+		return err
+	}
+	for _, container := range containers {
+		if err := c.cgroups.killAll(ctx, container); err != nil {
+			return err
+		}
+	}
 	c.mu.Lock()
 	children := slices.Collect(maps.Values(c.processes))
 	c.mu.Unlock()
@@ -208,11 +218,41 @@ func (c *Cluster) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	err := errors.Join(c.network().remove(ctx), c.cgroups.remove(ctx, name), c.removeFiles())
-	if err != nil {
+	errs := []error{c.network().remove(ctx), c.cgroups.remove(ctx, name)}
+	for _, container := range containers {
+		errs = append(errs, c.cgroups.remove(ctx, container))
+	}
+	// The files last: they name the containers.
+	if err := errors.Join(errs...); err != nil {
 		return err // and stay in the registry, for another try
 	}
+	if err := c.removeFiles(); err != nil {
+		return err
+	}
 	return release(c.state)
+}
+
+// containerCgroups returns the cgroups of all containers that the nodes' runtimes know of. A
+// kubelet without cgroups per QoS class names no parent for a Pod's, so containerd puts each
+// below one that is called as its own namespace, beside the cluster's and not below it.
+func (c *Cluster) containerCgroups() ([]string, error) {
+	var found []string
+	for _, n := range c.nodes {
+		for _, kind := range []string{"sandboxes", "containers"} {
+			dir := filepath.Join(n.dir, "lib", "containerd", "io.containerd.grpc.v1.cri", kind)
+			entries, err := os.ReadDir(dir)
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("list containers of %s: %w", n.Name, err)
+			}
+			for _, entry := range entries {
+				found = append(found, filepath.Join("k8s.io", entry.Name()))
+			}
+		}
+	}
+	return found, nil
 }
 
 // removeFiles removes all files of the cluster but its logs.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,9 +65,28 @@ func TestClusterRuns(t *testing.T) {
 	t.Run("packages", func(t *testing.T) { testPackages(ctx, t, b) })
 	t.Run("fault", func(t *testing.T) { testFault(ctx, t, b) })
 
+	var containers []string
 	for _, c := range []*Cluster{a, b} {
+		of, err := c.containerCgroups()
+		if err != nil {
+			t.Fatal(err)
+		}
+		containers = append(containers, of...)
 		if err := c.Stop(ctx); err != nil {
 			t.Fatal(err)
+		}
+	}
+	if len(containers) == 0 {
+		t.Error("the clusters had no container: the check for theirs sees nothing")
+	}
+	for _, container := range containers {
+		if left, err := filepath.Glob("/proc/[0-9]*/cgroup"); err != nil {
+			t.Fatal(err)
+		} else if i := slices.IndexFunc(left, func(file string) bool {
+			content, _ := os.ReadFile(file) // gone if it cannot be read
+			return namesCgroup(string(content), container)
+		}); i >= 0 {
+			t.Errorf("after Stop container %s still has a process: %s", container, left[i])
 		}
 	}
 	if after := traces(t, dir); after != before {

@@ -29,8 +29,8 @@
 //
 // # What it leaves behind
 //
-// Every process of a cluster lives in the cluster's cgroup, and every mount in the private
-// mount namespace of a node. Stop kills what is in the cgroup; the kernel then drops the
+// Every process of a cluster lives in the cluster's cgroup or in its container's, and every
+// mount in the private mount namespace of a node. Stop kills what is in those; the kernel then drops the
 // mounts, and Stop removes the namespaces and the files. The same works from another process
 // for a cluster whose owner was killed, see Cleanup.
 //

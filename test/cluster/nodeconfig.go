@@ -79,8 +79,8 @@ tlsCertFile: %[2]s
 tlsPrivateKeyFile: %[3]s
 containerRuntimeEndpoint: unix://%[4]s
 resolvConf: %[5]s
-# Pods' cgroups go into the cluster's, by which they are found at the end, and are made by
-# nobody but the runtime: the machine's cgroups are not this kubelet's to arrange.
+# Pods' cgroups are made by nobody but the runtime, see containerCgroups: the machine's are not
+# this kubelet's to arrange.
 cgroupDriver: cgroupfs
 cgroupRoot: %[6]s
 cgroupsPerQOS: false
