@@ -216,8 +216,8 @@ func (c cgroups) remove(ctx context.Context, name string) error {
 			case <-time.After(10 * time.Millisecond):
 			}
 		}
-		// Gone with the last cluster; not empty otherwise.
-		_ = os.Remove(filepath.Join(mount, cgroupParent))
+		// The parent goes with the last in it; it is not empty otherwise.
+		_ = os.Remove(filepath.Dir(filepath.Join(mount, name)))
 	}
 	return nil
 }
