@@ -75,6 +75,17 @@ func (i Identity) Matches(value string) bool {
 	return ok && (rest == "" || strings.HasPrefix(rest, againMark))
 }
 
+// MatchesAnyBoot reports whether a value was written for this UID and these
+// addresses, whatever the boot: BootID is not looked at. It is for an observer
+// that does not know the node's boot yet. Without UID or addresses nothing
+// matches.
+func (i Identity) MatchesAnyBoot(value string) bool {
+	const boot = "any"
+	i.BootID = boot
+	own := i.String()
+	return own != "" && strings.HasPrefix(value, strings.TrimSuffix(own, boot))
+}
+
 // New returns the identity of a Pod given the text of its addresses. It
 // returns an error that names what is missing or malformed.
 func New(uid string, ips []string, bootID string) (Identity, error) {

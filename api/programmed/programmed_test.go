@@ -60,8 +60,21 @@ func TestMatches(t *testing.T) {
 			t.Errorf("Matches(%q) = %t, want %t", value, got, want)
 		}
 	}
+	for value, want := range map[string]bool{
+		id.String():                          true,
+		id.Again(1):                          true,
+		"uid=u;ips=10.0.0.1;boot=another":    true,
+		"":                                   false,
+		"uid=u;ips=10.0.0.1":                 false,
+		"uid=u;ips=10.0.0.1,10.0.0.2;boot=b": false,
+		"uid=v;ips=10.0.0.1;boot=b":          false,
+	} {
+		if got := id.MatchesAnyBoot(value); got != want {
+			t.Errorf("MatchesAnyBoot(%q) = %t, want %t", value, got, want)
+		}
+	}
 	for _, value := range []string{"", ";again=1"} {
-		if (Identity{}).Matches(value) {
+		if (Identity{}).Matches(value) || (Identity{}).MatchesAnyBoot(value) {
 			t.Errorf("an empty identity matches %q", value)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -108,13 +107,12 @@ func (x *Index) holds(p *pod) bool {
 // programmed reports whether the annotation names p as it is now. A boot that
 // is not known is not compared: the first Pods may be seen before their nodes.
 func (x *Index) programmed(p *pod) bool {
-	const unknown = "unknown"
-	want := programmed.Identity{UID: string(p.UID), IPs: p.IPs, BootID: unknown}
+	want := programmed.Identity{UID: string(p.UID), IPs: p.IPs}
 	if n := x.nodes[p.Node]; n != nil && n.bootID != "" {
 		want.BootID = n.bootID
 		return want.Matches(p.annotation)
 	}
-	return strings.HasPrefix(p.annotation, strings.TrimSuffix(want.String(), unknown))
+	return want.MatchesAnyBoot(p.annotation)
 }
 
 // setPod replaces what is held of next, and marks who is affected.

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -107,10 +106,9 @@ func (p *pod) moved(bootID string) bool {
 
 // programmed reports whether the annotation names the Pod as it is now.
 func (p *pod) programmed(bootID string) bool {
+	id := programmed.Identity{UID: string(p.uid), IPs: p.ips, BootID: bootID}
 	if bootID == "" {
-		const unknown = "unknown"
-		want := programmed.Identity{UID: string(p.uid), IPs: p.ips, BootID: unknown}.String()
-		return want != "" && strings.HasPrefix(p.annotation, strings.TrimSuffix(want, unknown))
+		return id.MatchesAnyBoot(p.annotation)
 	}
-	return programmed.Identity{UID: string(p.uid), IPs: p.ips, BootID: bootID}.Matches(p.annotation)
+	return id.Matches(p.annotation)
 }
