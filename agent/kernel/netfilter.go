@@ -36,9 +36,13 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/ipset"
+	"github.com/policygate/policygate/agent/kernel/nftables"
+	"github.com/policygate/policygate/agent/kernel/nlconn"
+	"github.com/policygate/policygate/agent/kernel/route"
+	"github.com/policygate/policygate/agent/kernel/xtables"
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/agent/trace"
 	"github.com/policygate/policygate/api/flow"
@@ -59,29 +63,26 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// attempts bounds how often a read is begun again because the rules changed
-// under it. An engine commits in bursts, but each read takes milliseconds and
-// the next look comes soon.
-const attempts = 5
-
-// errUnsettled means that the rules changed during every attempt.
-var errUnsettled = errors.New("the rules kept changing while they were read")
-
-// reader reads the rules of one backend. It returns them whole or an error,
-// and a stamp that changes if and only if they may have.
-type reader interface {
-	read(ctx context.Context) (tables []ruleset.Table, stamp string, err error)
+// backend reads the rules of one of the kernel's two engines for them.
+type backend interface {
+	// Read returns the rules that are loaded now, whole or an error, and a
+	// stamp: equal stamps mean equal rules. Chains may be read later, when
+	// they are asked for.
+	Read(ctx context.Context) (tables []ruleset.Table, stamp string, err error)
+	// Holds reports whether nothing has changed since the last Read, so that
+	// it and all that its chains and native sets have answered since are of
+	// one moment.
+	Holds(ctx context.Context) (bool, error)
 }
 
 // Netfilter is the dataplane of iptables, ip6tables and ipset on one node. It
 // is safe for concurrent use.
 type Netfilter struct {
-	netfilter, route *conn
-	handle           *netlink.Handle
-	proc             string
+	conn  *nlconn.Conn
+	route *route.Reader
 
 	mu       sync.Mutex // guards the following fields and serializes looks
-	readers  []reader
+	backends []backend
 	stamps   []string
 	rewrites uint64
 }
@@ -90,32 +91,26 @@ type Netfilter struct {
 // thread. Close frees it.
 func New(options Options) (*Netfilter, error) {
 	options = options.withDefaults()
-	nf, err := dial(unix.NETLINK_NETFILTER)
+	conn, err := nlconn.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
-	route, err := dial(unix.NETLINK_ROUTE)
+	topology, err := route.New(options.ProcNet)
 	if err != nil {
-		return nil, errors.Join(err, nf.close())
-	}
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open route netlink: %w", err), nf.close(), route.close())
+		return nil, errors.Join(err, conn.Close())
 	}
 	return &Netfilter{
-		netfilter: nf, route: route, handle: handle, proc: options.ProcNet,
-		readers: []reader{
-			&nftReader{conn: nf},
-			newLegacyReader(nf, options.ProcNet),
-		},
+		conn: conn, route: topology,
+		backends: []backend{nftables.New(conn), xtables.New(conn, options.ProcNet)},
 	}, nil
 }
 
 // Close frees the sockets. Looks taken before answer Inconclusive from then on.
-func (n *Netfilter) Close() error {
-	n.handle.Close()
-	return errors.Join(n.netfilter.close(), n.route.close())
-}
+func (n *Netfilter) Close() error { return errors.Join(n.conn.Close(), n.route.Close()) }
+
+// Unsupported returns why the node's dataplane cannot be seen, or "" if
+// nothing was found that decides before or beside netfilter.
+func (n *Netfilter) Unsupported(ctx context.Context) string { return n.route.Unsupported(ctx) }
 
 // Look reads the rules, or finds them unchanged. It returns an error rather
 // than a part of them.
@@ -123,16 +118,16 @@ func (n *Netfilter) Look(ctx context.Context) (*Look, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var tables []ruleset.Table
-	stamps := make([]string, 0, len(n.readers))
-	for _, r := range n.readers {
-		read, stamp, err := r.read(ctx)
+	stamps := make([]string, 0, len(n.backends))
+	for _, r := range n.backends {
+		read, stamp, err := r.Read(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("read rules: %w", err)
 		}
 		tables = append(tables, read...)
 		stamps = append(stamps, stamp)
 	}
-	topology, err := readTopology(n.handle, n.route, n.proc)
+	topology, err := n.route.Read()
 	if err != nil {
 		return nil, fmt.Errorf("read topology: %w", err)
 	}
@@ -143,7 +138,7 @@ func (n *Netfilter) Look(ctx context.Context) (*Look, error) {
 	}
 	n.stamps = stamps
 	return &Look{
-		tables: tables, topology: topology, sets: newSets(n.netfilter), rewrites: n.rewrites,
+		tables: tables, topology: topology, sets: ipset.New(n.conn), rewrites: n.rewrites,
 		verdicts: map[flow.Flow]answer{},
 	}, nil
 }
@@ -151,8 +146,8 @@ func (n *Netfilter) Look(ctx context.Context) (*Look, error) {
 // Look is the state of the node at one moment. It is safe for concurrent use.
 type Look struct {
 	tables   []ruleset.Table
-	topology *topology
-	sets     *sets
+	topology *route.Topology
+	sets     *ipset.Sets
 	rewrites uint64
 
 	mu       sync.Mutex // guards verdicts
@@ -196,9 +191,9 @@ func (l *Look) decide(f flow.Flow) answer {
 	if err := f.Validate(); err != nil {
 		return answer{inconclusive(err.Error()), true}
 	}
-	paths, err := l.topology.paths(f)
+	paths, err := l.topology.Paths(f)
 	if err != nil {
-		return answer{inconclusive(err.Error()), !errors.Is(err, ErrNoRoute)}
+		return answer{inconclusive(err.Error()), !errors.Is(err, route.ErrNoRoute)}
 	}
 	verdict := trace.Trace(l.tables, paths[0], f, l.sets)
 	for _, p := range paths[1:] {

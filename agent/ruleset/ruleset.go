@@ -15,6 +15,7 @@ package ruleset
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Family is the protocol family whose packets a table sees.
@@ -137,6 +138,19 @@ type Rule struct {
 	Comment string
 	// Raw is the rule as text for people: Render's, if the reader had none.
 	Raw string
+}
+
+// Order puts the conditions that cost a question to the kernel after those that
+// are free, and changes nothing else in their order.
+func Order(matches []Match) {
+	slices.SortStableFunc(matches, func(a, b Match) int { return cost(a) - cost(b) })
+}
+
+func cost(m Match) int {
+	if _, ok := m.(Set); ok {
+		return 1
+	}
+	return 0
 }
 
 // Match is one condition of a rule: Addr, AddrRange, Iface, Proto, Ports,

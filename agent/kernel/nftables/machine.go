@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package nftables
 
 import (
 	"encoding/binary"
@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
@@ -31,7 +32,7 @@ type attrs struct {
 
 func parseAttrs(data []byte) (attrs, error) {
 	var a attrs
-	err := attributes(data, func(kind uint16, value []byte) {
+	err := nlconn.Attributes(data, func(kind uint16, value []byte) {
 		if int(kind) >= len(a.values) {
 			a.foreign = true
 			return
@@ -59,7 +60,7 @@ func (a *attrs) number(kind int) (uint32, bool) {
 	if len(a.values[kind]) != 4 {
 		return 0, false
 	}
-	return be32(a.values[kind]), true
+	return nlconn.BE32(a.values[kind]), true
 }
 
 // data returns the bytes within an NFTA_DATA_VALUE; false if there are none.
@@ -118,13 +119,13 @@ type machine struct {
 func decodeRule(family ruleset.Family, chain string, expressions, userdata []byte, sets xtblob.Sets) (ruleset.Rule, error) {
 	m := machine{family: family, sets: sets, rule: ruleset.Rule{Target: ruleset.Target{Kind: ruleset.Continue}}}
 	var nested []error
-	err := attributes(expressions, func(_ uint16, element []byte) {
+	err := nlconn.Attributes(expressions, func(_ uint16, element []byte) {
 		expression, err := parseAttrs(element)
 		if err != nil {
 			nested = append(nested, err)
 			return
 		}
-		name := text(expression.values[unix.NFTA_EXPR_NAME])
+		name := nlconn.Text(expression.values[unix.NFTA_EXPR_NAME])
 		a, err := parseAttrs(expression.values[unix.NFTA_EXPR_DATA])
 		if err != nil {
 			nested = append(nested, fmt.Errorf("expression %q: %w", name, err))
@@ -138,8 +139,7 @@ func decodeRule(family ruleset.Family, chain string, expressions, userdata []byt
 	if m.flags && !slices.Contains(m.rule.Matches, ruleset.Match(ruleset.Proto{Number: unix.IPPROTO_TCP})) {
 		m.rule.Matches = append(m.rule.Matches, ruleset.Unknown{Text: "transport header at 13"})
 	}
-	// Sets cost a question to the kernel, so they come after what is free.
-	slices.SortStableFunc(m.rule.Matches, func(a, b ruleset.Match) int { return setsLast(a) - setsLast(b) })
+	ruleset.Order(m.rule.Matches)
 	if m.rule.Comment == "" {
 		m.rule.Comment = comment(userdata)
 	}
@@ -156,7 +156,7 @@ func comment(userdata []byte) string {
 			return ""
 		}
 		if kind == 0 {
-			return text(userdata[2 : 2+length])
+			return nlconn.Text(userdata[2 : 2+length])
 		}
 		userdata = userdata[2+length:]
 	}
@@ -369,7 +369,7 @@ func (m *machine) verdict(data []byte) {
 		m.spoil("verdict")
 		return
 	}
-	chain := text(v.values[unix.NFTA_VERDICT_CHAIN])
+	chain := nlconn.Text(v.values[unix.NFTA_VERDICT_CHAIN])
 	switch int32(code) { //nolint:gosec // A signed number by definition.
 	case nfAccept:
 		m.act(ruleset.Target{Kind: ruleset.Accept, Name: "ACCEPT"})
@@ -389,7 +389,7 @@ func (m *machine) verdict(data []byte) {
 }
 
 func (m *machine) lookup(a *attrs) {
-	what := "lookup of set " + text(a.values[unix.NFTA_LOOKUP_SET])
+	what := "lookup of set " + nlconn.Text(a.values[unix.NFTA_LOOKUP_SET])
 	if dreg, ok := a.number(unix.NFTA_LOOKUP_DREG); ok && dreg == unix.NFT_REG_VERDICT {
 		m.spoil(what)
 		return
@@ -413,7 +413,7 @@ func (m *machine) nat(a *attrs) {
 // xtension returns what an extension of xtables is called in an expression;
 // matches and targets have the same three attributes.
 func xtension(a *attrs) (name string, revision uint8, ok bool) {
-	name = text(a.values[unix.NFTA_MATCH_NAME])
+	name = nlconn.Text(a.values[unix.NFTA_MATCH_NAME])
 	number, ok := a.number(unix.NFTA_MATCH_REV)
 	return name, uint8(number), ok && number <= 255 && name != "" && //nolint:gosec // Checked right here.
 		a.only(unix.NFTA_MATCH_NAME, unix.NFTA_MATCH_REV, unix.NFTA_MATCH_INFO)

@@ -1,7 +1,9 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+// Package nlconn is one netlink socket: a request and its answers, and the
+// attributes that both are made of. It knows no subsystem of the kernel.
+package nlconn
 
 import (
 	"encoding/binary"
@@ -16,20 +18,20 @@ import (
 // (NLMSG_GOODSIZE and, for nf_tables, up to 32 KiB of rule).
 const receiveSize = 64 << 10
 
-// errInterrupted means that the dumped objects changed during the dump.
-var errInterrupted = errors.New("the dump was interrupted by a change")
+// ErrInterrupted means that the dumped objects changed during the dump.
+var ErrInterrupted = errors.New("the dump was interrupted by a change")
 
-// conn is one netlink socket. It is safe for concurrent use: a request and its
+// Conn is one netlink socket. It is safe for concurrent use: a request and its
 // answer hold the lock.
-type conn struct {
+type Conn struct {
 	mu  sync.Mutex // guards the following fields
 	fd  int
 	seq uint32
 	buf []byte
 }
 
-// dial opens a socket in the network namespace of the calling thread.
-func dial(protocol int) (*conn, error) {
+// Dial opens a socket in the network namespace of the calling thread.
+func Dial(protocol int) (*Conn, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
@@ -45,10 +47,11 @@ func dial(protocol int) (*conn, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
-	return &conn{fd: fd, buf: make([]byte, receiveSize)}, nil
+	return &Conn{fd: fd, buf: make([]byte, receiveSize)}, nil
 }
 
-func (c *conn) close() error {
+// Close ends the socket. Requests fail from then on; a second Close does nothing.
+func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fd := c.fd
@@ -59,8 +62,8 @@ func (c *conn) close() error {
 	return unix.Close(fd)
 }
 
-// message returns one netlink message.
-func message(kind, flags uint16, seq uint32, body []byte) []byte {
+// Message returns one netlink message.
+func Message(kind, flags uint16, seq uint32, body []byte) []byte {
 	b := make([]byte, 0, unix.NLMSG_HDRLEN+len(body))
 	b = binary.NativeEndian.AppendUint32(b, uint32(unix.NLMSG_HDRLEN+len(body))) //nolint:gosec // Requests are a few hundred bytes.
 	b = binary.NativeEndian.AppendUint16(b, kind)
@@ -70,11 +73,11 @@ func message(kind, flags uint16, seq uint32, body []byte) []byte {
 	return append(b, body...)
 }
 
-// ask sends one request and calls each with the body of every answer, which
+// Ask sends one request and calls each with the body of every answer, which
 // is valid during the call only. A refusal is a unix.Errno. With NLM_F_DUMP
-// in flags it reads the whole dump and returns errInterrupted if the objects
+// in flags it reads the whole dump and returns ErrInterrupted if the objects
 // changed meanwhile; else it reads up to the acknowledgement.
-func (c *conn) ask(kind, flags uint16, body []byte, each func([]byte) error) error {
+func (c *Conn) Ask(kind, flags uint16, body []byte, each func([]byte) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seq++
@@ -82,7 +85,7 @@ func (c *conn) ask(kind, flags uint16, body []byte, each func([]byte) error) err
 	if flags&unix.NLM_F_DUMP == 0 {
 		flags |= unix.NLM_F_ACK
 	}
-	if err := unix.Sendto(c.fd, message(kind, flags, c.seq, body), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(c.fd, Message(kind, flags, c.seq, body), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send netlink request: %w", err)
 	}
 	var problem error
@@ -98,7 +101,7 @@ func (c *conn) ask(kind, flags uint16, body []byte, each func([]byte) error) err
 }
 
 // receive reads one datagram and reports whether the answer is complete.
-func (c *conn) receive(each func([]byte) error, problem *error) (done bool, err error) {
+func (c *Conn) receive(each func([]byte) error, problem *error) (done bool, err error) {
 	n, _, flags, _, err := unix.Recvmsg(c.fd, c.buf, nil, 0)
 	if err != nil {
 		if errors.Is(err, unix.EINTR) {
@@ -123,7 +126,7 @@ func (c *conn) receive(each func([]byte) error, problem *error) (done bool, err 
 			continue
 		}
 		if flags&unix.NLM_F_DUMP_INTR != 0 && *problem == nil {
-			*problem = errInterrupted
+			*problem = ErrInterrupted
 		}
 		switch kind {
 		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
@@ -142,9 +145,9 @@ func (c *conn) receive(each func([]byte) error, problem *error) (done bool, err 
 	return false, nil
 }
 
-// barrier sends messages that are not answered on success and returns the
+// Barrier sends messages that are not answered on success and returns the
 // error that the kernel queued while it worked on them, if any.
-func (c *conn) barrier(messages ...[]byte) error {
+func (c *Conn) Barrier(messages ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var all []byte
@@ -170,16 +173,16 @@ func (c *conn) barrier(messages ...[]byte) error {
 	return nil
 }
 
-// nfgenmsg begins every nfnetlink message.
-func nfgenmsg(family uint8, resource uint16) []byte {
+// NFGenMsg begins every nfnetlink message.
+func NFGenMsg(family uint8, resource uint16) []byte {
 	return binary.BigEndian.AppendUint16([]byte{family, unix.NFNETLINK_V0}, resource)
 }
 
-// nfgenmsgLen is its length.
-const nfgenmsgLen = 4
+// NFGenMsgLen is the length of what NFGenMsg returns.
+const NFGenMsgLen = 4
 
-// attribute appends one attribute with its padding.
-func attribute(b []byte, kind uint16, value []byte) []byte {
+// Attribute appends one attribute with its padding.
+func Attribute(b []byte, kind uint16, value []byte) []byte {
 	length := unix.SizeofRtAttr + len(value)
 	b = binary.NativeEndian.AppendUint16(b, uint16(length)) //nolint:gosec // Values are names and addresses.
 	b = binary.NativeEndian.AppendUint16(b, kind)
@@ -191,9 +194,9 @@ func attribute(b []byte, kind uint16, value []byte) []byte {
 	return b
 }
 
-// attributes calls each with the number, without flags, and the value of
+// Attributes calls each with the number, without flags, and the value of
 // every attribute in b. It returns an error if b is malformed.
-func attributes(b []byte, each func(kind uint16, value []byte)) error {
+func Attributes(b []byte, each func(kind uint16, value []byte)) error {
 	for len(b) >= unix.SizeofRtAttr {
 		length := int(binary.NativeEndian.Uint16(b))
 		if length < unix.SizeofRtAttr || length > len(b) {
@@ -205,8 +208,8 @@ func attributes(b []byte, each func(kind uint16, value []byte)) error {
 	return nil
 }
 
-// text returns a NUL terminated value as a string.
-func text(b []byte) string {
+// Text returns a NUL terminated value as a string.
+func Text(b []byte) string {
 	for i, c := range b {
 		if c == 0 {
 			return string(b[:i])
@@ -215,8 +218,8 @@ func text(b []byte) string {
 	return string(b)
 }
 
-// be32 returns a big endian number, 0 if b is too short.
-func be32(b []byte) uint32 {
+// BE32 returns a big endian number, 0 if b is too short.
+func BE32(b []byte) uint32 {
 	if len(b) < 4 {
 		return 0
 	}

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package xtables
 
 import (
 	"encoding/binary"
@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/ipset"
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
@@ -292,20 +294,20 @@ func FuzzLegacyTable(f *testing.F) {
 }
 
 func TestASetWithoutANameIsAskedForAgain(t *testing.T) {
-	c, err := dial(unix.NETLINK_NETFILTER)
+	c, err := nlconn.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = c.close() }()
-	names := newSetNames(c)
-	if !names.hold() {
+	defer func() { _ = c.Close() }()
+	names := ipset.NewNames(c)
+	if !names.Hold() {
 		t.Error("no names do not hold")
 	}
 	// IPSET_INVALID_ID; without CAP_NET_ADMIN the kernel refuses any.
 	if name, err := names.SetName(65535); err == nil {
 		t.Fatalf("got the name %q, want an error", name)
 	}
-	if names.hold() {
+	if names.Hold() {
 		t.Error("a failure holds")
 	}
 }

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package route
 
 import (
 	"context"
@@ -22,8 +22,8 @@ import (
 // BPF programs of tc and tcx, netkit devices and the interfaces of Cilium and
 // of Calico's eBPF mode. It cannot find BPF programs that hang elsewhere (at
 // sockets, cgroups, netfilter links). Not to be able to look is a reason, too.
-func (n *Netfilter) Unsupported(ctx context.Context) string {
-	links, err := readLinks(n.route)
+func (r *Reader) Unsupported(ctx context.Context) string {
+	links, err := readLinks(r.conn)
 	if err != nil {
 		return trace.Clean(err.Error())
 	}
@@ -35,7 +35,7 @@ func (n *Netfilter) Unsupported(ctx context.Context) string {
 		if why := l.beyond(); why != "" {
 			return trace.Clean(why)
 		}
-		why, err := n.classifier(l)
+		why, err := r.classifier(l)
 		if err != nil {
 			return trace.Clean(err.Error())
 		}
@@ -64,14 +64,14 @@ func (l link) beyond() string {
 
 // classifier returns which BPF program of tc or tcx decides on an interface,
 // or "".
-func (n *Netfilter) classifier(l link) (string, error) {
+func (r *Reader) classifier(l link) (string, error) {
 	for _, attach := range []uint32{unix.BPF_TCX_INGRESS, unix.BPF_TCX_EGRESS} {
 		if tcxPrograms(l.index, attach) > 0 {
 			return "a tcx program decides on interface " + l.name, nil
 		}
 	}
 	device := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: l.index, Name: l.name}}
-	qdiscs, err := n.handle.QdiscList(device)
+	qdiscs, err := r.handle.QdiscList(device)
 	if err != nil {
 		return "", fmt.Errorf("list qdiscs of interface %s: %w", l.name, err)
 	}
@@ -80,7 +80,7 @@ func (n *Netfilter) classifier(l link) (string, error) {
 			continue
 		}
 		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-			filters, err := n.handle.FilterList(device, parent)
+			filters, err := r.handle.FilterList(device, parent)
 			if err != nil {
 				return "", fmt.Errorf("list filters of interface %s: %w", l.name, err)
 			}

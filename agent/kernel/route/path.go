@@ -1,7 +1,11 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+// Package route answers which way a flow takes through the node: by its
+// interfaces, addresses, routes and bridges. It also says what of them makes
+// the node's dataplane one that netfilter's rules do not decide. It evaluates
+// no rule.
+package route
 
 import (
 	"errors"
@@ -14,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/agent/trace"
 	"github.com/policygate/policygate/api/flow"
@@ -23,9 +28,9 @@ import (
 // rule of it judges the flow.
 var ErrNoRoute = errors.New("NoRoute")
 
-// topology is what one look knows of interfaces, addresses and routes. Routes
+// Topology is what one look knows of interfaces, addresses and routes. Routes
 // are asked for one by one, when a flow needs them.
-type topology struct {
+type Topology struct {
 	handle    *netlink.Handle
 	links     map[int]link
 	addresses addresses
@@ -33,22 +38,51 @@ type topology struct {
 	ipvs bool
 }
 
-func readTopology(h *netlink.Handle, c *conn, proc string) (*topology, error) {
-	links, err := readLinks(c)
+// Reader reads the node's topology. It is safe for concurrent use.
+type Reader struct {
+	conn   *nlconn.Conn
+	handle *netlink.Handle
+	// proc is the directory with ip_vs.
+	proc string
+}
+
+// New opens the topology of the network namespace of the calling thread. Close
+// frees it.
+func New(proc string) (*Reader, error) {
+	conn, err := nlconn.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
 	}
-	addresses, err := readAddresses(h)
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open route netlink: %w", err), conn.Close())
+	}
+	return &Reader{conn: conn, handle: handle, proc: proc}, nil
+}
+
+// Close frees the sockets.
+func (r *Reader) Close() error {
+	r.handle.Close()
+	return r.conn.Close()
+}
+
+// Read returns the topology as it is now, whole or an error.
+func (r *Reader) Read() (*Topology, error) {
+	links, err := readLinks(r.conn)
 	if err != nil {
 		return nil, err
 	}
-	servers, err := os.ReadFile(filepath.Join(proc, "ip_vs"))
+	addresses, err := readAddresses(r.handle)
+	if err != nil {
+		return nil, err
+	}
+	servers, err := os.ReadFile(filepath.Join(r.proc, "ip_vs"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read virtual servers: %w", err)
 	}
 	// Three lines of heading.
 	ipvs := strings.Count(string(servers), "\n") > 3
-	return &topology{handle: h, links: links, addresses: addresses, ipvs: ipvs}, nil
+	return &Topology{handle: r.handle, links: links, addresses: addresses, ipvs: ipvs}, nil
 }
 
 // hop is where a route leads.
@@ -67,10 +101,10 @@ type hop struct {
 // onsite reports whether the address runs on this node.
 func (h hop) onsite() bool { return h.local || (h.direct && h.link.onsite()) }
 
-// paths returns the ways that a flow may take through the node: one, or two
+// Paths returns the ways that a flow may take through the node: one, or two
 // if the node's virtual servers may have chosen it. The error is ErrNoRoute
 // if the flow is not carried.
-func (t *topology) paths(f flow.Flow) ([]trace.Path, error) {
+func (t *Topology) Paths(f flow.Flow) ([]trace.Path, error) {
 	back, err := t.route(f.Src, netip.Addr{}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("route to source %s: %w", f.Src, err)
@@ -140,7 +174,7 @@ func bridged(l link, f flow.Flow) (is trace.Ternary, unseen string, err error) {
 
 // route asks the kernel for the route of a packet from src, if valid, that
 // came in by the interface iif, if not 0.
-func (t *topology) route(dst, src netip.Addr, iif int) (hop, error) {
+func (t *Topology) route(dst, src netip.Addr, iif int) (hop, error) {
 	options := &netlink.RouteGetOptions{FIBMatch: true, IifIndex: iif}
 	if src.IsValid() {
 		options.SrcAddr = src.AsSlice()

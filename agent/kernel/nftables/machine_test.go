@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package nftables
 
 import (
 	"encoding/binary"
@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
@@ -26,11 +27,11 @@ func (noSets) SetName(uint16) (string, error) { return "", errors.New("no such s
 func attr(kind uint16, value any) []byte {
 	switch v := value.(type) {
 	case int:
-		return attribute(nil, kind, binary.BigEndian.AppendUint32(nil, uint32(v)))
+		return nlconn.Attribute(nil, kind, binary.BigEndian.AppendUint32(nil, uint32(v)))
 	case string:
-		return attribute(nil, kind, append([]byte(v), 0))
+		return nlconn.Attribute(nil, kind, append([]byte(v), 0))
 	case []byte:
-		return attribute(nil, kind, v)
+		return nlconn.Attribute(nil, kind, v)
 	}
 	panic("attr: want int, string or []byte")
 }
@@ -232,7 +233,7 @@ func TestACommentIsTheUserdataOfTypeZero(t *testing.T) {
 
 // listed is a chain, or a rule, as nf_tables lists it.
 func listed(family uint8, attrs ...[]byte) []byte {
-	return append(nfgenmsg(family, 0), slices.Concat(attrs...)...)
+	return append(nlconn.NFGenMsg(family, 0), slices.Concat(attrs...)...)
 }
 
 func TestAMessageCutShortIsAnError(t *testing.T) {

@@ -1,7 +1,13 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+// Package nftables reads the rules of nf_tables over netlink, whoever wrote
+// them: nft or iptables' nft variant.
+//
+// A read is of one generation of which nothing was still being committed. What
+// is not understood stays in the rules as an unknown condition or target. The
+// package decides nothing: agent/trace evaluates the rules.
+package nftables
 
 import (
 	"errors"
@@ -9,8 +15,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 )
+
+// attempts bounds how often a read is begun again because the rules changed
+// under it. An engine commits in bursts, but each read takes milliseconds and
+// the next look comes soon.
+const attempts = 5
+
+// ErrUnsettled means that the rules changed during every attempt.
+var ErrUnsettled = errors.New("nf_tables kept changing while it was read")
 
 const subsysNFTables = unix.NFNL_SUBSYS_NFTABLES << 8
 
@@ -64,15 +79,15 @@ func (c nftChain) unreadable(dormant bool) string {
 
 // generation returns the number of the last commit to nf_tables in this
 // namespace.
-func generation(c *conn) (uint32, error) {
+func generation(c *nlconn.Conn) (uint32, error) {
 	var gen uint32
-	err := c.ask(subsysNFTables|unix.NFT_MSG_GETGEN, 0, nfgenmsg(unix.AF_UNSPEC, 0), func(body []byte) error {
-		if len(body) < nfgenmsgLen {
+	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETGEN, 0, nlconn.NFGenMsg(unix.AF_UNSPEC, 0), func(body []byte) error {
+		if len(body) < nlconn.NFGenMsgLen {
 			return errors.New("answer without header")
 		}
-		return attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+		return nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 			if kind == unix.NFTA_GEN_ID {
-				gen = be32(value)
+				gen = nlconn.BE32(value)
 			}
 		})
 	})
@@ -88,15 +103,15 @@ func generation(c *conn) (uint32, error) {
 // interval sets). An empty batch waits for the mutex that a commit holds and
 // bumps nothing, so a generation that is the same before and after it is
 // complete.
-func settled(c *conn) (uint32, error) {
+func settled(c *nlconn.Conn) (uint32, error) {
 	for range attempts {
 		before, err := generation(c)
 		if err != nil {
 			return 0, err
 		}
-		err = c.barrier(
-			message(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, 0, nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)),
-			message(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, 0, nfgenmsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)),
+		err = c.Barrier(
+			nlconn.Message(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, 0, nlconn.NFGenMsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)),
+			nlconn.Message(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, 0, nlconn.NFGenMsg(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)),
 		)
 		if err != nil {
 			return 0, fmt.Errorf("wait for the nf_tables commit: %w", err)
@@ -109,23 +124,23 @@ func settled(c *conn) (uint32, error) {
 			return after, nil
 		}
 	}
-	return 0, errUnsettled
+	return 0, ErrUnsettled
 }
 
 // nftDormant lists the tables whose chains are taken out of their hooks.
-func nftDormant(c *conn) (map[tableKey]bool, error) {
+func nftDormant(c *nlconn.Conn) (map[tableKey]bool, error) {
 	dormant := map[tableKey]bool{}
-	err := c.ask(subsysNFTables|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, nfgenmsg(unix.AF_UNSPEC, 0), func(body []byte) error {
-		if len(body) < nfgenmsgLen {
+	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, nlconn.NFGenMsg(unix.AF_UNSPEC, 0), func(body []byte) error {
+		if len(body) < nlconn.NFGenMsgLen {
 			return errors.New("answer without header")
 		}
 		key, flags := tableKey{family: body[0]}, uint32(0)
-		err := attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+		err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 			switch kind {
 			case unix.NFTA_TABLE_NAME:
-				key.name = text(value)
+				key.name = nlconn.Text(value)
 			case unix.NFTA_TABLE_FLAGS:
-				flags = be32(value)
+				flags = nlconn.BE32(value)
 			}
 		})
 		if flags&unix.NFT_TABLE_F_DORMANT != 0 {
@@ -140,9 +155,9 @@ func nftDormant(c *conn) (map[tableKey]bool, error) {
 }
 
 // nftChains lists the chains of all families.
-func nftChains(c *conn) ([]nftChain, error) {
+func nftChains(c *nlconn.Conn) ([]nftChain, error) {
 	var chains []nftChain
-	err := c.ask(subsysNFTables|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nfgenmsg(unix.AF_UNSPEC, 0), func(body []byte) error {
+	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nlconn.NFGenMsg(unix.AF_UNSPEC, 0), func(body []byte) error {
 		chain, err := readChain(body)
 		chains = append(chains, chain)
 		return err
@@ -155,31 +170,31 @@ func nftChains(c *conn) ([]nftChain, error) {
 
 // readChain reads one message of the list.
 func readChain(body []byte) (nftChain, error) {
-	if len(body) < nfgenmsgLen {
+	if len(body) < nlconn.NFGenMsgLen {
 		return nftChain{}, errors.New("answer without header")
 	}
 	c := nftChain{family: body[0]}
 	var nested error
-	err := attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+	err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 		switch kind {
 		case unix.NFTA_CHAIN_TABLE:
-			c.table = text(value)
+			c.table = nlconn.Text(value)
 		case unix.NFTA_CHAIN_NAME:
-			c.chain = text(value)
+			c.chain = nlconn.Text(value)
 		case unix.NFTA_CHAIN_TYPE:
-			c.kind = text(value)
+			c.kind = nlconn.Text(value)
 		case unix.NFTA_CHAIN_POLICY:
-			c.drop = be32(value) == 0 // NF_DROP
+			c.drop = nlconn.BE32(value) == 0 // NF_DROP
 		case unix.NFTA_CHAIN_USE:
-			c.used = be32(value)
+			c.used = nlconn.BE32(value)
 		case unix.NFTA_CHAIN_HOOK:
 			c.hooked = true
-			nested = attributes(value, func(kind uint16, value []byte) {
+			nested = nlconn.Attributes(value, func(kind uint16, value []byte) {
 				switch kind {
 				case unix.NFTA_HOOK_HOOKNUM:
-					c.hook = be32(value)
+					c.hook = nlconn.BE32(value)
 				case unix.NFTA_HOOK_PRIORITY:
-					c.priority = int(int32(be32(value))) //nolint:gosec // A signed number by definition.
+					c.priority = int(int32(nlconn.BE32(value))) //nolint:gosec // A signed number by definition.
 				}
 			})
 		}

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package route
 
 import (
 	"encoding/binary"
@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
@@ -41,23 +42,23 @@ func (l link) onsite() bool {
 }
 
 // readLinks lists the interfaces of the namespace.
-func readLinks(c *conn) (map[int]link, error) {
+func readLinks(c *nlconn.Conn) (map[int]link, error) {
 	links := map[int]link{}
 	request := make([]byte, unix.SizeofIfInfomsg)
-	err := c.ask(unix.RTM_GETLINK, unix.NLM_F_DUMP, request, func(body []byte) error {
+	err := c.Ask(unix.RTM_GETLINK, unix.NLM_F_DUMP, request, func(body []byte) error {
 		if len(body) < unix.SizeofIfInfomsg {
 			return errors.New("answer without header")
 		}
 		l := link{index: int(int32(binary.NativeEndian.Uint32(body[4:])))} //nolint:gosec // The index is a signed number.
 		var nested error
-		err := attributes(body[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
+		err := nlconn.Attributes(body[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
 			switch kind {
 			case unix.IFLA_IFNAME:
-				l.name = text(value)
+				l.name = nlconn.Text(value)
 			case unix.IFLA_LINKINFO:
 				nested = errors.Join(nested, l.info(value))
 			case unix.IFLA_XDP:
-				nested = errors.Join(nested, attributes(value, func(kind uint16, value []byte) {
+				nested = errors.Join(nested, nlconn.Attributes(value, func(kind uint16, value []byte) {
 					if kind == unix.IFLA_XDP_ATTACHED && len(value) > 0 {
 						l.xdp = value[0] != 0 // XDP_ATTACHED_NONE
 					}
@@ -75,15 +76,15 @@ func readLinks(c *conn) (map[int]link, error) {
 
 func (l *link) info(b []byte) error {
 	var nested error
-	err := attributes(b, func(kind uint16, value []byte) {
+	err := nlconn.Attributes(b, func(kind uint16, value []byte) {
 		switch kind {
 		case unix.IFLA_INFO_KIND:
-			l.kind = text(value)
+			l.kind = nlconn.Text(value)
 		case unix.IFLA_INFO_DATA:
 			if l.kind != "bridge" {
 				return
 			}
-			nested = attributes(value, func(kind uint16, value []byte) {
+			nested = nlconn.Attributes(value, func(kind uint16, value []byte) {
 				on := len(value) > 0 && value[0] != 0
 				switch kind {
 				case unix.IFLA_BR_NF_CALL_IPTABLES:

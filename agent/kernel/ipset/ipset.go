@@ -1,7 +1,12 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+// Package ipset asks the kernel's sets: whether an element is in one, and what
+// the set is called that a rule refers to by its index.
+//
+// It never lists a set in a loop: a LIST in flight pins the set and lets the
+// swap, destroy or rename of the policy engine fail. It changes nothing.
+package ipset
 
 import (
 	"encoding/binary"
@@ -13,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/agent/trace"
 	"github.com/policygate/policygate/api/flow"
@@ -47,13 +53,13 @@ const (
 	ipsetNotAdded = unix.Errno(4103)
 )
 
-// sets answers membership by TEST, one element at a time. Nothing is ever
+// Sets answers membership by TEST, one element at a time. Nothing is ever
 // listed: a LIST in flight, even of headers, pins the set and lets the swap,
 // destroy or rename of the policy engine fail.
 //
 // Answers are remembered for the life of the value, which is one look.
-type sets struct {
-	conn *conn
+type Sets struct {
+	conn *nlconn.Conn
 
 	mu      sync.Mutex // guards the following fields
 	headers map[string]header
@@ -72,14 +78,15 @@ type membership struct {
 	why    string
 }
 
-func newSets(c *conn) *sets {
-	return &sets{conn: c, headers: map[string]header{}, answers: map[string]membership{}}
+// New returns Sets without answers, asked over c.
+func New(c *nlconn.Conn) *Sets {
+	return &Sets{conn: c, headers: map[string]header{}, answers: map[string]membership{}}
 }
 
-var _ trace.Membership = (*sets)(nil)
+var _ trace.Membership = (*Sets)(nil)
 
 // Member implements trace.Membership.
-func (s *sets) Member(name string, dims []ruleset.Direction, p trace.Packet) (trace.Ternary, string) {
+func (s *Sets) Member(name string, dims []ruleset.Direction, p trace.Packet) (trace.Ternary, string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h, ok := s.headers[name]
@@ -103,10 +110,10 @@ func (s *sets) Member(name string, dims []ruleset.Direction, p trace.Packet) (tr
 	return m.answer, m.why
 }
 
-func (s *sets) test(name string, data []byte) membership {
+func (s *Sets) test(name string, data []byte) membership {
 	body := ipsetRequest(name)
-	body = attribute(body, ipsetAttrData|unix.NLA_F_NESTED, data)
-	err := s.conn.ask(subsysIPSet|ipsetTest, 0, body, func([]byte) error { return nil })
+	body = nlconn.Attribute(body, ipsetAttrData|unix.NLA_F_NESTED, data)
+	err := s.conn.Ask(subsysIPSet|ipsetTest, 0, body, func([]byte) error { return nil })
 	switch {
 	case err == nil:
 		return membership{answer: trace.Yes}
@@ -117,22 +124,22 @@ func (s *sets) test(name string, data []byte) membership {
 }
 
 func ipsetRequest(name string) []byte {
-	body := nfgenmsg(unix.AF_INET, 0)
-	body = attribute(body, ipsetAttrProtocol, []byte{ipsetProtocol})
-	return attribute(body, ipsetAttrSetName, append([]byte(name), 0))
+	body := nlconn.NFGenMsg(unix.AF_INET, 0)
+	body = nlconn.Attribute(body, ipsetAttrProtocol, []byte{ipsetProtocol})
+	return nlconn.Attribute(body, ipsetAttrSetName, append([]byte(name), 0))
 }
 
 // readHeader asks for a set's type and family, which pins nothing.
-func readHeader(c *conn, name string) header {
+func readHeader(c *nlconn.Conn, name string) header {
 	h := header{}
-	err := c.ask(subsysIPSet|ipsetHeader, 0, ipsetRequest(name), func(body []byte) error {
-		if len(body) < nfgenmsgLen {
+	err := c.Ask(subsysIPSet|ipsetHeader, 0, ipsetRequest(name), func(body []byte) error {
+		if len(body) < nlconn.NFGenMsgLen {
 			return errors.New("answer without header")
 		}
-		return attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+		return nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 			switch kind {
 			case ipsetAttrTypeName:
-				h.kind = text(value)
+				h.kind = nlconn.Text(value)
 			case ipsetAttrFamily:
 				if len(value) > 0 {
 					h.family = value[0]
@@ -188,7 +195,7 @@ func element(h header, dims []ruleset.Direction, p trace.Packet) (data []byte, a
 			if iface == "" {
 				return nil, trace.Unknown, "the interface is not known"
 			}
-			data = attribute(data, ipsetAttrIface, append([]byte(iface), 0))
+			data = nlconn.Attribute(data, ipsetAttrIface, append([]byte(iface), 0))
 		default:
 			return nil, trace.Unknown, "sets of type " + h.kind + " are not known"
 		}
@@ -208,10 +215,10 @@ func address(b []byte, kind uint16, a netip.Addr) []byte {
 	if a.Is4() {
 		inner = ipsetAttrIPv4
 	}
-	return attribute(b, kind|unix.NLA_F_NESTED, attribute(nil, inner|unix.NLA_F_NET_BYTEORDER, a.AsSlice()))
+	return nlconn.Attribute(b, kind|unix.NLA_F_NESTED, nlconn.Attribute(nil, inner|unix.NLA_F_NET_BYTEORDER, a.AsSlice()))
 }
 
 func port(b []byte, f flow.Flow) []byte {
-	b = attribute(b, ipsetAttrPort|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, f.Port))
-	return attribute(b, ipsetAttrProto, []byte{uint8(f.Protocol)})
+	b = nlconn.Attribute(b, ipsetAttrPort|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, f.Port))
+	return nlconn.Attribute(b, ipsetAttrProto, []byte{uint8(f.Protocol)})
 }

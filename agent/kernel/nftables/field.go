@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package nftables
 
 import (
 	"bytes"

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package xtables
 
 import (
 	"encoding/binary"
@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
@@ -104,7 +105,7 @@ type xtEntry struct {
 
 func (e xtEntry) targetName() string { return extensionName(e.target) }
 
-func extensionName(extension []byte) string { return text(extension[2 : 2+xtExtensionName]) }
+func extensionName(extension []byte) string { return nlconn.Text(extension[2 : 2+xtExtensionName]) }
 
 // walk calls each with the bytes of every entry and the offset of its target,
 // or returns an error if they do not fit together.
@@ -244,7 +245,7 @@ func (p *xtParser) chains(info xtInfo, entries []xtEntry) ([]xtChain, error) {
 			if entries[i].targetName() != "ERROR" {
 				return nil, fmt.Errorf("entry at %d is in no chain", entries[i].at)
 			}
-			c.chain = &ruleset.Chain{Name: text(entries[i].target[xtExtensionData:])}
+			c.chain = &ruleset.Chain{Name: nlconn.Text(entries[i].target[xtExtensionData:])}
 			i++
 			p.heads[entries[i].at] = c.chain
 			for last = i; last < len(entries)-1 && entries[last+1].targetName() != "ERROR"; last++ {
@@ -319,19 +320,11 @@ func (p *xtParser) fill(c xtChain) error {
 		if r.Target, err = p.target(e); err != nil {
 			return fmt.Errorf("entry at %d: %w", e.at, err)
 		}
-		// Sets cost a question to the kernel, so they come after what is free.
-		slices.SortStableFunc(r.Matches, func(a, b ruleset.Match) int { return setsLast(a) - setsLast(b) })
+		ruleset.Order(r.Matches)
 		r.Raw = ruleset.Render(c.chain.Name, &r)
 		c.chain.Rules = append(c.chain.Rules, r)
 	}
 	return nil
-}
-
-func setsLast(m ruleset.Match) int {
-	if _, ok := m.(ruleset.Set); ok {
-		return 1
-	}
-	return 0
 }
 
 // conditions returns the matches of an entry, in the order of iptables-save.
@@ -407,7 +400,7 @@ func xtIface(out bool, name, mask []byte, not bool) []ruleset.Match {
 	for covered < len(mask) && mask[covered] == 0xff {
 		covered++
 	}
-	m := ruleset.Iface{Out: out, Name: text(name[:covered]), Prefix: true, Not: not}
+	m := ruleset.Iface{Out: out, Name: nlconn.Text(name[:covered]), Prefix: true, Not: not}
 	m.Prefix = len(m.Name) == covered
 	for i := range mask {
 		if (i >= covered && mask[i] != 0) || (i >= len(m.Name) && i < covered && name[i] != 0) {

@@ -1,14 +1,12 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package ipset
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/policygate/policygate/agent/ruleset"
@@ -50,40 +48,4 @@ func TestASetIsTestedOnlyForWhatItsTypeHas(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestTypesOfAddressesAreTheKernels(t *testing.T) {
-	a := addresses{types: map[netip.Prefix]ruleset.AddrTypes{}, lengths4: map[int]bool{}, lengths6: map[int]bool{}}
-	for text, kind := range map[string]int{
-		"127.0.0.0/8": unix.RTN_LOCAL, "10.0.0.1/32": unix.RTN_LOCAL, "10.0.0.255/32": unix.RTN_BROADCAST,
-		"fd00::1/128": unix.RTN_LOCAL, "fd00::/128": unix.RTN_ANYCAST, "ff00::/8": unix.RTN_MULTICAST,
-	} {
-		_, prefix, err := net.ParseCIDR(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.add(netlink.Route{Dst: prefix, Type: kind})
-	}
-	for text, want := range map[string]ruleset.AddrTypes{
-		"10.0.0.1": ruleset.Local, "127.1.2.3": ruleset.Local, "10.0.0.255": ruleset.Broadcast, "255.255.255.255": ruleset.Broadcast,
-		"10.0.0.2": ruleset.Unicast, "224.0.0.1": ruleset.Multicast,
-		"fd00::1": ruleset.Local | ruleset.Unicast, "fd00::": ruleset.Anycast | ruleset.Unicast, "fd00::2": ruleset.Unicast, "ff02::1": ruleset.Multicast,
-	} {
-		if got := a.of(netip.MustParseAddr(text)); got != want {
-			t.Errorf("%s: got %#x, want %#x", text, got, want)
-		}
-	}
-}
-
-func FuzzAttributes(f *testing.F) {
-	f.Add(attribute(attribute(nil, 1, []byte("filter\x00")), 2, nil))
-	f.Add([]byte{3, 0, 1, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		total := 0
-		if err := attributes(b, func(_ uint16, value []byte) { total += 4 + len(value) }); err == nil && total > len(b) {
-			t.Errorf("%d bytes of attributes in %d", total, len(b))
-		}
-		var l link
-		_ = l.info(b)
-	})
 }

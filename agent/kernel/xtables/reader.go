@@ -1,7 +1,12 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+// Package xtables reads the rules of the legacy tables, iptables and
+// ip6tables, by getsockopt.
+//
+// It takes no lock of iptables and reads no table that does not exist, for
+// that would create it. It decides nothing: agent/trace evaluates the rules.
+package xtables
 
 import (
 	"context"
@@ -17,8 +22,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/ipset"
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 )
+
+// attempts bounds how often a read is begun again because the rules changed
+// under it. An engine commits in bursts, but each read takes milliseconds and
+// the next look comes soon.
+const attempts = 5
+
+// ErrUnsettled means that the rules changed during every attempt.
+var ErrUnsettled = errors.New("the legacy tables kept changing while they were read")
 
 // linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h have
 // the same numbers and structs for both families.
@@ -37,10 +52,10 @@ const (
 	xtMostBytes = 1 << 30
 )
 
-// legacyReader reads the legacy tables, and only those that exist: to read
+// Reader reads the legacy tables, and only those that exist: to read
 // another would create it. Each table is read in one piece.
-type legacyReader struct {
-	conn *conn
+type Reader struct {
+	conn *nlconn.Conn
 	// proc is the directory with ip_tables_names.
 	proc string
 	// buffers are what the kernel fills, by family and name of a table.
@@ -48,16 +63,20 @@ type legacyReader struct {
 
 	// What was read last: its hash, the names of its sets, what they made.
 	sum    [sha256.Size]byte
-	names  *setNames
+	names  *ipset.Names
 	stamp  string
 	tables []ruleset.Table
 }
 
-func newLegacyReader(c *conn, proc string) *legacyReader {
-	return &legacyReader{conn: c, proc: proc, buffers: map[string][]byte{}}
+// New returns a Reader that takes the names of the tables from proc and those
+// of the sets from the kernel over c.
+func New(c *nlconn.Conn, proc string) *Reader {
+	return &Reader{conn: c, proc: proc, buffers: map[string][]byte{}}
 }
 
-func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
+// Read returns the rules that are loaded now, whole or an error, and a stamp:
+// equal stamps mean equal rules.
+func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
 	for range attempts {
 		if err := ctx.Err(); err != nil {
 			return nil, "", err
@@ -66,10 +85,10 @@ func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error
 		if err != nil {
 			return nil, "", err
 		}
-		if r.names != nil && sum == r.sum && r.names.hold() {
+		if r.names != nil && sum == r.sum && r.names.Hold() {
 			return r.tables, r.stamp, nil
 		}
-		names := newSetNames(r.conn)
+		names := ipset.NewNames(r.conn)
 		tables, parseErr := parseTables(before, names)
 		// A set's name is what the rules mean only as long as they refer to it.
 		_, after, err := r.dump()
@@ -83,13 +102,17 @@ func (r *legacyReader) read(ctx context.Context) ([]ruleset.Table, string, error
 			return nil, "", parseErr
 		}
 		r.sum, r.names, r.tables = sum, names, tables
-		r.stamp = fmt.Sprintf("legacy %x %v", sum, names.names)
+		r.stamp = fmt.Sprintf("legacy %x %v", sum, names)
 		return r.tables, r.stamp, nil
 	}
-	return nil, "", errUnsettled
+	return nil, "", ErrUnsettled
 }
 
-func parseTables(dump []xtTable, names *setNames) ([]ruleset.Table, error) {
+// Holds reports whether nothing has changed since the last Read, so that what
+// was read is of one moment.
+func (r *Reader) Holds(context.Context) (bool, error) { return true, nil }
+
+func parseTables(dump []xtTable, names *ipset.Names) ([]ruleset.Table, error) {
 	tables := make([]ruleset.Table, 0, len(dump))
 	for i := range dump {
 		table, err := dump[i].parse(names)
@@ -103,7 +126,7 @@ func parseTables(dump []xtTable, names *setNames) ([]ruleset.Table, error) {
 
 // dump reads all tables, without what changes under the same rules, and
 // returns their hash. The tables are valid until the next dump.
-func (r *legacyReader) dump() ([]xtTable, [sha256.Size]byte, error) {
+func (r *Reader) dump() ([]xtTable, [sha256.Size]byte, error) {
 	var tables []xtTable
 	hash := sha256.New()
 	for _, of := range []struct {
@@ -170,7 +193,7 @@ func readTable(family ruleset.Family, name string, buffer []byte) (xtTable, erro
 			return t, nil
 		}
 	}
-	return t, errUnsettled
+	return t, ErrUnsettled
 }
 
 func readInfo(fd, level int, name string) (xtInfo, error) {

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package nftables
 
 import (
 	"bytes"
@@ -11,14 +11,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/ipset"
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
-// nftReader reads nf_tables. The tables of the families ip and ip6, whoever
+// Reader reads nf_tables. The tables of the families ip and ip6, whoever
 // made them, are read rule by rule; base chains of the others are opaque.
-type nftReader struct {
-	conn *conn
+type Reader struct {
+	conn *nlconn.Conn
 
 	// What was read last, and at which generation. Only settled generations
 	// are kept.
@@ -27,7 +29,12 @@ type nftReader struct {
 	known      bool
 }
 
-func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
+// New returns a Reader that asks over c.
+func New(c *nlconn.Conn) *Reader { return &Reader{conn: c} }
+
+// Read returns the rules that are loaded now, whole or an error, and a stamp:
+// equal stamps mean equal rules.
+func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
 	for range attempts {
 		if err := ctx.Err(); err != nil {
 			return nil, "", err
@@ -46,9 +53,9 @@ func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
 			return r.tables, stamp, nil
 		}
 		r.known = false
-		names := newSetNames(r.conn)
+		names := ipset.NewNames(r.conn)
 		tables, err := nftRead(r.conn, names)
-		if err != nil && !errors.Is(err, errInterrupted) {
+		if err != nil && !errors.Is(err, nlconn.ErrInterrupted) {
 			// A change in the middle can be the cause of any error.
 			if now, genErr := generation(r.conn); genErr == nil && now != gen {
 				continue
@@ -62,15 +69,19 @@ func (r *nftReader) read(ctx context.Context) ([]ruleset.Table, string, error) {
 		if err == nil && now == gen {
 			// A name that could not be had this time may be had the next: the
 			// generation says nothing of sets.
-			r.generation, r.tables, r.known = gen, tables, !names.failed
+			r.generation, r.tables, r.known = gen, tables, !names.Failed()
 			return tables, stamp, nil
 		}
 	}
-	return nil, "", errUnsettled
+	return nil, "", ErrUnsettled
 }
 
+// Holds reports whether nothing has changed since the last Read, so that what
+// was read is of one moment.
+func (r *Reader) Holds(context.Context) (bool, error) { return true, nil }
+
 // nftRead reads everything once.
-func nftRead(c *conn, names *setNames) ([]ruleset.Table, error) {
+func nftRead(c *nlconn.Conn, names *ipset.Names) ([]ruleset.Table, error) {
 	dormant, err := nftDormant(c)
 	if err != nil {
 		return nil, err
@@ -99,9 +110,9 @@ type nftRule struct {
 }
 
 // nftRules lists the rules of a family, chain by chain and in their order.
-func nftRules(c *conn, family uint8) ([]nftRule, error) {
+func nftRules(c *nlconn.Conn, family uint8) ([]nftRule, error) {
 	var rules []nftRule
-	err := c.ask(subsysNFTables|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, nfgenmsg(family, 0), func(body []byte) error {
+	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, nlconn.NFGenMsg(family, 0), func(body []byte) error {
 		rule, err := readRule(body)
 		if err != nil {
 			return err
@@ -118,16 +129,16 @@ func nftRules(c *conn, family uint8) ([]nftRule, error) {
 // readRule reads one message of the list. Its expressions are decoded later:
 // that can need further questions to the kernel.
 func readRule(body []byte) (nftRule, error) {
-	if len(body) < nfgenmsgLen {
+	if len(body) < nlconn.NFGenMsgLen {
 		return nftRule{}, errors.New("answer without header")
 	}
 	rule := nftRule{table: tableKey{family: body[0]}}
-	err := attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+	err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 		switch kind {
 		case unix.NFTA_RULE_TABLE:
-			rule.table.name = text(value)
+			rule.table.name = nlconn.Text(value)
 		case unix.NFTA_RULE_CHAIN:
-			rule.chain = text(value)
+			rule.chain = nlconn.Text(value)
 		case unix.NFTA_RULE_EXPRESSIONS:
 			rule.expressions = append([]byte{}, value...)
 		case unix.NFTA_RULE_USERDATA:

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package kernel
+package ipset
 
 import (
 	"encoding/binary"
@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/kernel/xtblob"
 )
 
@@ -22,25 +23,26 @@ const (
 	ipsetAttrIndex = 11
 )
 
-// setNames resolves the indices by which rules refer to ipsets, each once. A
+// Names resolves the indices by which rules refer to ipsets, each once. A
 // set that a rule refers to can be neither destroyed nor renamed, and a swap
 // moves the contents only, so a name holds as long as the rule does. It is
 // not safe for concurrent use.
-type setNames struct {
-	conn  *conn
+type Names struct {
+	conn  *nlconn.Conn
 	names map[uint16]string
 	// failed is set once an index could not be resolved.
 	failed bool
 }
 
-func newSetNames(c *conn) *setNames {
-	return &setNames{conn: c, names: map[uint16]string{}}
+// NewNames returns names of which none is resolved yet, asked for over c.
+func NewNames(c *nlconn.Conn) *Names {
+	return &Names{conn: c, names: map[uint16]string{}}
 }
 
-var _ xtblob.Sets = (*setNames)(nil)
+var _ xtblob.Sets = (*Names)(nil)
 
 // SetName implements xtblob.Sets.
-func (s *setNames) SetName(index uint16) (string, error) {
+func (s *Names) SetName(index uint16) (string, error) {
 	if name, ok := s.names[index]; ok {
 		return name, nil
 	}
@@ -53,13 +55,13 @@ func (s *setNames) SetName(index uint16) (string, error) {
 	return name, nil
 }
 
-// hold reports whether every index asked for so far was resolved and still has
+// Hold reports whether every index asked for so far was resolved and still has
 // its name.
-func (s *setNames) hold() bool {
+func (s *Names) Hold() bool {
 	if s.failed {
 		return false
 	}
-	now := newSetNames(s.conn)
+	now := NewNames(s.conn)
 	for index := range s.names {
 		if _, err := now.SetName(index); err != nil {
 			return false
@@ -68,19 +70,25 @@ func (s *setNames) hold() bool {
 	return maps.Equal(s.names, now.names)
 }
 
+// Failed reports whether an index could not be resolved.
+func (s *Names) Failed() bool { return s.failed }
+
+// String returns the names with their indices, the same for the same names.
+func (s *Names) String() string { return fmt.Sprint(s.names) }
+
 // setName asks for the name of one set, which pins nothing.
-func setName(c *conn, index uint16) (string, error) {
-	request := nfgenmsg(unix.AF_INET, 0)
-	request = attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
-	request = attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
+func setName(c *nlconn.Conn, index uint16) (string, error) {
+	request := nlconn.NFGenMsg(unix.AF_INET, 0)
+	request = nlconn.Attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
+	request = nlconn.Attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
 	name := ""
-	err := c.ask(subsysIPSet|ipsetByIndex, 0, request, func(body []byte) error {
-		if len(body) < nfgenmsgLen {
+	err := c.Ask(subsysIPSet|ipsetByIndex, 0, request, func(body []byte) error {
+		if len(body) < nlconn.NFGenMsgLen {
 			return errors.New("answer without header")
 		}
-		return attributes(body[nfgenmsgLen:], func(kind uint16, value []byte) {
+		return nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 			if kind == ipsetAttrSetName {
-				name = text(value)
+				name = nlconn.Text(value)
 			}
 		})
 	})
