@@ -154,6 +154,16 @@ type Look struct {
 	verdicts map[flow.Flow]answer
 }
 
+// questions answers a walk.
+type questions struct{ *ipset.Sets }
+
+var _ trace.Membership = questions{}
+
+// Element implements trace.Membership.
+func (questions) Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error) {
+	return set.Get(key)
+}
+
 type answer struct {
 	verdict flow.Verdict
 	routed  bool
@@ -195,9 +205,9 @@ func (l *Look) decide(f flow.Flow) answer {
 	if err != nil {
 		return answer{inconclusive(err.Error()), !errors.Is(err, route.ErrNoRoute)}
 	}
-	verdict := trace.Trace(l.tables, paths[0], f, l.sets)
+	verdict := trace.Trace(l.tables, paths[0], f, questions{l.sets})
 	for _, p := range paths[1:] {
-		other := trace.Trace(l.tables, p, f, l.sets)
+		other := trace.Trace(l.tables, p, f, questions{l.sets})
 		if other.Answer == flow.Inconclusive {
 			verdict = other
 		}

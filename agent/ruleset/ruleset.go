@@ -113,9 +113,22 @@ type Chain struct {
 	// Base is nil for a chain that only a jump reaches.
 	Base  *Base
 	Rules []Rule
+	// Read, if not nil, is asked for the rules in place of Rules, when a walk
+	// first gets here. It returns the same for as long as the table is in
+	// use, is safe for concurrent use, and on an error a packet that gets
+	// here may meet any fate.
+	Read func() ([]Rule, error)
 	// Opaque, if not empty, says that the chain's rules could not be read:
 	// a packet that gets here may meet any fate.
 	Opaque string
+}
+
+// List returns the chain's rules, read if they have to be.
+func (c *Chain) List() ([]Rule, error) {
+	if c.Read != nil {
+		return c.Read()
+	}
+	return c.Rules, nil
 }
 
 // Base is what ties a chain to a hook.
@@ -154,7 +167,8 @@ func cost(m Match) int {
 }
 
 // Match is one condition of a rule: Addr, AddrRange, Iface, Proto, Ports,
-// TCPFlags, Fragment, Set, Mark, CTState, AddrType, Bridged or Unknown.
+// TCPFlags, Fragment, Set, Mark, CTState, AddrType, Bridged, BridgePort,
+// ReversePath, Compare, Lookup or Unknown.
 type Match interface{ match() }
 
 // Direction says which end of the flow a match looks at.
@@ -317,23 +331,43 @@ type AddrType struct {
 // Bridged matches a packet that is bridged, not routed.
 type Bridged struct{ Not bool }
 
+// BridgePort matches the port by which a packet enters or leaves a bridge, by
+// name or, with Prefix, by the start of its name. A packet that is not bridged
+// has no port of that side; as it does in the kernel, it then compares as the
+// empty name.
+type BridgePort struct {
+	// Out is the output port, else the input one.
+	Out    bool
+	Name   string
+	Prefix bool
+	Not    bool
+}
+
+// ReversePath matches a packet whose source has a route back (rpfilter): by the
+// interface that it came in by or, if Loose, by any.
+type ReversePath struct{ Loose, Not bool }
+
 // Unknown is a match that the reader does not understand. It may or may not
 // match.
 type Unknown struct{ Text string }
 
-func (Addr) match()      {}
-func (AddrRange) match() {}
-func (Iface) match()     {}
-func (Proto) match()     {}
-func (Ports) match()     {}
-func (TCPFlags) match()  {}
-func (Fragment) match()  {}
-func (Set) match()       {}
-func (Mark) match()      {}
-func (CTState) match()   {}
-func (AddrType) match()  {}
-func (Bridged) match()   {}
-func (Unknown) match()   {}
+func (Compare) match()     {}
+func (Lookup) match()      {}
+func (BridgePort) match()  {}
+func (ReversePath) match() {}
+func (Addr) match()        {}
+func (AddrRange) match()   {}
+func (Iface) match()       {}
+func (Proto) match()       {}
+func (Ports) match()       {}
+func (TCPFlags) match()    {}
+func (Fragment) match()    {}
+func (Set) match()         {}
+func (Mark) match()        {}
+func (CTState) match()     {}
+func (AddrType) match()    {}
+func (Bridged) match()     {}
+func (Unknown) match()     {}
 
 // TargetKind says what a rule does with a packet that it matches.
 type TargetKind uint8
@@ -363,6 +397,9 @@ const (
 	RestoreMark
 	// NoTrack takes the packet out of connection tracking.
 	NoTrack
+	// Decide looks the target up in Map by Key: one of the other kinds, or
+	// the next rule if there is none.
+	Decide
 	// NewDestination rewrites the destination.
 	NewDestination
 	// NewSource rewrites the source.
@@ -374,6 +411,9 @@ type Target struct {
 	Kind TargetKind
 	// Chain is set for Jump and Goto only, and never nil then.
 	Chain *Chain
+	// Map and Key are set for Decide only, and Map is never nil then.
+	Map *NativeSet
+	Key Value
 	// Value, Mask and CTMask belong to the mark targets.
 	Value, Mask, CTMask uint32
 	// Name is the target's name as written, "" if the rule has none.

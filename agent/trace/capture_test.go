@@ -5,6 +5,7 @@ package trace_test
 
 import (
 	"bufio"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -51,6 +52,10 @@ func loadSets(t testing.TB, path string) savedSets {
 		}
 	}
 	return sets
+}
+
+func (savedSets) Element(*ruleset.NativeSet, []byte) (ruleset.Element, error) {
+	return ruleset.Element{}, errors.New("no native sets")
 }
 
 func (s savedSets) Member(name string, dims []ruleset.Direction, p trace.Packet) (trace.Ternary, string) {

@@ -75,6 +75,9 @@ type Membership interface {
 	// the set match does: a set of another family or of more dimensions holds
 	// nothing. Unknown comes with the reason.
 	Member(set string, dims []ruleset.Direction, p Packet) (answer Ternary, why string)
+	// Element asks a native set for the element that a key falls into. An
+	// error says why it cannot be told.
+	Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error)
 }
 
 // Way is how a packet passes a node.
@@ -97,8 +100,15 @@ type Path struct {
 	In, Out string
 	// InUnknown and OutUnknown say that there is one but not which.
 	InUnknown, OutUnknown bool
+	// InIndex and OutIndex are the interfaces' indices, 0 if there is none on
+	// this way or it is not known which.
+	InIndex, OutIndex uint32
 	// Bridged is whether the packet passes from port to port of one bridge.
 	Bridged Ternary
+	// InPort and OutPort are the names of those ports, "" if not known.
+	InPort, OutPort string
+	// Returns is whether the source has a route back by the input interface.
+	Returns Ternary
 	// OnBridge says that the input or output interface is a bridge, so that
 	// bridge family chains can see the packet.
 	OnBridge bool
@@ -137,6 +147,30 @@ func Trace(tables []ruleset.Table, path Path, f flow.Flow, m Membership) flow.Ve
 		}
 	}
 	return w.verdict(states)
+}
+
+// Step is one thing that happened on the packet's walk.
+type Step struct {
+	Hook ruleset.Hook
+	// Base names the base chain, such as "nft ip filter/FORWARD", and Chain
+	// the chain within it.
+	Base, Chain string
+	// Depth is how many jumps lead to the chain.
+	Depth int
+	// Rule is the rule as text, "" for the policy at the end of a base chain.
+	Rule string
+	// Effect says what came of it in a few words, such as "jumps to a",
+	// "accepts", "sets mark 0x1/0x1", "policy drops".
+	Effect string
+	// Maybe, if not empty, says why this is only a possibility.
+	Maybe string
+}
+
+// Explain returns what Trace does, and the rules that the packet met and that
+// matched or may have, in the order of the walk. Where the walk forked, the
+// steps of all branches are there. Texts are printable ASCII.
+func Explain(tables []ruleset.Table, path Path, f flow.Flow, m Membership) (flow.Verdict, []Step) {
+	return Trace(tables, path, f, m), nil
 }
 
 func (p Path) hooks() []ruleset.Hook {

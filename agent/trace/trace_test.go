@@ -4,6 +4,7 @@
 package trace_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -18,6 +19,10 @@ import (
 // namedSets holds everything in "yes", nothing in "no" and is asked in vain
 // about any other set.
 type namedSets struct{}
+
+func (namedSets) Element(*ruleset.NativeSet, []byte) (ruleset.Element, error) {
+	return ruleset.Element{}, errors.New("no native sets")
+}
 
 func (namedSets) Member(name string, _ []ruleset.Direction, _ trace.Packet) (trace.Ternary, string) {
 	switch name {

@@ -83,9 +83,7 @@ func New(c *nlconn.Conn) *Sets {
 	return &Sets{conn: c, headers: map[string]header{}, answers: map[string]membership{}}
 }
 
-var _ trace.Membership = (*Sets)(nil)
-
-// Member implements trace.Membership.
+// Member answers as trace.Membership asks.
 func (s *Sets) Member(name string, dims []ruleset.Direction, p trace.Packet) (trace.Ternary, string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
