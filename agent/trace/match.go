@@ -66,7 +66,7 @@ func (w *walk) match(m ruleset.Match, s state) Ternary {
 		// Only a packet whose output port is known counts as bridged.
 		return not(m.Not, No)
 	case ruleset.Set:
-		return not(m.Not, w.member(m))
+		return not(m.Not, w.member(m, s.mark))
 	}
 	return Unknown
 }
@@ -181,8 +181,10 @@ func (w *walk) addrType(m ruleset.AddrType) Ternary {
 	return Of(have&m.Types != 0)
 }
 
-func (w *walk) member(m ruleset.Set) Ternary {
+func (w *walk) member(m ruleset.Set, mark bits) Ternary {
 	in, out := w.interfaces()
-	answer, _ := w.sets.Member(m.Name, m.Dims, Packet{Flow: w.flow, In: in, Out: out})
+	answer, _ := w.sets.Member(m.Name, m.Dims, Packet{
+		Flow: w.flow, In: in, Out: out, Mark: mark.value, MarkKnown: mark.unknown == 0,
+	})
 	return answer
 }

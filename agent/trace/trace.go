@@ -67,6 +67,9 @@ type Packet struct {
 	Flow flow.Flow
 	// In and Out are the interfaces at this hook, "" for none or not known.
 	In, Out string
+	// Mark is the packet's mark, if all of it is known.
+	Mark      uint32
+	MarkKnown bool
 }
 
 // Membership answers whether a packet is in a set.

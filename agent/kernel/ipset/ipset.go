@@ -4,16 +4,16 @@
 // Package ipset asks the kernel's sets: whether an element is in one, and what
 // the set is called that a rule refers to by its index.
 //
-// It never lists a set in a loop: a LIST in flight pins the set and lets the
-// swap, destroy or rename of the policy engine fail. It changes nothing.
+// It asks by TEST, HEADER and GET_BYINDEX, none of which is ever in the way of
+// a policy engine. A LIST in flight pins its set and lets the engine's swap,
+// destroy or rename fail, so only a list:set is listed (describe.go says why
+// that harms nobody). The package changes nothing and keeps nothing beyond one
+// look.
 package ipset
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +21,6 @@ import (
 	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/agent/trace"
-	"github.com/policygate/policygate/api/flow"
 )
 
 // The ipset protocol, linux/netfilter/ipset/ip_set.h.
@@ -31,6 +30,7 @@ const (
 	// ipsetProtocol 6 is understood by every kernel since 2.6.39.
 	ipsetProtocol = 6
 
+	ipsetList   = 7
 	ipsetTest   = 11
 	ipsetHeader = 12
 
@@ -39,184 +39,190 @@ const (
 	ipsetAttrTypeName = 3
 	ipsetAttrFamily   = 5
 	ipsetAttrData     = 7
-
-	ipsetAttrIP    = 1
-	ipsetAttrPort  = 4
-	ipsetAttrProto = 7
-	ipsetAttrIP2   = 20
-	ipsetAttrIface = 23
-
-	ipsetAttrIPv4 = 1
-	ipsetAttrIPv6 = 2
+	ipsetAttrADT      = 8
 
 	// ipsetNotAdded (IPSET_ERR_EXIST) is TEST's answer for what is not in.
+	// It is the answer to an element that the set's type cannot make sense of,
+	// too, so that elements must be right by construction.
 	ipsetNotAdded = unix.Errno(4103)
 )
 
-// Sets answers membership by TEST, one element at a time. Nothing is ever
-// listed: a LIST in flight, even of headers, pins the set and lets the swap,
-// destroy or rename of the policy engine fail.
-//
-// Answers are remembered for the life of the value, which is one look.
+// Conn asks the kernel one thing, as nlconn.Conn does.
+type Conn interface {
+	Ask(kind, flags uint16, body []byte, each func([]byte) error) error
+}
+
+// Question is one thing that can be asked of one set. It is comparable and
+// means the same to every Sets: who keeps the questions that a verdict rests
+// on can put them again without the rules, as long as these are unchanged. A
+// set that a rule refers to can only be swapped for one of the same features
+// and family, so an element keeps its meaning.
+type Question struct {
+	// Set is the set's name.
+	Set string
+	// Element is the element in the form that TEST takes; empty asks what the
+	// set is: its type, its family and, of a list:set, its members.
+	Element string
+}
+
+// Answer is what the kernel says to a Question. It is comparable: a verdict
+// that rests on equal answers to the same questions is the same.
+type Answer struct {
+	// In is whether the element is in the set. It is Unknown, and Text says
+	// why, if the kernel refuses to tell; it is always Unknown for a question
+	// without an element, and Text is then what the set is.
+	In   trace.Ternary
+	Text string
+}
+
+// Sets asks sets, each question once: answers are remembered for the life of
+// the value, which is one look. It is safe for concurrent use.
 type Sets struct {
-	conn *nlconn.Conn
+	conn Conn
 
-	mu      sync.Mutex // guards the following fields
-	headers map[string]header
-	answers map[string]membership
-}
-
-// header is what a set is.
-type header struct {
-	kind   string
-	family uint8
-	err    error
-}
-
-type membership struct {
-	answer trace.Ternary
-	why    string
+	mu        sync.Mutex // guards the following fields
+	answers   map[Question]Answer
+	described map[string]description
+	// request is where requests are built.
+	request []byte
 }
 
 // New returns Sets without answers, asked over c.
-func New(c *nlconn.Conn) *Sets {
-	return &Sets{conn: c, headers: map[string]header{}, answers: map[string]membership{}}
+func New(c Conn) *Sets {
+	return &Sets{conn: c, answers: map[Question]Answer{}, described: map[string]description{}}
+}
+
+// Ask returns the answer to a question, asking the kernel unless it has been
+// asked before.
+func (s *Sets) Ask(q Question) Answer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ask(q, nil)
 }
 
 // Member answers as trace.Membership asks.
 func (s *Sets) Member(name string, dims []ruleset.Direction, p trace.Packet) (trace.Ternary, string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h, ok := s.headers[name]
-	if !ok {
-		h = readHeader(s.conn, name)
-		s.headers[name] = h
-	}
-	if h.err != nil {
-		return trace.Unknown, h.err.Error()
-	}
-	data, early, why := element(h, dims, p)
-	if data == nil {
-		return early, why
-	}
-	key := name + "\x00" + string(data)
-	if m, ok := s.answers[key]; ok {
-		return m.answer, m.why
-	}
-	m := s.test(name, data)
-	s.answers[key] = m
-	return m.answer, m.why
+	return s.member(name, dims, p, nil)
 }
 
-func (s *Sets) test(name string, data []byte) membership {
-	body := ipsetRequest(name)
-	body = nlconn.Attribute(body, ipsetAttrData|unix.NLA_F_NESTED, data)
-	err := s.conn.Ask(subsysIPSet|ipsetTest, 0, body, func([]byte) error { return nil })
+// Noted answers as Sets does and passes on what the answers rest on.
+type Noted struct {
+	sets *Sets
+	note func(Question, Answer)
+}
+
+// Noting returns a view of s that calls note for every question whose answer a
+// Member rests on, also if it was asked before. note must not call s.
+func (s *Sets) Noting(note func(Question, Answer)) Noted { return Noted{s, note} }
+
+// Member answers as trace.Membership asks.
+func (n Noted) Member(name string, dims []ruleset.Direction, p trace.Packet) (trace.Ternary, string) {
+	n.sets.mu.Lock()
+	defer n.sets.mu.Unlock()
+	return n.sets.member(name, dims, p, n.note)
+}
+
+// ask calls note, if there is one, with what it returns.
+func (s *Sets) ask(q Question, note func(Question, Answer)) Answer {
+	a, ok := s.answers[q]
+	if !ok {
+		if q.Element == "" {
+			a = s.describe(q.Set).answer()
+		} else {
+			a = s.test(q)
+		}
+		s.answers[q] = a
+	}
+	if note != nil {
+		note(q, a)
+	}
+	return a
+}
+
+// describe returns what a set is, asking once.
+func (s *Sets) describe(name string) description {
+	d, ok := s.described[name]
+	if !ok {
+		d = describe(s.conn, name)
+		s.described[name] = d
+	}
+	return d
+}
+
+func (s *Sets) member(name string, dims []ruleset.Direction, p trace.Packet, note func(Question, Answer)) (trace.Ternary, string) {
+	d := s.describe(name)
+	if d.err != "" || d.isList() {
+		s.ask(Question{Set: name}, note)
+	}
+	if d.err != "" {
+		return trace.Unknown, d.err
+	}
+	if !d.isList() {
+		return s.single(name, d, dims, p, note)
+	}
+	// The kernel asks the members in turn, each with the dimensions of the
+	// match, until one holds the packet.
+	answer, why := trace.No, ""
+	for _, member := range d.members {
+		// A member that leaves the list can be destroyed, and another type of
+		// set take its name.
+		s.ask(Question{Set: member}, note)
+		d := s.describe(member)
+		in, because := trace.Unknown, d.err
+		switch {
+		case d.isList():
+			because = "set " + name + " has a list:set among its members"
+		case d.err == "":
+			in, because = s.single(member, d, dims, p, note)
+		}
+		switch in {
+		case trace.Yes:
+			return trace.Yes, ""
+		case trace.Unknown:
+			answer, why = trace.Unknown, because
+		case trace.No:
+		}
+	}
+	return answer, why
+}
+
+// single answers for a set that is no list of sets.
+func (s *Sets) single(name string, d description, dims []ruleset.Direction, p trace.Packet, note func(Question, Answer)) (trace.Ternary, string) {
+	var space [elementSpace]byte
+	element, answer, why := d.element(space[:0], dims, p)
+	if element == nil {
+		return answer, why
+	}
+	a := s.ask(Question{Set: name, Element: string(element)}, note)
+	return a.In, a.Text
+}
+
+func (s *Sets) test(q Question) Answer {
+	s.request = setRequest(s.request[:0], q.Set)
+	s.request = attribute(s.request, ipsetAttrData|unix.NLA_F_NESTED, q.Element)
+	err := s.conn.Ask(subsysIPSet|ipsetTest, 0, s.request, ignore)
 	switch {
 	case err == nil:
-		return membership{answer: trace.Yes}
+		return Answer{In: trace.Yes}
 	case errors.Is(err, ipsetNotAdded):
-		return membership{answer: trace.No}
+		return Answer{In: trace.No}
 	}
-	return membership{why: fmt.Sprintf("test of set %s: %v", name, err)}
+	return Answer{Text: fmt.Sprintf("test of set %s: %v", q.Set, err)}
 }
 
-func ipsetRequest(name string) []byte {
-	body := nlconn.NFGenMsg(unix.AF_INET, 0)
-	body = nlconn.Attribute(body, ipsetAttrProtocol, []byte{ipsetProtocol})
-	return nlconn.Attribute(body, ipsetAttrSetName, append([]byte(name), 0))
+// ignore is for answers that are no more than an acknowledgement.
+func ignore([]byte) error { return nil }
+
+// setRequest appends the beginning of a request about one set.
+func setRequest(b []byte, name string) []byte {
+	b = append(b, unix.AF_INET, unix.NFNETLINK_V0, 0, 0)
+	b = attribute(b, ipsetAttrProtocol, string(rune(ipsetProtocol)))
+	return attribute(b, ipsetAttrSetName, name+"\x00")
 }
 
-// readHeader asks for a set's type and family, which pins nothing.
-func readHeader(c *nlconn.Conn, name string) header {
-	h := header{}
-	err := c.Ask(subsysIPSet|ipsetHeader, 0, ipsetRequest(name), func(body []byte) error {
-		if len(body) < nlconn.NFGenMsgLen {
-			return errors.New("answer without header")
-		}
-		return nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
-			switch kind {
-			case ipsetAttrTypeName:
-				h.kind = nlconn.Text(value)
-			case ipsetAttrFamily:
-				if len(value) > 0 {
-					h.family = value[0]
-				}
-			}
-		})
-	})
-	if err != nil {
-		h.err = fmt.Errorf("header of set %s: %w", name, err)
-	}
-	return h
-}
-
-// element returns the attributes of the element to test, or nil and the answer
-// that needs no test.
-func element(h header, dims []ruleset.Direction, p trace.Packet) (data []byte, answer trace.Ternary, why string) {
-	_, fields, _ := strings.Cut(h.kind, ":")
-	if fields == "" || fields == "set" {
-		// TEST of an address in a list:set answers "not in" without looking.
-		return nil, trace.Unknown, "sets of type " + h.kind + " cannot be tested"
-	}
-	names := strings.Split(fields, ",")
-	family := uint8(unix.NFPROTO_IPV6)
-	if p.Flow.Dst.Is4() {
-		family = unix.NFPROTO_IPV4
-	}
-	// The kernel's ip_set_test: nothing of another family, or of fewer
-	// dimensions than the set has, is in it.
-	if len(dims) < len(names) || (h.family != unix.NFPROTO_UNSPEC && h.family != family) {
-		return nil, trace.No, ""
-	}
-	data = []byte{}
-	addresses := 0
-	for i, name := range names {
-		src := dims[i] == ruleset.Src
-		switch name {
-		case "ip", "net":
-			if addresses++; addresses > 2 {
-				return nil, trace.Unknown, "sets of type " + h.kind + " are not known"
-			}
-			attr := uint16(ipsetAttrIP)
-			if addresses == 2 {
-				attr = ipsetAttrIP2
-			}
-			data = address(data, attr, pick(src, p.Flow.Src, p.Flow.Dst))
-		case "port":
-			if src {
-				return nil, trace.Unknown, "the source port is any"
-			}
-			data = port(data, p.Flow)
-		case "iface":
-			iface := pick(src, p.In, p.Out)
-			if iface == "" {
-				return nil, trace.Unknown, "the interface is not known"
-			}
-			data = nlconn.Attribute(data, ipsetAttrIface, append([]byte(iface), 0))
-		default:
-			return nil, trace.Unknown, "sets of type " + h.kind + " are not known"
-		}
-	}
-	return data, trace.Unknown, ""
-}
-
-func pick[T any](first bool, a, b T) T {
-	if first {
-		return a
-	}
-	return b
-}
-
-func address(b []byte, kind uint16, a netip.Addr) []byte {
-	inner := uint16(ipsetAttrIPv6)
-	if a.Is4() {
-		inner = ipsetAttrIPv4
-	}
-	return nlconn.Attribute(b, kind|unix.NLA_F_NESTED, nlconn.Attribute(nil, inner|unix.NLA_F_NET_BYTEORDER, a.AsSlice()))
-}
-
-func port(b []byte, f flow.Flow) []byte {
-	b = nlconn.Attribute(b, ipsetAttrPort|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, f.Port))
-	return nlconn.Attribute(b, ipsetAttrProto, []byte{uint8(f.Protocol)})
+// attribute appends one netlink attribute.
+func attribute(b []byte, kind uint16, value string) []byte {
+	return nlconn.Attribute(b, kind, []byte(value))
 }

@@ -7,7 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -26,16 +26,18 @@ const (
 // Names resolves the indices by which rules refer to ipsets, each once. A
 // set that a rule refers to can be neither destroyed nor renamed, and a swap
 // moves the contents only, so a name holds as long as the rule does. It is
-// not safe for concurrent use.
+// safe for concurrent use.
 type Names struct {
-	conn  *nlconn.Conn
+	conn Conn
+
+	mu    sync.Mutex // guards the following fields
 	names map[uint16]string
 	// failed is set once an index could not be resolved.
 	failed bool
 }
 
 // NewNames returns names of which none is resolved yet, asked for over c.
-func NewNames(c *nlconn.Conn) *Names {
+func NewNames(c Conn) *Names {
 	return &Names{conn: c, names: map[uint16]string{}}
 }
 
@@ -43,6 +45,8 @@ var _ xtblob.Sets = (*Names)(nil)
 
 // SetName implements xtblob.Sets.
 func (s *Names) SetName(index uint16) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if name, ok := s.names[index]; ok {
 		return name, nil
 	}
@@ -58,26 +62,42 @@ func (s *Names) SetName(index uint16) (string, error) {
 // Hold reports whether every index asked for so far was resolved and still has
 // its name.
 func (s *Names) Hold() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.failed {
 		return false
 	}
-	now := NewNames(s.conn)
-	for index := range s.names {
-		if _, err := now.SetName(index); err != nil {
+	for index, name := range s.names {
+		if now, err := setName(s.conn, index); err != nil || now != name {
 			return false
 		}
 	}
-	return maps.Equal(s.names, now.names)
+	return true
 }
 
 // Failed reports whether an index could not be resolved.
-func (s *Names) Failed() bool { return s.failed }
+func (s *Names) Failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// Resolved counts the indices that have been resolved.
+func (s *Names) Resolved() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.names)
+}
 
 // String returns the names with their indices, the same for the same names.
-func (s *Names) String() string { return fmt.Sprint(s.names) }
+func (s *Names) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprint(s.names)
+}
 
 // setName asks for the name of one set, which pins nothing.
-func setName(c *nlconn.Conn, index uint16) (string, error) {
+func setName(c Conn, index uint16) (string, error) {
 	request := nlconn.NFGenMsg(unix.AF_INET, 0)
 	request = nlconn.Attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
 	request = nlconn.Attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
