@@ -16,7 +16,9 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
+	"github.com/policygate/policygate/api/flow"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
 // Replica is one replica of the manager.
@@ -45,6 +47,13 @@ type Releases interface {
 	Release(r *hubv1.Release)
 }
 
+// Traces answers what the node would do with a flow.
+type Traces interface {
+	// Trace returns the ways in which the first packet of f passes the node.
+	// f is valid. It gives up when ctx ends, and is called concurrently.
+	Trace(ctx context.Context, f flow.Flow) ([]tracev1.Hop, error)
+}
+
 // Options are what a Client is made of.
 type Options struct {
 	// ServerName is what the replicas' certificates must be for.
@@ -54,8 +63,11 @@ type Options struct {
 	TokenFile string
 	// Hello returns what to introduce the agent with, for each session.
 	Hello func(context.Context) *hubv1.Hello
-	Clock clock.Clock
-	Log   logr.Logger
+	// Traces answers the traces that replicas ask for. nil: each is answered
+	// with an error.
+	Traces Traces
+	Clock  clock.Clock
+	Log    logr.Logger
 	// Registerer exposes the metrics. nil: they are counted for nobody.
 	Registerer prometheus.Registerer
 }
@@ -65,6 +77,8 @@ type Client struct {
 	options  Options
 	sessions atomic.Uint64 // opened so far, so that each has a number
 	open     *prometheus.GaugeVec
+	// tracing has an element for each trace in work.
+	tracing chan struct{}
 	// changed tells Run that the replicas are others.
 	changed chan struct{}
 
@@ -79,6 +93,7 @@ type Client struct {
 func New(o Options) *Client {
 	c := &Client{
 		options:  o,
+		tracing:  make(chan struct{}, maxTraces),
 		changed:  make(chan struct{}, 1),
 		replicas: make(map[string]Replica),
 		links:    make(map[string]*link),

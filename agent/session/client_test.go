@@ -226,7 +226,7 @@ type fixture struct {
 	tokenFile string
 }
 
-func start(t *testing.T) *fixture {
+func start(t *testing.T, traces Traces) *fixture {
 	t.Helper()
 	f := &fixture{record: &record{}, tokenFile: filepath.Join(t.TempDir(), "token")}
 	must(t, os.WriteFile(f.tokenFile, []byte("first\n"), 0o600))
@@ -236,8 +236,9 @@ func start(t *testing.T) *fixture {
 		Hello: func(context.Context) *hubv1.Hello {
 			return &hubv1.Hello{Version: "v1", BootId: "boot", Unsupported: "eBPF"}
 		},
-		Clock: clock.RealClock{},
-		Log:   testr.New(t),
+		Traces: traces,
+		Clock:  clock.RealClock{},
+		Log:    testr.New(t),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -268,7 +269,7 @@ func reportIn(t *testing.T, s *hubSession) *hubv1.Report {
 func TestSessionPassesOnWhatTheHubSaysAndReports(t *testing.T) {
 	ca := newAuthority(t)
 	h := serve(t, "", ca.leaf(t, serverName))
-	f := start(t)
+	f := start(t, nil)
 	f.SetReplicas([]Replica{{Name: "a", Address: h.address, Ready: true}})
 	f.SetRoots(ca.roots())
 
@@ -300,7 +301,7 @@ func TestSessionPassesOnWhatTheHubSaysAndReports(t *testing.T) {
 func TestAfterARestartTheSessionIsOpenedAnew(t *testing.T) {
 	ca := newAuthority(t)
 	h := serve(t, "", ca.leaf(t, serverName))
-	f := start(t)
+	f := start(t, nil)
 	f.SetRoots(ca.roots())
 	f.SetReplicas([]Replica{{Name: "a", Address: h.address, Ready: true}})
 	s := h.next(t)
@@ -335,7 +336,7 @@ func TestAfterARestartTheSessionIsOpenedAnew(t *testing.T) {
 func TestAHubEndsASessionAndTheAgentReturns(t *testing.T) {
 	ca := newAuthority(t)
 	h := serve(t, "", ca.leaf(t, serverName))
-	f := start(t)
+	f := start(t, nil)
 	f.SetRoots(ca.roots())
 	f.SetReplicas([]Replica{{Name: "a", Address: h.address, Ready: true}})
 	close(h.next(t).end)
@@ -345,7 +346,7 @@ func TestAHubEndsASessionAndTheAgentReturns(t *testing.T) {
 func TestTwoReplicasAndOneGone(t *testing.T) {
 	ca := newAuthority(t)
 	a, b := serve(t, "", ca.leaf(t, serverName)), serve(t, "", ca.leaf(t, serverName))
-	f := start(t)
+	f := start(t, nil)
 	f.SetRoots(ca.roots())
 	f.SetReplicas([]Replica{{Name: "a", Address: a.address, Ready: true}, {Name: "b", Address: b.address, Ready: true}})
 	sa, sb := a.next(t), b.next(t)
@@ -378,7 +379,7 @@ func TestTwoReplicasAndOneGone(t *testing.T) {
 func TestAReplicaThatIsNotReadyIsNotDialled(t *testing.T) {
 	ca := newAuthority(t)
 	h := serve(t, "", ca.leaf(t, serverName))
-	f := start(t)
+	f := start(t, nil)
 	f.SetRoots(ca.roots())
 	f.SetReplicas([]Replica{{Name: "a", Address: h.address}})
 	select {
@@ -401,7 +402,7 @@ func TestAWrongCertificateIsRefusedUntilTheRootsChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := serve(t, "", tc.cert)
-			f := start(t)
+			f := start(t, nil)
 			f.SetReplicas([]Replica{{Name: "a", Address: h.address, Ready: true}})
 			f.SetRoots(tc.roots)
 			select {
@@ -469,7 +470,7 @@ func TestOutbox(t *testing.T) {
 	o.drop("v")
 	var got []string
 	for r := o.take(1); r != nil; r = o.take(1) {
-		got = append(got, fmt.Sprint(r.GetUid(), r.GetGeneration()))
+		got = append(got, fmt.Sprint(r.GetReport().GetUid(), r.GetReport().GetGeneration()))
 	}
 	if want := []string{"u2", "w1"}; !slices.Equal(got, want) {
 		t.Errorf("took %v, want %v: the newest of each, in the order they came in", got, want)

@@ -124,7 +124,7 @@ func TestDiscoveryFindsReplicasAndRoots(t *testing.T) {
 		}
 	}
 	client := fake.NewClientset(slice, bundle(old))
-	f := start(t)
+	f := start(t, nil)
 	d := &Discovery{
 		Client: client, Namespace: "policygate-system", Service: "policygate-hub", ConfigMap: "policygate-ca", Log: testr.New(t),
 	}

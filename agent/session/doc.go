@@ -11,6 +11,10 @@
 // the replica assigned is kept meanwhile, so that a short cut loses no looks,
 // and forgotten once the replica is gone.
 //
+// A replica may also ask for a trace. It is answered beside everything else,
+// so that neither assignments nor releases wait for it, and answers wait for
+// reports.
+//
 // Each session reads the token anew and trusts the newest certificates. The
 // package decides nothing about assignments or releases.
 package session

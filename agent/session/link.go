@@ -195,11 +195,11 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 
 	source := confirm.Source{Replica: l.name, Session: l.client.sessions.Add(1)}
 	l.outbox.begin(source.Session)
-	var sending sync.WaitGroup
-	sending.Go(func() { l.send(ctx, stream, source) })
+	var working sync.WaitGroup
+	working.Go(func() { l.send(ctx, stream, source) })
 	defer func() {
 		cancel()
-		sending.Wait()
+		working.Wait()
 		l.synced.Store(false)
 		l.client.count()
 	}()
@@ -207,6 +207,10 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 		m, err := stream.Recv()
 		if err != nil {
 			return l.synced.Load(), fmt.Errorf("receive: %w", err)
+		}
+		if t := m.GetTrace(); t != nil {
+			l.trace(ctx, &working, source, t)
+			continue
 		}
 		l.handle(source, m, subjects, releases)
 	}
@@ -255,8 +259,8 @@ func (l *link) send(ctx context.Context, stream grpc.BidiStreamingClient[hubv1.A
 			return
 		case <-l.outbox.ready:
 		}
-		for report := l.outbox.take(source.Session); report != nil; report = l.outbox.take(source.Session) {
-			if err := stream.Send(&hubv1.AgentMessage{Message: &hubv1.AgentMessage_Report{Report: report}}); err != nil {
+		for m := l.outbox.take(source.Session); m != nil; m = l.outbox.take(source.Session) {
+			if err := stream.Send(m); err != nil {
 				return // the receiver learns why
 			}
 		}

@@ -10,9 +10,13 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
+// maxResults bounds the answers to traces that wait. The hub awaits 8 at most.
+const maxResults = 16
+
 // outbox holds the reports that wait to be sent in one session: the newest of
 // each uid, in the order in which the uids came in. It is so bounded by the
-// number of subjects, however slow the replica reads.
+// number of subjects, however slow the replica reads. Behind them wait the
+// answers to traces.
 type outbox struct {
 	// ready has an element if something may wait.
 	ready chan struct{}
@@ -21,6 +25,7 @@ type outbox struct {
 	session uint64
 	order   []string
 	reports map[string]*hubv1.Report
+	results []*hubv1.TraceResult
 }
 
 // begin empties the outbox for a session. Reports for others are refused from
@@ -28,7 +33,7 @@ type outbox struct {
 func (o *outbox) begin(session uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.session, o.order, o.reports = session, nil, make(map[string]*hubv1.Report)
+	o.session, o.order, o.reports, o.results = session, nil, make(map[string]*hubv1.Report), nil
 }
 
 // put adds a report, in place of the uid's earlier one.
@@ -42,6 +47,22 @@ func (o *outbox) put(session uint64, r *hubv1.Report) {
 		o.order = append(o.order, r.GetUid())
 	}
 	o.reports[r.GetUid()] = r
+	o.wake()
+}
+
+// answer adds an answer to a trace. One too many is dropped: who asks so much
+// has not kept to the contract.
+func (o *outbox) answer(session uint64, r *hubv1.TraceResult) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if session != o.session || len(o.results) >= maxResults {
+		return
+	}
+	o.results = append(o.results, r)
+	o.wake()
+}
+
+func (o *outbox) wake() {
 	select {
 	case o.ready <- struct{}{}:
 	default:
@@ -58,16 +79,24 @@ func (o *outbox) drop(uid string) {
 	}
 }
 
-// take removes and returns the oldest report, or nil if there is none.
-func (o *outbox) take(session uint64) *hubv1.Report {
+// take removes and returns what is to be sent next, or nil if there is
+// nothing: the oldest report, else the oldest answer.
+func (o *outbox) take(session uint64) *hubv1.AgentMessage {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if session != o.session || len(o.order) == 0 {
+	switch {
+	case session != o.session:
 		return nil
+	case len(o.order) > 0:
+		uid := o.order[0]
+		o.order = o.order[1:]
+		r := o.reports[uid]
+		delete(o.reports, uid)
+		return &hubv1.AgentMessage{Message: &hubv1.AgentMessage_Report{Report: r}}
+	case len(o.results) > 0:
+		r := o.results[0]
+		o.results = o.results[1:]
+		return &hubv1.AgentMessage{Message: &hubv1.AgentMessage_TraceResult{TraceResult: r}}
 	}
-	uid := o.order[0]
-	o.order = o.order[1:]
-	r := o.reports[uid]
-	delete(o.reports, uid)
-	return r
+	return nil
 }

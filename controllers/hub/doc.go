@@ -22,4 +22,10 @@
 // is coalesced by uid, so that a queue never grows beyond the assignments. An
 // agent that does not read for half a minute is cut off; it connects again and
 // is synced in full.
+//
+// # Questions
+//
+// A person's trace is asked on the same session, behind everything else that
+// waits and in bounded number. It reads the answer of one agent and knows of
+// no sink, assignment or gate.
 package hub

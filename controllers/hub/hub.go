@@ -26,8 +26,9 @@ import (
 
 const (
 	// maxReceive bounds a message of an agent. A report names at most three
-	// unmet expectations with 200 bytes each.
-	maxReceive = 16 << 10
+	// unmet expectations with 200 bytes each; a trace result of two hops with
+	// 128 steps of six texts with 512 bytes each is the largest.
+	maxReceive = 1 << 20
 	// maxStreams bounds what one connection can hold open: an agent has one
 	// session, and a second while it replaces the first.
 	maxStreams = 4
@@ -270,6 +271,7 @@ func (h *Hub) open(nodeName string, s *session, hello Hello) {
 	defer n.mu.Unlock()
 	if n.session != nil {
 		close(n.session.replaced)
+		n.session.questions.end()
 		h.sink.Disconnected(nodeName)
 	}
 	n.session = s
@@ -288,6 +290,7 @@ func (h *Hub) end(nodeName string, s *session) {
 	n := h.node(nodeName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	s.questions.end()
 	if n.session == s {
 		n.session = nil
 		h.sink.Disconnected(nodeName)

@@ -8,12 +8,14 @@ import (
 )
 
 // queue is what waits to be sent to one agent: per uid the latest Assign or
-// Withdraw and at most one Release behind it. It is not safe for use by
-// several goroutines.
+// Withdraw and at most one Release behind it, and behind all that the traces.
+// It is not safe for use by several goroutines.
 type queue struct {
 	// order holds each uid with something to send once, and syncedMark.
 	order []string
 	items map[string]*item
+	// traces are bounded by who puts them in.
+	traces []*hubv1.HubMessage
 	// ready receives after something was put in. It has room for one.
 	ready chan struct{}
 }
@@ -61,11 +63,23 @@ func (q *queue) synced() {
 	}}})
 }
 
+// trace puts in a Trace behind everything else: a person's question delays no
+// gate.
+func (q *queue) trace(t *hubv1.Trace) {
+	q.traces = append(q.traces, &hubv1.HubMessage{Message: &hubv1.HubMessage_Trace{Trace: t}})
+	q.wake()
+}
+
 // next removes and returns what is to be sent next, or nil. Uids take their
 // turn in the order in which they were put in.
 func (q *queue) next() *hubv1.HubMessage {
 	if len(q.order) == 0 {
-		return nil
+		if len(q.traces) == 0 {
+			return nil
+		}
+		m := q.traces[0]
+		q.traces = q.traces[1:]
+		return m
 	}
 	uid := q.order[0]
 	i := q.items[uid]
@@ -87,6 +101,10 @@ func (q *queue) put(uid string, i *item) {
 		q.order = append(q.order, uid)
 	}
 	q.items[uid] = i
+	q.wake()
+}
+
+func (q *queue) wake() {
 	select {
 	case q.ready <- struct{}{}:
 	default:

@@ -6,6 +6,7 @@ package hub
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
@@ -34,9 +35,11 @@ const (
 	reportsBurst     = 2000
 )
 
-// session is one agent's connection. The queue is guarded by its node's lock.
+// session is one agent's connection. The queue and the questions are guarded
+// by its node's lock.
 type session struct {
-	queue *queue
+	queue     *queue
+	questions questions
 	// replaced is closed when a newer session of the node has begun.
 	replaced chan struct{}
 	// sending is when the send in progress began, in Unix nanoseconds, or 0.
@@ -60,7 +63,7 @@ func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.
 	if err != nil {
 		return err
 	}
-	s := &session{queue: newQueue(), replaced: make(chan struct{})}
+	s := &session{queue: newQueue(), questions: newQuestions(), replaced: make(chan struct{})}
 	h.open(identity.Node, s, hello)
 	defer h.end(identity.Node, s)
 	log.Info("agent connected", "version", hello.Version, "unsupported", printable(hello.Unsupported))
@@ -102,17 +105,32 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 				return status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
 			}
 		case m := <-messages:
-			r := m.GetReport()
-			if r == nil {
-				return status.Errorf(codes.InvalidArgument, "message is %T: want a report after hello", m.GetMessage())
-			}
 			if err := limiter.Wait(ctx); err != nil {
 				return status.FromContextError(ctx.Err()).Err()
 			}
-			if err := h.report(id.Node, s, r); err != nil {
-				return status.Errorf(codes.InvalidArgument, "report: %v", err)
+			if err := h.handle(id.Node, s, m); err != nil {
+				return status.Errorf(codes.InvalidArgument, "%v", err)
 			}
 		}
+	}
+}
+
+// handle takes one message after hello. It returns an error if the agent does
+// not keep to the contract.
+func (h *Hub) handle(nodeName string, s *session, m *hubv1.AgentMessage) error {
+	switch m := m.GetMessage().(type) {
+	case *hubv1.AgentMessage_Report:
+		if err := h.report(nodeName, s, m.Report); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+		return nil
+	case *hubv1.AgentMessage_TraceResult:
+		if err := h.answered(nodeName, s, m.TraceResult); err != nil {
+			return fmt.Errorf("trace result: %w", err)
+		}
+		return nil
+	default:
+		return fmt.Errorf("message is %T: want a report or a trace result after hello", m)
 	}
 }
 
