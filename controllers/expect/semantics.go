@@ -116,7 +116,34 @@ func (c *Cluster) Admission(policies []*Policy, d Direction, x Conn) Admission {
 			best = max(best, c.ruleAdmission(q, d, i, x))
 		}
 	}
+	if best == Refused && c.admittedInMirror(policies, d, x) {
+		return Doubtful
+	}
 	return best
+}
+
+// admittedInMirror reports whether a policy that selects both ends of x, and
+// isolates in both directions, admits x in the other direction. kube-router
+// has all rules of a policy in one chain, and asks that chain of both ends in
+// whichever direction: so the source's egress is let through by the rule that
+// admits it to the destination, and the other way round.
+func (c *Cluster) admittedInMirror(policies []*Policy, d Direction, x Conn) bool {
+	_, other := x.sides(d)
+	if other.Pod == nil {
+		return false
+	}
+	mirror := d.opposite()
+	for _, q := range policies {
+		if !q.Isolates[d] || !q.Isolates[mirror] || !q.Selects(other.Pod) {
+			continue
+		}
+		for i := range q.Rules[mirror] {
+			if c.ruleAdmission(q, mirror, i, x) != Refused {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // ruleAdmission is the admission of one rule: the lower of what its peers and

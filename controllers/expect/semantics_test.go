@@ -129,3 +129,37 @@ func TestAdmission(t *testing.T) {
 		})
 	}
 }
+
+// The two Pods are of one app on two nodes: db/mysql of n2 is the destination.
+func TestAPolicyOfBothDirectionsIsDoubtfulWhereItsOtherDirectionAdmits(t *testing.T) {
+	toEachOther, nowhere, elsewhere := []in{{Ports: tcp(3306)}}, []out{}, []out{{Ports: tcp(53)}}
+	for name, tc := range map[string]struct {
+		selected string
+		spec     spec
+		d        Direction
+		port     uint16
+		want     Admission
+	}{
+		"the ingress rule of both ends' policy lets the egress through":   {"", spec{Ingress: toEachOther, Egress: elsewhere}, Egress, 3306, Doubtful},
+		"so it does without an egress rule":                               {"", spec{Ingress: toEachOther, Egress: nowhere, PolicyTypes: policyTypes("Ingress", "Egress")}, Egress, 3306, Doubtful},
+		"a port that neither direction names is refused":                  {"", spec{Ingress: toEachOther, Egress: elsewhere}, Egress, 3307, Refused},
+		"the egress rule lets the ingress through":                        {"", spec{Ingress: toEachOther, Egress: elsewhere}, Ingress, 53, Doubtful},
+		"a rule of the right direction admits":                            {"", spec{Ingress: toEachOther, Egress: elsewhere}, Ingress, 3306, Admitted},
+		"a policy that does not select the other end refuses":             {"backup", spec{Ingress: toEachOther, Egress: elsewhere}, Egress, 3306, Refused},
+		"a policy of one direction has no rule in use in the other":       {"", spec{Ingress: toEachOther, Egress: elsewhere, PolicyTypes: policyTypes("Egress")}, Egress, 3306, Refused},
+		"its other direction does not let a stranger of the rule through": {"", spec{Ingress: []in{{From: from(pods("idle1"))}}, Egress: elsewhere}, Egress, 3306, Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := shop(t)
+			backup(w)
+			w.policy("db/p", tc.selected, tc.spec)
+			c := w.cluster()
+			src, dst := c.Pod("db/backup"), c.Pod("db/mysql")
+			x := Conn{Src: End{src.IPs[0], src}, Dst: End{dst.IPs[0], dst}, Protocol: flow.TCP, Port: tc.port}
+			isolated, _ := x.sides(tc.d)
+			if got := c.Admission(Selecting(c.PoliciesIn("db"), isolated.Pod), tc.d, x); got != tc.want {
+				t.Errorf("got %d, want %d", got, tc.want)
+			}
+		})
+	}
+}
