@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 )
 
 // Family is the protocol family whose packets a table sees.
@@ -107,7 +108,8 @@ type Table struct {
 	Chains []*Chain
 }
 
-// Chain is a list of rules.
+// Chain is a list of rules. It is not copied once it is in use, and not changed
+// once it was walked.
 type Chain struct {
 	Name string
 	// Base is nil for a chain that only a jump reaches.
@@ -121,6 +123,8 @@ type Chain struct {
 	// Opaque, if not empty, says that the chain's rules could not be read:
 	// a packet that gets here may meet any fate.
 	Opaque string
+
+	listing atomic.Pointer[Listing]
 }
 
 // List returns the chain's rules, read if they have to be.
@@ -160,7 +164,8 @@ func Order(matches []Match) {
 }
 
 func cost(m Match) int {
-	if _, ok := m.(Set); ok {
+	switch m.(type) {
+	case Set, Lookup:
 		return 1
 	}
 	return 0

@@ -34,7 +34,7 @@ const (
 	PacketMark
 	ConnMark
 	// ConnState has 4 bytes in host order with exactly one bit set, that of
-	// NF_CT_STATE_BIT, or none before the connection is looked up.
+	// NF_CT_STATE_BIT; before the connection is looked up it is the invalid one.
 	ConnState
 	// ConnStatus has 4 bytes in host order: the bits of enum ip_conntrack_status.
 	ConnStatus

@@ -13,31 +13,41 @@ import (
 )
 
 // matches answers for a whole rule: No if any match says no, Yes if all say
-// yes.
-func (w *walk) matches(r *ruleset.Rule, s state) Ternary {
-	answer := Yes
-	for _, m := range r.Matches {
-		switch w.match(m, s) {
+// yes. w.why is of the first that cannot tell.
+func (w *walk) matches(r *ruleset.Rule, s *state) Ternary {
+	answer, why := Yes, ""
+	for i := range r.Matches {
+		w.why = ""
+		switch w.match(r.Matches[i], s) {
 		case No:
 			return No
 		case Unknown:
-			answer = Unknown
+			if answer == Yes {
+				answer, why = Unknown, w.why
+			}
 		case Yes:
 		}
 	}
+	w.why = why
 	return answer
 }
 
-func (w *walk) match(m ruleset.Match, s state) Ternary {
+func (w *walk) match(m ruleset.Match, s *state) Ternary {
 	switch m := m.(type) {
 	case ruleset.Addr:
+		if m.Dir == ruleset.Src && s.resourced {
+			return w.sourceless()
+		}
 		return not(m.Not, Of(m.Contains(w.address(m.Dir))))
 	case ruleset.AddrRange:
+		if m.Dir == ruleset.Src && s.resourced {
+			return w.sourceless()
+		}
 		return not(m.Not, inRange(w.address(m.Dir), m.From, m.To))
 	case ruleset.Proto:
 		return not(m.Not, Of(flow.Protocol(m.Number) == w.flow.Protocol))
 	case ruleset.Ports:
-		return not(m.Not, w.ports(m))
+		return not(m.Not, w.ports(m.Dir, m.Ranges, s))
 	case ruleset.TCPFlags:
 		// A SYN alone: ECN's two bits are none that a rule can name.
 		return not(m.Not, Of(ruleset.SYN&m.Mask == m.Set))
@@ -56,8 +66,11 @@ func (w *walk) match(m ruleset.Match, s state) Ternary {
 		}
 		return not(m.Not, s.connMark.match(m.Value, m.Mask))
 	case ruleset.CTState:
-		return not(m.Not, Of(m.States&s.tracking.states() != 0))
+		return not(m.Not, w.ctState(m, s))
 	case ruleset.AddrType:
+		if m.Dir == ruleset.Src && s.resourced {
+			return w.sourceless()
+		}
 		return not(m.Not, w.addrType(m))
 	case ruleset.Bridged:
 		if w.at == ruleset.Forward || w.at == ruleset.Postrouting {
@@ -65,9 +78,24 @@ func (w *walk) match(m ruleset.Match, s state) Ternary {
 		}
 		// Only a packet whose output port is known counts as bridged.
 		return not(m.Not, No)
+	case ruleset.BridgePort:
+		return not(m.Not, w.bridgePort(m))
+	case ruleset.ReversePath:
+		return not(m.Not, w.reversePath(m))
 	case ruleset.Set:
-		return not(m.Not, w.member(m, s.mark))
+		return not(m.Not, w.member(m, s))
+	case ruleset.Compare:
+		return w.compare(&m, s)
+	case ruleset.Lookup:
+		return w.lookup(&m, s)
 	}
+	return Unknown
+}
+
+// sourceless answers for a packet whose source was rewritten to what the rules
+// alone do not tell.
+func (w *walk) sourceless() Ternary {
+	w.why = "the source was rewritten"
 	return Unknown
 }
 
@@ -76,18 +104,6 @@ func not(negated bool, t Ternary) Ternary {
 		return t.Not()
 	}
 	return t
-}
-
-func (t tracking) states() ruleset.CTStates {
-	switch t {
-	case tracked:
-		return ruleset.New
-	case untracked:
-		return ruleset.Untracked
-	case before:
-		return ruleset.Invalid
-	}
-	return 0
 }
 
 func (w *walk) address(d ruleset.Direction) netip.Addr {
@@ -108,62 +124,117 @@ func inRange(a, from, to netip.Addr) Ternary {
 // get (ip_unprivileged_port_start).
 const firstEphemeral = 1024
 
-func (w *walk) ports(m ruleset.Ports) Ternary {
-	dst := No
-	for _, r := range m.Ranges {
-		if r.From <= w.flow.Port && w.flow.Port <= r.To {
-			dst = Yes
+func (w *walk) ports(dir ruleset.Direction, ranges []ruleset.PortRange, s *state) Ternary {
+	if dir != ruleset.Src {
+		for _, r := range ranges {
+			if r.From <= w.flow.Port && w.flow.Port <= r.To {
+				return Yes
+			}
+		}
+		if dir == ruleset.Dst {
+			return No
 		}
 	}
-	if m.Dir == ruleset.Dst || (m.Dir == ruleset.Either && dst == Yes) {
-		return dst
+	first := uint16(firstEphemeral)
+	if s.resourced {
+		// Source NAT keeps a port where it can, or takes another.
+		first = 1
 	}
 	src := No
-	for _, r := range m.Ranges {
-		if r.From <= firstEphemeral && r.To == 65535 {
+	for _, r := range ranges {
+		if r.From <= first && r.To == 65535 {
 			return Yes
 		}
-		if r.To >= firstEphemeral {
+		if r.To >= first {
+			w.why = "the source port may be any from " + portName(first) + " on"
 			src = Unknown
 		}
 	}
 	return src
 }
 
-// iface compares with the interface that the hook sees; a hook without one
-// compares with the empty name, as the kernel does.
+func portName(p uint16) string {
+	if p == 1 {
+		return "1"
+	}
+	return "1024"
+}
+
+// device is an interface as a hook sees it.
+type device struct {
+	// name is "" and index 0 for none.
+	name  string
+	index uint32
+	// unnamed and unnumbered say that there is one, of which that is not
+	// known.
+	unnamed, unnumbered bool
+	// perhaps: the kernel may have forgotten it.
+	perhaps bool
+}
+
+// turn makes the walk be at a hook.
+//
+// A hook without an interface of one side compares it as the empty name and as
+// the number 0: legacy always has, nf_tables since Linux 5.3 (before, such a
+// condition did not hold, negated or not). Prerouting and input have no
+// output; output has no input, and neither has what it sends at postrouting.
+// There, forwarded packets have an input since Linux 5.7, and bridged ones
+// have none.
+func (w *walk) turn(hook ruleset.Hook) {
+	w.at, w.in, w.out = hook, device{}, device{}
+	if p := &w.path; p.Way != Sent && hook != ruleset.Output {
+		w.in = newDevice(p.In, p.InIndex, p.InUnknown)
+		w.in.perhaps = hook == ruleset.Postrouting
+	}
+	if p := &w.path; p.Way != Delivered && (hook == ruleset.Forward || hook == ruleset.Output || hook == ruleset.Postrouting) {
+		w.out = newDevice(p.Out, p.OutIndex, p.OutUnknown)
+	}
+}
+
+func newDevice(name string, index uint32, unknown bool) device {
+	if unknown {
+		return device{unnamed: true, unnumbered: true}
+	}
+	return device{name: name, index: index, unnumbered: index == 0 && name != ""}
+}
+
 func (w *walk) iface(m ruleset.Iface) Ternary {
-	in, out := w.interfaces()
-	name, unknown := in, w.path.InUnknown
+	d := &w.in
 	if m.Out {
-		name, unknown = out, w.path.OutUnknown
+		d = &w.out
 	}
 	switch {
 	case m.Prefix && m.Name == "":
 		return Yes
-	case w.at == ruleset.Postrouting && !m.Out:
-		// Given to this hook since Linux 5.7 only.
+	case d.unnamed:
+		w.why = "the interface is not known"
 		return Unknown
-	case unknown:
-		return Unknown
-	case m.Prefix:
-		return Of(strings.HasPrefix(name, m.Name))
 	}
-	return Of(name == m.Name)
+	answer := named(d.name, m.Name, m.Prefix)
+	if d.perhaps && answer != named("", m.Name, m.Prefix) {
+		w.why = "the kernel may have forgotten the input interface"
+		return Unknown
+	}
+	return answer
 }
 
-// interfaces returns what the hook sees.
-func (w *walk) interfaces() (in, out string) {
-	switch w.at {
-	case ruleset.Prerouting, ruleset.Input:
-		return w.path.In, ""
-	case ruleset.Output, ruleset.Postrouting:
-		return "", w.path.Out
-	case ruleset.Forward:
-		return w.path.In, w.path.Out
-	case ruleset.Ingress:
+func named(have, want string, prefix bool) Ternary {
+	if prefix {
+		return Of(strings.HasPrefix(have, want))
 	}
-	return w.path.In, ""
+	return Of(have == want)
+}
+
+// ctState knows what may still be unsure of a first packet: whether its source
+// was rewritten.
+func (w *walk) ctState(m ruleset.CTState, s *state) Ternary {
+	if m.States&s.tracking.states() != 0 {
+		return Yes
+	}
+	if m.States&ruleset.SNATed != 0 && s.resourced {
+		return w.sourceless()
+	}
+	return No
 }
 
 func (w *walk) addrType(m ruleset.AddrType) Ternary {
@@ -172,19 +243,74 @@ func (w *walk) addrType(m ruleset.AddrType) Ternary {
 		have = w.path.SrcType
 	}
 	if have == 0 {
+		w.why = "the address's type is not known"
 		return Unknown
 	}
 	if w.flow.Dst.Is6() && mathbits.OnesCount16(uint16(m.Types)) != 1 {
 		// For IPv6 the kernel wants some of several types together.
+		w.why = "several types of an IPv6 address"
 		return Unknown
 	}
 	return Of(have&m.Types != 0)
 }
 
-func (w *walk) member(m ruleset.Set, mark bits) Ternary {
-	in, out := w.interfaces()
-	answer, _ := w.sets.Member(m.Name, m.Dims, Packet{
-		Flow: w.flow, In: in, Out: out, Mark: mark.value, MarkKnown: mark.unknown == 0,
-	})
+// bridgePort compares as xt_physdev does. The port of entry stays known when a
+// packet from a bridge is routed; the port of leaving is set for bridged
+// packets only, right before forward. A packet that never was on a bridge has
+// neither, and then no name matches.
+func (w *walk) bridgePort(m ruleset.BridgePort) Ternary {
+	port, bridged := w.path.InPort, w.path.Bridged
+	switch {
+	case m.Out && w.at != ruleset.Forward && w.at != ruleset.Postrouting:
+		bridged = No
+	case m.Out:
+		port = w.path.OutPort
+	case w.path.Way == Sent:
+		bridged = No
+	case bridged == No && w.path.OnBridge:
+		// Whether bridges hand their packets to the IP hooks decides.
+		bridged = Unknown
+	}
+	everything := m.Prefix && m.Name == ""
+	switch {
+	case bridged == Yes && (port != "" || everything):
+		return named(port, m.Name, m.Prefix)
+	case bridged == No && !everything:
+		return named("", m.Name, m.Prefix)
+	}
+	w.why = "the bridge's port is not known"
+	return Unknown
+}
+
+func (w *walk) reversePath(m ruleset.ReversePath) Ternary {
+	switch {
+	case w.at != ruleset.Prerouting:
+		// The kernel has the match there only.
+	case w.path.Returns == Yes, !m.Loose:
+		if w.path.Returns == Unknown {
+			w.why = "the route back to the source is not known"
+		}
+		return w.path.Returns
+	}
+	w.why = "the route back to the source is not known"
+	return Unknown
+}
+
+func (w *walk) member(m ruleset.Set, s *state) Ternary {
+	if s.resourced {
+		for _, d := range m.Dims {
+			if d == ruleset.Src {
+				return w.sourceless()
+			}
+		}
+	}
+	if w.at == ruleset.Postrouting {
+		// Sets of interfaces are not asked with one that may be forgotten.
+		answer, why := w.sets.Member(m.Name, m.Dims, Packet{Flow: w.flow, Out: w.out.name})
+		w.why = why
+		return answer
+	}
+	answer, why := w.sets.Member(m.Name, m.Dims, Packet{Flow: w.flow, In: w.in.name, Out: w.out.name})
+	w.why = why
 	return answer
 }

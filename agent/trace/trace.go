@@ -16,7 +16,15 @@
 // state that the packet can be in and every fate that it can meet; states that
 // agree are one again, so an unknown in front of a rule that only logs costs
 // nothing. The verdict is Allowed or Denied if all fates agree and
-// Inconclusive, naming the rule, if they do not.
+// Inconclusive, naming the rule, if they do not. A rule or a chain of which
+// nobody knows what it does ends the walk: it is Inconclusive.
+//
+// # What it costs
+//
+// Rules that are for the addresses of others are passed over by their digests
+// (ruleset.Listing). A long walk remembers what became of a state in a chain,
+// so that rules which jump to the same chains over and over cost no more than
+// their number, and a budget bounds the rest.
 //
 // Only what the packet meets on this node as an unestablished flow is judged:
 // a rewritten destination makes it Inconclusive, and so does a rewritten
@@ -24,9 +32,6 @@
 package trace
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/api/flow"
 )
@@ -79,7 +84,8 @@ type Membership interface {
 	// nothing. Unknown comes with the reason.
 	Member(set string, dims []ruleset.Direction, p Packet) (answer Ternary, why string)
 	// Element asks a native set for the element that a key falls into. An
-	// error says why it cannot be told.
+	// error says why it cannot be told. The key is only to be read, and only
+	// during the call.
 	Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error)
 }
 
@@ -125,31 +131,11 @@ type Path struct {
 	SrcType, DstType ruleset.AddrTypes
 }
 
-// budget bounds the visits of one verdict: a rule seen in one state is a
-// visit. Large clusters have some hundred rules on a path (319 of 3,149 at
-// 110 pods and 100 policies), so this is only met by what is not a ruleset.
-const budget = 100_000
-
-// depth bounds nested jumps. nf_tables allows 16 and xtables as many as there
-// are chains; engines use fewer than ten.
-const depth = 64
-
 // Trace returns the verdict on a flow. f must be valid. Tables of families
 // that cannot see the flow are ignored. It is safe for concurrent use if m is.
 func Trace(tables []ruleset.Table, path Path, f flow.Flow, m Membership) flow.Verdict {
-	w := walk{path: path, flow: f, sets: m, left: budget}
-	w.link(tables)
-	states := []state{{}}
-	if path.Unseen == "" {
-		family := ruleset.IPv6
-		if f.Dst.Is4() {
-			family = ruleset.IPv4
-		}
-		for _, hook := range path.hooks() {
-			states = w.hook(tables, family, hook, states)
-		}
-	}
-	return w.verdict(states)
+	w := walk{path: path, flow: f, sets: m}
+	return w.run(tables)
 }
 
 // Step is one thing that happened on the packet's walk.
@@ -160,7 +146,8 @@ type Step struct {
 	Base, Chain string
 	// Depth is how many jumps lead to the chain.
 	Depth int
-	// Rule is the rule as text, "" for the policy at the end of a base chain.
+	// Rule is the rule as text, "" for what is no rule's doing, such as the
+	// policy at the end of a base chain.
 	Rule string
 	// Effect says what came of it in a few words, such as "jumps to a",
 	// "accepts", "sets mark 0x1/0x1", "policy drops".
@@ -171,105 +158,10 @@ type Step struct {
 
 // Explain returns what Trace does, and the rules that the packet met and that
 // matched or may have, in the order of the walk. Where the walk forked, the
-// steps of all branches are there. Texts are printable ASCII.
+// steps of all branches are there. Texts are printable ASCII. There are at
+// most some 2,000 steps: then the last one says that there were more.
 func Explain(tables []ruleset.Table, path Path, f flow.Flow, m Membership) (flow.Verdict, []Step) {
-	return Trace(tables, path, f, m), nil
-}
-
-func (p Path) hooks() []ruleset.Hook {
-	switch p.Way {
-	case Forwarded:
-		return []ruleset.Hook{ruleset.Prerouting, ruleset.Forward, ruleset.Postrouting}
-	case Delivered:
-		return []ruleset.Hook{ruleset.Prerouting, ruleset.Input}
-	case Sent:
-		return []ruleset.Hook{ruleset.Output, ruleset.Postrouting}
-	}
-	return nil
-}
-
-// base is a base chain and the table it belongs to.
-type base struct {
-	table *ruleset.Table
-	chain *ruleset.Chain
-}
-
-// link takes note of the link layer chains that can see the packet. Their
-// rules are never readable, so one of them decides that nothing is decided.
-func (w *walk) link(tables []ruleset.Table) {
-	for i := range tables {
-		t := &tables[i]
-		if t.Family != ruleset.Netdev && (t.Family != ruleset.Bridge || !w.path.OnBridge) {
-			continue
-		}
-		for _, c := range t.Chains {
-			if c.Base != nil {
-				w.unsure(base{t, c}.name() + ": " + c.Opaque)
-			}
-		}
-	}
-}
-
-// hook walks the states through all base chains of a hook.
-func (w *walk) hook(tables []ruleset.Table, family ruleset.Family, hook ruleset.Hook, states []state) []state {
-	var bases []base
-	for i := range tables {
-		t := &tables[i]
-		if t.Family != family {
-			continue
-		}
-		for _, c := range t.Chains {
-			if c.Base != nil && c.Base.Hook == hook && !idle(c) {
-				bases = append(bases, base{t, c})
-			}
-		}
-	}
-	slices.SortStableFunc(bases, func(a, b base) int {
-		return cmp.Compare(a.chain.Base.Priority, b.chain.Base.Priority)
-	})
-	w.at = hook
-	for len(bases) > 0 && len(states) > 0 {
-		end := 1
-		for end < len(bases) && bases[end].chain.Base.Priority == bases[0].chain.Base.Priority {
-			end++
-		}
-		states = w.tied(bases[:end], states)
-		bases = bases[end:]
-	}
-	return states
-}
-
-// tied walks base chains of one priority. Which of them the kernel calls
-// first depends on which was registered first, so both orders are walked and
-// where they end in different states both stay.
-func (w *walk) tied(bases []base, states []state) []state {
-	forth := states
-	for _, b := range bases {
-		forth = w.base(b, forth)
-	}
-	if len(bases) == 1 {
-		return forth
-	}
-	back := states
-	for _, b := range slices.Backward(bases) {
-		back = w.base(b, back)
-	}
-	out := newStates(len(forth))
-	for _, s := range forth {
-		out.add(s)
-	}
-	for _, s := range back {
-		s.because("the order of " + bases[0].name() + " and " + bases[1].name() + ", which have one priority")
-		out.add(s)
-	}
-	return out.list
-}
-
-// idle reports whether a base chain lets every packet pass untouched.
-func idle(c *ruleset.Chain) bool {
-	return len(c.Rules) == 0 && c.Opaque == "" && !c.Base.Drop
-}
-
-func (b base) name() string {
-	return b.table.Backend.String() + " " + b.table.Family.String() + " " + b.table.Name + "/" + b.chain.Name
+	w := walk{path: path, flow: f, sets: m, record: &record{}}
+	w.run(tables)
+	return Trace(tables, path, f, m), w.record.steps
 }

@@ -5,128 +5,85 @@ package trace
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/api/flow"
 )
 
-// conntrackPriority is where the kernel looks the connection up at prerouting
-// and output (NF_IP_PRI_CONNTRACK): chains before it see no connection.
-const conntrackPriority = -200
+// budget bounds the visits of one verdict: a rule seen in one state is a
+// visit. Large clusters have some hundred rules on a path (319 of 3,149 at
+// 110 pods and 100 policies), so this is only met by what is not a ruleset.
+const budget = 100_000
 
-// tracking is what conntrack knows of the packet.
-type tracking uint8
+// remembered is after how many visits a walk begins to remember what becomes
+// of a state in a chain. Before, it costs more than it spares.
+const remembered = 2_000
 
-const (
-	// before conntrack: the kernel answers as for an invalid packet.
-	before tracking = iota
-	tracked
-	untracked
-)
-
-// bits are a mark of which some bits may be unknown; value is 0 there.
-type bits struct{ value, unknown uint32 }
-
-// mix returns (b &^ mask) ^ (with & withMask), bit by bit.
-func (b bits) mix(mask uint32, with bits, withMask uint32) bits {
-	unknown := b.unknown&^mask | with.unknown&withMask
-	return bits{value: ((b.value &^ mask) ^ (with.value & withMask)) &^ unknown, unknown: unknown}
-}
-
-func (b bits) match(value, mask uint32) Ternary {
-	if (b.value^value)&mask&^b.unknown != 0 {
-		return No
-	}
-	// The kernel compares the masked mark with the value as it is: bits of
-	// the value outside of the mask can never match.
-	if value&^mask != 0 {
-		return No
-	}
-	if b.unknown&mask != 0 {
-		return Unknown
-	}
-	return Yes
-}
-
-// traits are the part of a state that later rules can see.
-type traits struct {
-	mark, connMark bits
-	tracking       tracking
-}
-
-// state is one way in which the packet can be on its way.
-type state struct {
-	traits
-	// cause is the first undecided rule that led here, "" if none did.
-	cause string
-	// by is the rule that accepted the packet last, "" if none has.
-	by string
-}
-
-// because notes the first reason for which a state is only a possibility.
-func (s *state) because(cause string) {
-	if s.cause == "" {
-		s.cause = cause
-	}
-}
-
-// states is a set of states that differ in their traits.
-type states struct {
-	list []state
-}
-
-func newStates(size int) *states {
-	return &states{list: make([]state, 0, size)}
-}
-
-// add adds a state. Of two with the same traits one stays, which is certain
-// to be reached if either is.
-func (s *states) add(add state) {
-	for i := range s.list {
-		have := &s.list[i]
-		if have.traits != add.traits {
-			continue
-		}
-		if add.cause == "" && have.cause != "" {
-			*have = add
-		}
-		return
-	}
-	s.list = append(s.list, add)
-}
+// depth bounds nested jumps. nf_tables allows 16 and xtables as many as there
+// are chains; engines use fewer than ten. Neither loads jumps without end.
+const depth = 64
 
 // walk is one evaluation.
 type walk struct {
 	path Path
 	flow flow.Flow
 	sets Membership
-	at   ruleset.Hook
-	left int
-	// depth is how many jumps lead here.
-	depth int
-	// inBase is the base chain being walked.
-	inBase base
 
-	// The fates that ended the walk of some state. denied is the first rule
-	// that refused it; deniedCause why that is only a possibility, if no
-	// refusal was certain; unknown the first thing after which nothing is
-	// known.
-	denied      string
-	deniedCause string
-	unknown     string
+	// at is the hook being walked, and what it sees of the packet.
+	at      ruleset.Hook
+	in, out device
+	header  ruleset.Header
+	// inBase is the base chain being walked and depth how many chains.
+	inBase *base
+	depth  int
+	visits int
+	// why says what made the last match Unknown, "" if its text does.
+	why string
+	// value and unknown hold the last value that was put together.
+	bytes, unknown []byte
+	memo           map[entry]*outcome
+	// record takes the steps; nil if nobody wants them.
+	record *record
+
+	// The fates that ended the walk of some state. denied is where it was
+	// refused first, without a base if nowhere; deniedCause why that is only
+	// a possibility, if no refusal was certain; lost the first thing after
+	// which nothing is known.
+	denied      place
+	deniedCause *cause
+	lost        string
+	exhausted   bool
+
+	// arena is where short lists of states are, from top on free.
+	arena [32]state
+	top   int
+	// room is for the base chains of common nodes.
+	room [12]base
 }
 
-func (w *walk) deny(s state, by string) {
-	if w.denied == "" || (w.deniedCause != "" && s.cause == "") {
-		w.denied, w.deniedCause = by, s.cause
+// over reports whether the verdict cannot change any more.
+func (w *walk) over() bool { return w.exhausted || (w.lost != "" && w.record == nil) }
+
+func (w *walk) run(tables []ruleset.Table) flow.Verdict {
+	w.link(tables)
+	passed := []state{{}}
+	if w.path.Unseen == "" {
+		passed = w.through(w.meet(tables, w.path.hooks()), passed)
+	}
+	return w.verdict(passed)
+}
+
+func (w *walk) deny(at place, c *cause) {
+	if w.denied.base == nil || (w.deniedCause != nil && c == nil) {
+		w.denied, w.deniedCause = at, c
 	}
 }
 
-func (w *walk) unsure(what string) {
-	if w.unknown == "" {
-		w.unknown = what
+// unsure notes that nobody knows what becomes of the packet from here on.
+func (w *walk) unsure(at place, what string) {
+	w.note(at, "may meet any fate", what)
+	if w.lost == "" {
+		w.lost = what
 	}
 }
 
@@ -134,27 +91,27 @@ func (w *walk) unsure(what string) {
 func (w *walk) verdict(passed []state) flow.Verdict {
 	answer, reason := flow.Inconclusive, ""
 	switch {
-	case w.unknown != "":
-		reason = w.unknown
-	case w.denied != "" && len(passed) > 0:
-		reason = w.deniedCause
+	case w.lost != "":
+		reason = w.lost
+	case w.denied.base != nil && len(passed) > 0:
+		reason = w.deniedCause.text()
 		for i := 0; reason == "" && i < len(passed); i++ {
-			reason = passed[i].cause
+			reason = passed[i].cause.text()
 		}
 		if reason == "" {
 			reason = "the order of base chains that have one priority"
 		}
-	case w.denied != "":
-		answer, reason = flow.Denied, w.denied
+	case w.denied.base != nil:
+		answer, reason = flow.Denied, w.denied.name()
 	case w.path.Way == 0:
 		reason = "the packet's way through the node is not known"
 	case w.path.Unseen != "":
 		answer, reason = flow.Allowed, w.path.Unseen
 	case len(passed) > 0:
 		answer, reason = flow.Allowed, "no rule refuses it"
-		for _, s := range passed {
-			if s.by != "" {
-				reason = s.by
+		for i := range passed {
+			if passed[i].by.base != nil {
+				reason = passed[i].by.name()
 				break
 			}
 		}
@@ -162,19 +119,34 @@ func (w *walk) verdict(passed []state) flow.Verdict {
 	return flow.Verdict{Answer: answer, Reason: Clean(reason)}
 }
 
-// base walks a base chain and returns the states that leave it alive.
-func (w *walk) base(b base, in []state) []state {
+// list returns an empty list. It is free again when w.top is set back.
+func (w *walk) list() states {
+	const size = 2
+	if w.top+size > len(w.arena) {
+		return states{}
+	}
+	w.top += size
+	return states{list: w.arena[w.top-size : w.top-size : w.top]}
+}
+
+// base walks a base chain and returns the states that leave it alive. They
+// stay valid.
+func (w *walk) base(b *base, in []state) []state {
 	w.inBase = b
-	out := newStates(len(in))
-	enter := newStates(len(in))
+	clear(w.memo)
+	at := place{base: b, chain: b.chain}
+	var out, enter states
+	w.header = ruleset.NewHeader(w.flow.Src, w.flow.Dst, uint8(w.flow.Protocol), w.flow.Port)
 	for _, s := range in {
-		early := (w.at == ruleset.Prerouting || w.at == ruleset.Output) && b.chain.Base.Priority <= conntrackPriority
-		if s.tracking == before && !early {
-			s.tracking = tracked
-		}
-		if b.chain.Base.NAT && s.tracking != tracked {
+		// Nat chains see tracked connections only, and none that another has
+		// given a new source.
+		if b.chain.Base.NAT && (s.tracking != tracked || s.resourced) {
+			w.note(at, "is passed by, for its connection is not tracked or has its source already", s.cause.text())
 			out.add(s)
 			continue
+		}
+		if s.resourced {
+			w.header = w.header.AnySource()
 		}
 		enter.add(s)
 	}
@@ -182,147 +154,273 @@ func (w *walk) base(b base, in []state) []state {
 		return out.list
 	}
 	if b.chain.Opaque != "" {
-		w.unsure(b.name() + ": " + b.chain.Opaque)
+		w.unsure(at, b.name()+": "+b.chain.Opaque)
 		return nil
 	}
-	for _, s := range w.chain(b.chain, enter.list, out) {
+	top := w.top
+	back := w.list()
+	w.chain(b.chain, enter.list, &back, &out)
+	for _, s := range back.list {
 		if b.chain.Base.Drop {
-			w.deny(s, b.name()+" policy DROP")
+			w.note(at, "policy drops", s.cause.text())
+			w.deny(at, s.cause)
 			continue
 		}
+		w.note(at, "policy accepts", s.cause.text())
 		out.add(s)
 	}
+	w.top = top
 	return out.list
 }
 
-// chain walks the states through a chain. It returns those that come back
-// from it, at its end or by RETURN, and adds the accepted ones to accepted.
-func (w *walk) chain(c *ruleset.Chain, in []state, accepted *states) []state {
+// chain walks the states through a chain. It adds those that come back from
+// it, at its end or by RETURN, to back and the accepted ones to accepted.
+func (w *walk) chain(c *ruleset.Chain, in []state, back, accepted *states) {
+	at := place{base: w.inBase, chain: c}
 	if w.depth >= depth {
-		w.unsure(fmt.Sprintf("%s: more than %d nested jumps", w.inBase.name(), depth))
-		return nil
+		w.unsure(at, fmt.Sprintf("%s: more than %d nested jumps", w.inBase.name(), depth))
+		return
 	}
 	if c.Opaque != "" {
-		w.unsure(c.Name + ": " + c.Opaque)
-		return nil
+		w.unsure(at, c.Name+": "+c.Opaque)
+		return
+	}
+	listing, err := c.Listing()
+	if err != nil {
+		w.unsure(at, c.Name+": "+err.Error())
+		return
 	}
 	w.depth++
-	defer func() { w.depth-- }()
-	back := newStates(len(in))
-	current := in
-	for i := range c.Rules {
-		if len(current) == 0 {
+	top := w.top
+	one, two := w.list(), w.list()
+	next, other := &one, &two
+	current, seen := in, 0
+	for len(current) > 0 {
+		i := listing.Next(&w.header, seen)
+		w.visits += (min(i+1, len(listing.Rules)) - seen) * len(current)
+		if i == len(listing.Rules) {
 			break
 		}
-		r := &c.Rules[i]
-		if !slices.ContainsFunc(current, func(s state) bool { return w.matches(r, s) != No }) {
-			w.left -= len(current)
-			continue
+		at.rule = &listing.Rules[i]
+		if w.visits > budget {
+			w.exhausted = true
+			w.unsure(at, fmt.Sprintf("more than %d rules visited, at %s", budget, at.text()))
 		}
-		next := newStates(len(current))
-		for _, s := range current {
-			if w.left--; w.left < 0 {
-				w.unsure(fmt.Sprintf("more than %d rules visited, at %s", budget, r.Raw))
-				return nil
-			}
-			hit := w.matches(r, s)
-			if hit == No {
-				next.add(s)
-				continue
-			}
-			matched := s
-			if hit == Unknown {
-				// Where both ways meet again at once, as after a log rule,
-				// the certain one stays.
-				matched.because(r.Raw)
-				missed := s
-				missed.because(r.Raw)
-				if r.Target.Kind == ruleset.Continue {
-					missed = s
-				}
-				next.add(missed)
-			}
-			w.apply(c, r, matched, next, back, accepted)
+		if w.over() {
+			break
 		}
-		current = next.list
+		if left, changed := w.rule(at, current, next, back, accepted); changed {
+			current, next, other = left, other, next
+		}
+		seen = i + 1
 	}
 	for _, s := range current {
 		back.add(s)
 	}
-	return back.list
+	w.top = top
+	w.depth--
+}
+
+// rule shows a rule to the states. If it matches none of them nothing has
+// changed. Else it returns those that go on with the next rule.
+func (w *walk) rule(at place, current []state, next, back, accepted *states) (left []state, changed bool) {
+	for i := range current {
+		s := current[i]
+		hit := w.matches(at.rule, &s)
+		if hit == No {
+			if changed {
+				next.add(s)
+			}
+			continue
+		}
+		if !changed {
+			changed = true
+			next.list = append(next.list[:0], current[:i]...)
+		}
+		missed := s
+		if hit == Unknown {
+			// Where both ways meet again at once, as after a log rule, the
+			// certain one stays.
+			undecided := &cause{at: at, why: w.why}
+			s.because(undecided)
+			if at.rule.Target.Kind != ruleset.Continue {
+				missed.because(undecided)
+			}
+			next.add(missed)
+		}
+		w.apply(at, &at.rule.Target, s, next, back, accepted)
+		if w.over() {
+			return nil, true
+		}
+	}
+	return next.list, changed
 }
 
 // apply does what a rule does to a state that it matches.
-func (w *walk) apply(c *ruleset.Chain, r *ruleset.Rule, s state, next, back, accepted *states) {
-	t := &r.Target
+func (w *walk) apply(at place, t *ruleset.Target, s state, next, back, accepted *states) {
+	if w.record != nil && t.Kind != ruleset.Decide {
+		w.note(at, effect(t), s.cause.text())
+	}
 	switch t.Kind {
 	case ruleset.Continue:
 		next.add(s)
 	case ruleset.Accept:
-		s.by = w.describe(c, r)
+		s.by = at
 		accepted.add(s)
 	case ruleset.Drop:
-		w.deny(s, w.describe(c, r))
+		w.deny(at, s.cause)
 	case ruleset.Return:
 		back.add(s)
 	case ruleset.Jump:
-		for _, left := range w.chain(t.Chain, []state{s}, accepted) {
-			next.add(left)
-		}
+		w.call(at, t.Chain, s, next, accepted)
 	case ruleset.Goto:
-		for _, left := range w.chain(t.Chain, []state{s}, accepted) {
-			back.add(left)
-		}
-	case ruleset.SetMark:
-		s.mark = s.mark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
-		next.add(s)
-	case ruleset.SetConnMark:
-		// Without a connection the kernel's CONNMARK does nothing: so the next two.
-		if s.tracking == tracked {
-			s.connMark = s.connMark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
-		}
-		next.add(s)
-	case ruleset.SaveMark:
-		if s.tracking == tracked {
-			s.connMark = s.connMark.mix(t.CTMask, s.mark, t.Mask)
-		}
-		next.add(s)
-	case ruleset.RestoreMark:
-		if s.tracking == tracked {
-			s.mark = s.mark.mix(t.Mask, s.connMark, t.CTMask)
-		}
+		w.call(at, t.Chain, s, back, accepted)
+	case ruleset.SetMark, ruleset.SetConnMark, ruleset.SaveMark, ruleset.RestoreMark:
+		s.write(t)
 		next.add(s)
 	case ruleset.NoTrack:
 		if s.tracking == before {
 			s.tracking = untracked
 		}
 		next.add(s)
+	case ruleset.Decide:
+		w.decide(at, t, s, next, back, accepted)
 	case ruleset.NewDestination:
-		w.unsure("DestinationRewritten: " + r.Raw)
+		w.unsure(at, "DestinationRewritten: "+at.text())
 	case ruleset.NewSource:
 		if w.path.Onward {
-			w.unsure("SourceRewritten: " + r.Raw)
+			w.unsure(at, "SourceRewritten: "+at.text())
 			return
 		}
+		s.resourced = true
 		accepted.add(s)
 	case ruleset.UnknownTarget:
-		w.unsure(r.Raw)
+		w.unsure(at, at.text())
 	default:
-		w.unsure(r.Raw)
+		w.unsure(at, at.text())
 	}
 }
 
-// describe names a deciding rule: its base chain, its chain and its comment,
-// or its text if it has none.
-func (w *walk) describe(c *ruleset.Chain, r *ruleset.Rule) string {
-	name := w.inBase.name()
-	if c != w.inBase.chain {
-		name += " " + c.Name
+// write changes the state's marks. Without a connection the kernel's CONNMARK
+// and ct mark do nothing.
+func (s *state) write(t *ruleset.Target) {
+	switch {
+	case t.Kind == ruleset.SetMark:
+		s.mark = s.mark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
+	case s.tracking != tracked:
+	case t.Kind == ruleset.SetConnMark:
+		s.connMark = s.connMark.mix(t.Mask, bits{value: t.Value}, 0xffffffff)
+	case t.Kind == ruleset.SaveMark:
+		s.connMark = s.connMark.mix(t.CTMask, s.mark, t.Mask)
+	case t.Kind == ruleset.RestoreMark:
+		s.mark = s.mark.mix(t.Mask, s.connMark, t.CTMask)
 	}
-	if r.Comment != "" {
-		return name + ": " + r.Target.Name + " (" + r.Comment + ")"
+}
+
+// decide does what the map says.
+func (w *walk) decide(at place, t *ruleset.Target, s state, next, back, accepted *states) {
+	found, broken := w.element(t.Map, t.Key, &s)
+	switch {
+	case broken, found != nil && !found.In:
+		// The kernel goes on with the next rule (NFT_BREAK).
+		w.note(at, "finds nothing in map "+t.Map.Name, s.cause.text())
+		next.add(s)
+		return
+	case found == nil:
+		w.unsure(at, w.why+": "+at.text())
+		return
 	}
-	return name + ": " + r.Raw
+	verdict := &found.Verdict
+	if found.Unknown != "" {
+		undecided := &cause{at: at, why: found.Unknown}
+		missed := s
+		s.because(undecided)
+		if verdict.Kind != ruleset.Continue {
+			missed.because(undecided)
+		}
+		next.add(missed)
+	}
+	w.note(at, "looks into map "+t.Map.Name, s.cause.text())
+	if verdict.Kind == ruleset.Decide {
+		w.unsure(at, "map "+t.Map.Name+" holds what is no verdict: "+at.text())
+		return
+	}
+	w.apply(at, verdict, s, next, back, accepted)
+}
+
+// entry is a state that enters a chain.
+type entry struct {
+	chain *ruleset.Chain
+	traits
+}
+
+// outcome is what becomes of it. Causes are those that arose in the chain.
+type outcome struct {
+	back, accepted states
+	denied         place
+	deniedCause    *cause
+}
+
+// call walks one state through another chain: what comes back from it is
+// added to the given states.
+func (w *walk) call(at place, c *ruleset.Chain, s state, to, accepted *states) {
+	if c == nil {
+		w.unsure(at, at.text())
+		return
+	}
+	if w.visits < remembered || w.record != nil {
+		top := w.top
+		one, back := w.list(), w.list()
+		one.add(s)
+		w.chain(c, one.list, &back, accepted)
+		for _, left := range back.list {
+			to.add(left)
+		}
+		w.top = top
+		return
+	}
+	o := w.recall(entry{c, s.traits})
+	add := func(to *states, left state) {
+		if s.cause != nil {
+			left.cause = s.cause
+		}
+		if left.by.base == nil {
+			left.by = s.by
+		}
+		to.add(left)
+	}
+	for _, left := range o.back.list {
+		add(to, left)
+	}
+	for _, left := range o.accepted.list {
+		add(accepted, left)
+	}
+	if o.denied.base != nil {
+		c := o.deniedCause
+		if s.cause != nil {
+			c = s.cause
+		}
+		w.deny(o.denied, c)
+	}
+}
+
+// recall returns what becomes of a state in a chain, walking it once for each
+// base chain. Match and target depend on nothing else that changes within it.
+func (w *walk) recall(e entry) *outcome {
+	if o := w.memo[e]; o != nil {
+		return o
+	}
+	o := &outcome{}
+	denied, deniedCause := w.denied, w.deniedCause
+	w.denied, w.deniedCause = place{}, nil
+	w.chain(e.chain, []state{{traits: e.traits}}, &o.back, &o.accepted)
+	o.denied, o.deniedCause = w.denied, w.deniedCause
+	w.denied, w.deniedCause = denied, deniedCause
+	if w.memo == nil {
+		w.memo = map[entry]*outcome{}
+	}
+	w.memo[e] = o
+	return o
 }
 
 // longest is how many bytes of kernel text leave the node.
@@ -330,14 +428,26 @@ const longest = 200
 
 // Clean reduces text that may come from the kernel to printable ASCII and at
 // most 200 bytes.
-func Clean(text string) string {
-	var b strings.Builder
-	for i := 0; i < len(text) && b.Len() < longest; i++ {
-		c := text[i]
-		if c < ' ' || c > '~' {
-			c = '?'
-		}
-		b.WriteByte(c)
+func Clean(text string) string { return printable(text, longest) }
+
+func printable(text string, most int) string {
+	if len(text) > most {
+		text = text[:most]
 	}
-	return b.String()
+	for i := range len(text) {
+		if text[i] < ' ' || text[i] > '~' {
+			return replaced(text)
+		}
+	}
+	return text
+}
+
+func replaced(text string) string {
+	clean := []byte(text)
+	for i, c := range clean {
+		if c < ' ' || c > '~' {
+			clean[i] = '?'
+		}
+	}
+	return string(clean)
 }
