@@ -6,8 +6,6 @@ package kernel_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/policygate/policygate/agent/kernel"
@@ -46,21 +44,6 @@ func captureFlows(r *rig) []flow.Flow {
 	return flows
 }
 
-// load loads a capture into the node's namespace.
-func (r *rig) load(t testing.TB, capture, backend string) {
-	t.Helper()
-	read := func(name string) string {
-		text, err := os.ReadFile(filepath.Join("..", "..", "agent", "trace", "testdata", "kube-router-v2.11", capture, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-	r.node.run(t, read("ipset-save.txt"), "ipset", "restore")
-	r.node.run(t, read("iptables-save.txt"), "iptables-"+backend+"-restore", "-w")
-	r.node.run(t, read("ip6tables-save.txt"), "ip6tables-"+backend+"-restore", "-w")
-}
-
 // look takes one look in the node's namespace and hands it to f.
 func (r *rig) look(t testing.TB, f func(*kernel.Look) error) {
 	t.Helper()
@@ -79,15 +62,13 @@ func (r *rig) look(t testing.TB, f func(*kernel.Look) error) {
 }
 
 func TestCapturedRulesDoWhatTheVerdictsSay(t *testing.T) {
-	for _, c := range []struct{ capture, backend string }{
-		{"iptables-nft", "nft"}, {"iptables-legacy", "legacy"}, {"iptables-nft-defaultdeny", "nft"},
-	} {
-		t.Run(c.capture, func(t *testing.T) {
+	for _, c := range captures {
+		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, capturePods, captureRemote)
 			flows := captureFlows(r)
 			r.settle(t, flows)
 			r.agree(t, flows, true)
-			r.load(t, c.capture, c.backend)
+			c.load(t, r)
 			allowed, denied := r.agree(t, flows, true)
 			if allowed == 0 || denied == 0 {
 				t.Errorf("%d flows allowed and %d denied: want some of both", allowed, denied)
