@@ -7,115 +7,214 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
-	"github.com/policygate/policygate/agent/kernel/ipset"
 	"github.com/policygate/policygate/agent/kernel/route"
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/agent/trace"
 	"github.com/policygate/policygate/api/flow"
 )
 
-// Look is the state of the node at one moment. It is safe for concurrent use.
+// attempts bounds how often a batch is asked again because something changed
+// under it. An engine may commit hundreds of times in a second, but a batch of
+// one subject's flows takes a millisecond.
+const attempts = 5
+
+// ErrUnsettled means that the rules changed during every attempt.
+var ErrUnsettled = errors.New("the rules kept changing while they were read")
+
+// Look is the state of the node at one moment, or at a newer one if that has
+// passed when it is asked. It is safe for concurrent use.
 type Look struct {
-	tables   []ruleset.Table
-	topology *route.Topology
-	sets     *ipset.Sets
-	rewrites uint64
-	stamps   []string
+	netfilter *Netfilter
 
-	mu       sync.Mutex // guards verdicts
-	verdicts map[flow.Flow]answer
+	mu      sync.Mutex // guards reading
+	reading *reading
 }
 
-// questions answers a walk.
-type questions struct{ *ipset.Sets }
-
-var _ trace.Membership = questions{}
-
-// Element implements trace.Membership.
-func (questions) Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error) {
-	return set.Get(key)
+// Question is a flow that is asked about.
+type Question struct {
+	Flow flow.Flow
+	// External says that an end of the flow may be outside of the cluster.
+	// What leaves the node is then judged by its source on another node only
+	// if a route is for it; of a flow between Pods that is always believed.
+	External bool
 }
 
-type answer struct {
-	verdict flow.Verdict
-	routed  bool
+// Answer is what becomes of a flow.
+type Answer struct {
+	// Verdict is what the node does with the flow's first packet. It is
+	// Inconclusive for one that is not valid or not carried.
+	Verdict flow.Verdict
+	// Routed is whether the node has routes for the flow, there and back. It
+	// is false only if the kernel said so.
+	Routed bool
+	// Traced: the rules were walked; else nothing that the verdict rests on
+	// had changed since they were.
+	Traced bool
 }
 
-// Tables returns the rules of the look. They are shared with other looks and
-// must not be changed.
-func (l *Look) Tables() []ruleset.Table { return l.tables }
-
-// Rewrites counts the changes of the node's rules that looks have found since
-// New: per look at most one for nf_tables, where each commit is a change
-// whatever it did, and one for the legacy tables. It never shrinks.
-func (l *Look) Rewrites() uint64 { return l.rewrites }
-
-// Verdict returns what the node does with the flow; a second time it returns
-// the same. A flow that is not valid or not carried is Inconclusive.
-func (l *Look) Verdict(f flow.Flow) flow.Verdict { return l.ask(f).verdict }
-
-// Routed reports whether the node has routes for the flow, there and back. It
-// is false only if the kernel said so.
-func (l *Look) Routed(f flow.Flow) bool { return l.ask(f).routed }
-
-func (l *Look) ask(f flow.Flow) answer {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if a, ok := l.verdicts[f]; ok {
-		return a
-	}
-	a := l.decide(f)
-	l.verdicts[f] = a
-	return a
-}
-
-func (l *Look) decide(f flow.Flow) answer {
-	if err := f.Validate(); err != nil {
-		return answer{inconclusive(err.Error()), true}
-	}
-	paths, err := l.topology.Paths(f)
+// Together answers a batch of questions, all of one moment and in their order.
+// The error is why the node could not be read; ErrUnsettled, if the rules kept
+// changing.
+func (l *Look) Together(ctx context.Context, questions []Question) ([]Answer, error) {
+	answers := make([]Answer, len(questions))
+	err := l.atOnce(ctx, func(r *reading) {
+		for i, q := range questions {
+			answers[i] = l.netfilter.answer(r, q)
+		}
+	})
 	if err != nil {
-		return answer{inconclusive(err.Error()), !errors.Is(err, route.ErrNoRoute)}
-	}
-	verdict := trace.Trace(l.tables, paths[0], f, questions{l.sets})
-	for _, p := range paths[1:] {
-		other := trace.Trace(l.tables, p, f, questions{l.sets})
-		if other.Answer == flow.Inconclusive {
-			verdict = other
-		}
-		if verdict.Answer != other.Answer {
-			verdict = inconclusive("virtual servers: forwarded " + verdict.String() + ", sent " + other.String())
-		}
-	}
-	return answer{verdict, true}
-}
-
-// Explain walks the flow anew and returns one explanation for each way that
-// it may take through the node: mostly one, two if virtual servers may have
-// chosen the destination. The error is why the node could not be read.
-func (l *Look) Explain(ctx context.Context, f flow.Flow) ([]Explanation, error) {
-	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	return answers, nil
+}
+
+// atOnce calls ask with what is loaded, and again if that has changed
+// meanwhile.
+func (l *Look) atOnce(ctx context.Context, ask func(*reading)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.netfilter
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for range attempts {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		// Chains are read late and by the newest reading alone, which may be
+		// another look's by now.
+		if l.reading = n.newest; l.reading == nil {
+			var err error
+			if l.reading, err = n.read(ctx); err != nil {
+				return err
+			}
+		}
+		ask(l.reading)
+		if holds, err := n.holds(ctx); holds || err != nil {
+			return err
+		}
+	}
+	return ErrUnsettled
+}
+
+func (l *Look) current() *reading {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reading
+}
+
+// Tables returns the rules as they were when the look was asked last, or taken.
+// They are shared with other looks and must not be changed.
+func (l *Look) Tables() []ruleset.Table { return l.current().tables }
+
+// Rewrites counts the changes of the node's rules that were found between New
+// and the moment that the look was asked last, or taken: per reading at most
+// one for nf_tables, where each commit is a change whatever it did, and one for
+// the legacy tables. It never shrinks.
+func (l *Look) Rewrites() uint64 { return l.current().rewrites }
+
+// Verdict returns what the node does with a flow whose ends may be outside of
+// the cluster. It is a batch of one.
+func (l *Look) Verdict(f flow.Flow) flow.Verdict { return l.one(f).Verdict }
+
+// Routed reports whether the node has routes for the flow, there and back. It
+// is false only if the kernel said so. It is a batch of one.
+func (l *Look) Routed(f flow.Flow) bool { return l.one(f).Routed }
+
+func (l *Look) one(f flow.Flow) Answer {
+	answers, err := l.Together(context.Background(), []Question{{Flow: f, External: true}})
+	if err != nil {
+		return Answer{Verdict: inconclusive(err.Error()), Routed: true}
+	}
+	return answers[0]
+}
+
+// answer answers one question of a batch.
+func (n *Netfilter) answer(r *reading, q Question) Answer {
+	if err := q.Flow.Validate(); err != nil {
+		return Answer{Verdict: inconclusive(err.Error()), Routed: true}
+	}
+	paths, err := r.topology.Paths(q.Flow, q.External)
+	if err != nil {
+		return Answer{Verdict: inconclusive(err.Error()), Routed: !errors.Is(err, route.ErrNoRoute)}
+	}
+	if v, ok := n.memory.recall(r, q, paths); ok {
+		return Answer{Verdict: v, Routed: true}
+	}
+	w := n.memory.witness(r)
+	v := agreed(paths, func(p trace.Path) flow.Verdict { return trace.Trace(r.tables, p, q.Flow, w) })
+	n.memory.remember(q, paths, v, w)
+	return Answer{Verdict: v, Routed: true, Traced: true}
+}
+
+// agreed returns the verdict that all paths have in common. There is at least
+// one path.
+func agreed(paths []trace.Path, verdict func(trace.Path) flow.Verdict) flow.Verdict {
+	first := verdict(paths[0])
+	for _, p := range paths[1:] {
+		other := verdict(p)
+		switch {
+		case first.Answer == flow.Inconclusive:
+			return first
+		case other.Answer == flow.Inconclusive:
+			return other
+		case first.Answer != other.Answer:
+			return inconclusive("it may go several ways: " + describe(paths[0]) + " " + first.String() + ", " + describe(p) + " " + other.String())
+		}
+	}
+	return first
+}
+
+// describe returns a path in a few words.
+func describe(p trace.Path) string {
+	var b strings.Builder
+	switch p.Way {
+	case trace.Forwarded:
+		b.WriteString("forwarded")
+	case trace.Delivered:
+		b.WriteString("delivered")
+	case trace.Sent:
+		b.WriteString("sent")
+	}
+	if p.In != "" {
+		b.WriteString(" from " + p.In)
+	}
+	if p.Out != "" {
+		b.WriteString(" to " + p.Out)
+	}
+	return b.String()
+}
+
+// Explain walks the flow anew and returns one explanation for each way that it
+// may take through the node, all of one moment: mostly one, more if virtual
+// servers or the packet's mark may have chosen the way. The error is why the
+// node could not be read.
+func (l *Look) Explain(ctx context.Context, f flow.Flow) ([]Explanation, error) {
 	if err := f.Validate(); err != nil {
 		return nil, fmt.Errorf("flow %s: %w", f, err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	paths, err := l.topology.Paths(f)
+	var explanations []Explanation
+	err := l.atOnce(ctx, func(r *reading) { explanations = l.netfilter.explain(r, f) })
 	if err != nil {
-		return []Explanation{{Verdict: inconclusive(err.Error()), Routed: !errors.Is(err, route.ErrNoRoute)}}, nil
+		return nil, err
+	}
+	return explanations, nil
+}
+
+func (n *Netfilter) explain(r *reading, f flow.Flow) []Explanation {
+	paths, err := r.topology.Paths(f, true)
+	if err != nil {
+		return []Explanation{{Verdict: inconclusive(err.Error()), Routed: !errors.Is(err, route.ErrNoRoute)}}
 	}
 	explanations := make([]Explanation, 0, len(paths))
 	for _, p := range paths {
-		verdict, steps := trace.Explain(l.tables, p, f, questions{l.sets})
-		explanations = append(explanations, Explanation{
-			Path: p, Verdict: verdict, Routed: true, Steps: steps, Depends: l.stamps,
-		})
+		w := n.memory.witness(r)
+		verdict, steps := trace.Explain(r.tables, p, f, w)
+		explanations = append(explanations, Explanation{Path: p, Verdict: verdict, Routed: true, Steps: steps, Depends: w.depends(r)})
 	}
-	return explanations, nil
+	return explanations
 }
 
 func inconclusive(reason string) flow.Verdict {

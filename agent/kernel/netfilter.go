@@ -11,11 +11,20 @@
 //
 // # A look
 //
-// A look is whole or an error. For nf_tables all rules are of one generation
-// of which nothing was still being committed; each legacy table is read in
-// one piece. Sets and routes are asked for when a flow needs them, at most
-// once per look, and can be newer than the rules: who confirms by looks has
-// to take two of them.
+// A look is whole or an error, and what it answers in one batch is of one
+// moment: rules, native sets, interfaces and routes did not change from the
+// first question to the last, or all of them are asked again. Questions to
+// ipsets are asked at most once for a moment, and can be newer than the rules,
+// as nothing tells when a set changes: who confirms by looks has to take two
+// of them. Batches of one look may be of different moments.
+//
+// # What is remembered
+//
+// A verdict is a function of the rules, the path and the answers of sets. Each
+// is kept with the path and the answers that it rests on, and stands in a later
+// look if the rules are the same by both readers' stamps, the path is the same,
+// and the sets answer the same: then only these are asked. An Inconclusive one
+// is always found anew, since what could not be read may be readable now.
 //
 // What cannot be read stays in the answer: chains of nf_tables' other families
 // than ip and ip6 as opaque, conditions that are not understood as unknown. A
@@ -33,6 +42,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -44,7 +54,6 @@ import (
 	"github.com/policygate/policygate/agent/kernel/route"
 	"github.com/policygate/policygate/agent/kernel/xtables"
 	"github.com/policygate/policygate/agent/ruleset"
-	"github.com/policygate/policygate/api/flow"
 )
 
 // Options are the seams of a Netfilter. The zero value is right for an agent
@@ -80,10 +89,15 @@ type Netfilter struct {
 	conn  *nlconn.Conn
 	route *route.Reader
 
-	mu       sync.Mutex // guards the following fields and serializes looks
+	mu       sync.Mutex // guards the following fields and serializes batches
 	backends []backend
 	stamps   []string
 	rewrites uint64
+	// newest is what was read last, nil if it does not hold.
+	newest *reading
+	// readings counts them.
+	readings uint64
+	memory   memory
 }
 
 // New opens the node's netfilter in the network namespace of the calling
@@ -101,6 +115,7 @@ func New(options Options) (*Netfilter, error) {
 	return &Netfilter{
 		conn: conn, route: topology,
 		backends: []backend{nftables.New(conn), xtables.New(conn, options.ProcNet)},
+		memory:   newMemory(),
 	}, nil
 }
 
@@ -111,35 +126,86 @@ func (n *Netfilter) Close() error { return errors.Join(n.conn.Close(), n.route.C
 // nothing was found that decides before or beside netfilter.
 func (n *Netfilter) Unsupported(ctx context.Context) string { return n.route.Unsupported(ctx) }
 
+// Audit is Unsupported, and has the next look read interfaces, addresses and
+// routing rules even if the kernel told of no change.
+func (n *Netfilter) Audit(ctx context.Context) string {
+	n.route.Forget()
+	return n.Unsupported(ctx)
+}
+
 // Look reads the rules, or finds them unchanged. It returns an error rather
 // than a part of them.
 func (n *Netfilter) Look(ctx context.Context) (*Look, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var tables []ruleset.Table
-	stamps := make([]string, 0, len(n.backends))
-	for _, r := range n.backends {
-		read, stamp, err := r.Read(ctx)
+	r, err := n.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n.memory.nextLook()
+	return &Look{netfilter: n, reading: r}, nil
+}
+
+// reading is what was read at one moment, with chains that are read later.
+type reading struct {
+	// number tells readings apart.
+	number   uint64
+	tables   []ruleset.Table
+	stamps   []string
+	topology *route.Topology
+	sets     *ipset.Sets
+	rewrites uint64
+}
+
+// read makes a new reading the newest.
+func (n *Netfilter) read(ctx context.Context) (*reading, error) {
+	n.newest = nil
+	n.readings++
+	r := &reading{number: n.readings, stamps: make([]string, 0, len(n.backends)), sets: ipset.New(n.conn)}
+	for _, b := range n.backends {
+		read, stamp, err := b.Read(ctx)
 		if err != nil {
+			n.memory.forget()
 			return nil, fmt.Errorf("read rules: %w", err)
 		}
-		tables = append(tables, read...)
-		stamps = append(stamps, stamp)
+		r.tables = append(r.tables, read...)
+		r.stamps = append(r.stamps, stamp)
 	}
 	topology, err := n.route.Read()
 	if err != nil {
 		return nil, fmt.Errorf("read topology: %w", err)
 	}
+	r.topology = topology
+	if !slices.Equal(n.stamps, r.stamps) {
+		n.memory.forget()
+	}
 	for i := range n.stamps {
-		if n.stamps[i] != stamps[i] {
+		if n.stamps[i] != r.stamps[i] {
 			n.rewrites++
 		}
 	}
-	n.stamps = stamps
-	return &Look{
-		tables: tables, topology: topology, sets: ipset.New(n.conn), rewrites: n.rewrites, stamps: stamps,
-		verdicts: map[flow.Flow]answer{},
-	}, nil
+	n.stamps, r.rewrites, n.newest = r.stamps, n.rewrites, r
+	return r, nil
+}
+
+// holds reports whether everything since the newest reading is of one moment.
+// If it is not, nothing of it is used again.
+func (n *Netfilter) holds(ctx context.Context) (bool, error) {
+	holds, err := n.route.Holds()
+	for _, b := range n.backends {
+		if err != nil || !holds {
+			break
+		}
+		holds, err = b.Holds(ctx)
+	}
+	if err != nil || !holds {
+		n.newest = nil
+		n.memory.forget()
+	}
+	if err != nil {
+		return false, fmt.Errorf("see whether the rules have changed: %w", err)
+	}
+	return holds, nil
 }
 
 // BootID returns the id of the kernel's boot.

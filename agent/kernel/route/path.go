@@ -2,20 +2,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package route answers which way a flow takes through the node: by its
-// interfaces, addresses, routes and bridges. It also says what of them makes
-// the node's dataplane one that netfilter's rules do not decide. It evaluates
-// no rule.
+// interfaces, addresses, routes, routing rules and bridges. It also says what
+// of them makes the node's dataplane one that netfilter's rules do not decide.
+// It evaluates no rule of netfilter.
+//
+// What was read is kept until the kernel tells of a change; what it does not
+// tell of (virtual servers, the bridge's switches, neighbours) is asked for in
+// each look by the flows that need it.
 package route
 
 import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
+	"slices"
+	"sync"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/policygate/policygate/agent/kernel/nlconn"
@@ -29,124 +31,178 @@ import (
 var ErrNoRoute = errors.New("NoRoute")
 
 // Topology is what one look knows of interfaces, addresses and routes. Routes
-// are asked for one by one, when a flow needs them.
+// are asked for one by one, when a flow needs them. It is safe for concurrent
+// use.
 type Topology struct {
-	handle    *netlink.Handle
+	known *known
+	conn  *nlconn.Conn
+	proc  string
+
+	mu   sync.Mutex // guards moment and what known remembers
+	look moment
+}
+
+// known is what was read and has not changed since.
+type known struct {
 	links     map[int]link
 	addresses addresses
-	// ipvs: virtual servers may send a forwarded flow through output.
-	ipvs bool
+	rules     map[uint8]ruleSet
+	routes    map[routeKey]routeAnswer
+	ways      map[wayKey]ways
 }
 
-// Reader reads the node's topology. It is safe for concurrent use.
-type Reader struct {
-	conn   *nlconn.Conn
-	handle *netlink.Handle
-	// proc is the directory with ip_vs.
-	proc string
+// mostKnown bounds the routes and ways that are remembered, each. A node's
+// Pods and their peers are some thousand pairs.
+const mostKnown = 8192
+
+// wayKey is what the ways of a flow depend on. protocol and port are set where
+// a routing rule selects by them.
+type wayKey struct {
+	src, dst netip.Addr
+	protocol flow.Protocol
+	port     uint16
+	external bool
 }
 
-// New opens the topology of the network namespace of the calling thread. Close
-// frees it.
-func New(proc string) (*Reader, error) {
-	conn, err := nlconn.Dial(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
-	}
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open route netlink: %w", err), conn.Close())
-	}
-	return &Reader{conn: conn, handle: handle, proc: proc}, nil
+// ways are the ways that a flow may take as far as the topology says.
+type ways struct {
+	paths []trace.Path
+	// segment is the bridge that carries the flow from port to port, if any.
+	segment *link
+	// served: virtual servers may have chosen the destination.
+	served bool
 }
 
-// Close frees the sockets.
-func (r *Reader) Close() error {
-	r.handle.Close()
-	return r.conn.Close()
+// Paths returns the ways that a flow may take through the node: mostly one,
+// more if it depends on the packet's mark or if the node's virtual servers may
+// have chosen the destination. The slice is shared and must not be changed.
+// external says that an end may be outside of the cluster, where nobody judges
+// the flow by its source. The error is ErrNoRoute if the flow is not carried.
+func (t *Topology) Paths(f flow.Flow, external bool) ([]trace.Path, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := wayKey{src: f.Src, dst: f.Dst, external: external}
+	rules := t.known.rules[familyOf(f.Dst)]
+	if rules.obscure != "" {
+		return nil, errors.New("a routing rule selects by what is not known of a flow: " + rules.obscure)
+	}
+	if rules.ports {
+		key.protocol, key.port = f.Protocol, f.Port
+	}
+	w, ok := t.known.ways[key]
+	if !ok {
+		var err error
+		if w, err = t.find(f, external, rules); err != nil {
+			return nil, err
+		}
+		if len(t.known.ways) >= mostKnown {
+			clear(t.known.ways)
+		}
+		t.known.ways[key] = w
+	}
+	return t.complete(w, f)
 }
 
-// Read returns the topology as it is now, whole or an error.
-func (r *Reader) Read() (*Topology, error) {
-	links, err := readLinks(r.conn)
-	if err != nil {
-		return nil, err
-	}
-	addresses, err := readAddresses(r.handle)
-	if err != nil {
-		return nil, err
-	}
-	servers, err := os.ReadFile(filepath.Join(r.proc, "ip_vs"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read virtual servers: %w", err)
-	}
-	// Three lines of heading.
-	ipvs := strings.Count(string(servers), "\n") > 3
-	return &Topology{handle: r.handle, links: links, addresses: addresses, ipvs: ipvs}, nil
-}
-
-// hop is where a route leads.
-type hop struct {
-	link link
-	// several: the route has more next hops than this one.
-	several bool
-	// local: the address is the node's own.
-	local bool
-	// direct: there is no gateway in between.
-	direct bool
-	// prefix is what the route is for.
-	prefix netip.Prefix
-}
-
-// onsite reports whether the address runs on this node.
-func (h hop) onsite() bool { return h.local || (h.direct && h.link.onsite()) }
-
-// Paths returns the ways that a flow may take through the node: one, or two
-// if the node's virtual servers may have chosen it. The error is ErrNoRoute
-// if the flow is not carried.
-func (t *Topology) Paths(f flow.Flow) ([]trace.Path, error) {
-	back, err := t.route(f.Src, netip.Addr{}, 0)
-	if err != nil {
-		return nil, fmt.Errorf("route to source %s: %w", f.Src, err)
-	}
-	p := trace.Path{Way: trace.Forwarded, SrcType: t.addresses.of(f.Src), DstType: t.addresses.of(f.Dst)}
-	iif, src := back.link.index, f.Src
-	if back.local {
-		p.Way, iif = trace.Sent, 0
-	}
-	to, err := t.route(f.Dst, src, iif)
-	if err != nil {
-		return nil, fmt.Errorf("route to %s: %w", f.Dst, err)
-	}
-	if back.local && to.local {
-		return nil, errors.New("source and destination are both the node's own addresses")
-	}
-	if to.local {
-		p.Way = trace.Delivered
-	}
-	if p.Way != trace.Sent {
-		p.In, p.InUnknown = back.link.name, back.several
-	}
-	if p.Way != trace.Delivered {
-		p.Out, p.OutUnknown = to.link.name, to.several
-	}
-	p.OnBridge = (p.Way != trace.Sent && back.link.kind == "bridge") || (p.Way != trace.Delivered && to.link.kind == "bridge")
-	// What leaves by the default route leaves the cluster, where nobody of
-	// us judges it again.
-	p.Onward = p.Way != trace.Delivered && back.onsite() && !to.onsite() && to.prefix.Bits() > 0
-	p.Bridged = trace.No
-	if p.Way == trace.Forwarded && sameSegment(back, to) {
-		if p.Bridged, p.Unseen, err = bridged(back.link, f); err != nil {
+// complete adds to the ways what has to be asked for in each look.
+func (t *Topology) complete(w ways, f flow.Flow) ([]trace.Path, error) {
+	paths := w.paths
+	if w.segment != nil {
+		paths = slices.Clone(paths)
+		if err := t.bridge(&paths[0], w.segment, f); err != nil {
 			return nil, err
 		}
 	}
-	paths := []trace.Path{p}
-	if t.ipvs && p.Way == trace.Forwarded && p.Unseen == "" && back.onsite() {
-		out := p
-		out.Way, out.In, out.InUnknown, out.Bridged = trace.Sent, "", false, trace.No
-		paths = append(paths, out)
+	if !w.served || paths[0].Unseen != "" {
+		return paths, nil
 	}
-	return paths, nil
+	virtual, err := t.virtualServers()
+	if err != nil || !virtual {
+		return paths, err
+	}
+	all := slices.Clone(paths)
+	for _, out := range paths {
+		out.Way, out.Returns, out.Bridged = trace.Sent, trace.Unknown, trace.No
+		out.In, out.InUnknown, out.InIndex, out.InPort, out.OutPort = "", false, 0, "", ""
+		all = append(all, out)
+	}
+	return all, nil
+}
+
+// find returns the ways of a flow by every mark that its packet may have.
+func (t *Topology) find(f flow.Flow, external bool, rules ruleSet) (ways, error) {
+	w := ways{}
+	for _, behind := range rules.marks {
+		back, err := t.route(routeKey{dst: f.Src, mark: behind}, f, rules)
+		if err != nil {
+			return w, fmt.Errorf("route to source %s: %w", f.Src, err)
+		}
+		for _, ahead := range rules.marks {
+			key := routeKey{dst: f.Dst, src: f.Src, iif: back.link.index, mark: ahead}
+			if back.local {
+				key.iif = 0
+			}
+			to, err := t.route(key, f, rules)
+			if err != nil {
+				return w, fmt.Errorf("route to %s: %w", f.Dst, err)
+			}
+			if back.local && to.local {
+				return w, errors.New("source and destination are both the node's own addresses")
+			}
+			p := t.path(f, back, to, external)
+			if p.Way == trace.Forwarded && sameSegment(back, to) {
+				w.segment = &back.link
+			}
+			w.served = w.served || (p.Way == trace.Forwarded && back.onsite())
+			if rules.custom && p.Way != trace.Sent {
+				// A rule may select by the other address, which a question
+				// for the route back cannot name.
+				p.Returns = trace.Unknown
+			}
+			if !slices.Contains(w.paths, p) {
+				w.paths = append(w.paths, p)
+			}
+		}
+	}
+	if w.segment != nil && len(w.paths) > 1 {
+		return w, errors.New("whether it is bridged depends on the packet's mark")
+	}
+	return w, nil
+}
+
+// path returns the way of a flow between two hops.
+func (t *Topology) path(f flow.Flow, back, to hop, external bool) trace.Path {
+	p := trace.Path{
+		Way: trace.Forwarded, Bridged: trace.No,
+		SrcType: t.known.addresses.of(f.Src), DstType: t.known.addresses.of(f.Dst),
+	}
+	switch {
+	case back.local:
+		p.Way = trace.Sent
+	case to.local:
+		p.Way = trace.Delivered
+	}
+	if p.Way != trace.Sent {
+		p.In, p.InUnknown, p.InIndex = back.link.name, back.several, index(back)
+		// The input interface is where the route back leads.
+		if p.Returns = trace.Yes; back.several {
+			p.Returns = trace.Unknown
+		}
+	}
+	if p.Way != trace.Delivered {
+		p.Out, p.OutUnknown, p.OutIndex = to.link.name, to.several, index(to)
+	}
+	p.OnBridge = (p.Way != trace.Sent && back.link.kind == "bridge") || (p.Way != trace.Delivered && to.link.kind == "bridge")
+	// What may be outside leaves the cluster by the default route, and nobody
+	// of us judges it again. A Pod can be behind that route as well.
+	p.Onward = p.Way != trace.Delivered && back.onsite() && !to.onsite() && (!external || to.prefix.Bits() > 0)
+	return p
+}
+
+func index(h hop) uint32 {
+	if h.several {
+		return 0
+	}
+	return uint32(h.link.index) //nolint:gosec // Interface indices are positive.
 }
 
 // sameSegment reports whether both ends are behind one bridge and in one
@@ -156,62 +212,30 @@ func sameSegment(a, b hop) bool {
 		!a.several && !b.several && a.prefix == b.prefix
 }
 
-// bridged returns whether the IP hooks see a packet that the bridge passes on.
-func bridged(l link, f flow.Flow) (is trace.Ternary, unseen string, err error) {
+// bridge adds to the path of a packet that a bridge passes on whether the IP
+// hooks see it, and between which ports it passes.
+func (t *Topology) bridge(p *trace.Path, l *link, f flow.Flow) error {
 	family, own := ruleset.IPv4, l.callIPTables
 	if f.Dst.Is6() {
 		family, own = ruleset.IPv6, l.callIP6Tables
 	}
-	loaded, all, err := bridgeCalls(family)
+	calls, err := t.bridgeCalls(family)
 	if err != nil {
-		return trace.Unknown, "", err
+		return err
 	}
-	if loaded && (all || own) {
-		return trace.Yes, "", nil
+	p.Bridged = trace.Yes
+	if !calls.loaded || (!calls.on && !own) {
+		p.Unseen = "bridge " + l.name + " passes it on without asking any rule (bridge-nf-call is off)"
+		return nil
 	}
-	return trace.Yes, "bridge " + l.name + " passes it on without asking any rule (bridge-nf-call is off)", nil
+	p.InPort, p.OutPort = t.port(l.index, f.Src), t.port(l.index, f.Dst)
+	return nil
 }
 
-// route asks the kernel for the route of a packet from src, if valid, that
-// came in by the interface iif, if not 0.
-func (t *Topology) route(dst, src netip.Addr, iif int) (hop, error) {
-	options := &netlink.RouteGetOptions{FIBMatch: true, IifIndex: iif}
-	if src.IsValid() {
-		options.SrcAddr = src.AsSlice()
+// familyOf returns the family's number as netlink has it.
+func familyOf(a netip.Addr) uint8 {
+	if a.Is4() {
+		return unix.AF_INET
 	}
-	routes, err := t.handle.RouteGetWithOptions(dst.AsSlice(), options)
-	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) {
-		return hop{}, fmt.Errorf("%w: %w", ErrNoRoute, err)
-	}
-	if err != nil {
-		return hop{}, fmt.Errorf("ask for the route: %w", err)
-	}
-	if len(routes) != 1 {
-		return hop{}, fmt.Errorf("ask for the route: the kernel gave %d", len(routes))
-	}
-	r := routes[0]
-	switch r.Type {
-	case unix.RTN_UNICAST:
-	case unix.RTN_LOCAL:
-		return hop{local: true, link: t.links[r.LinkIndex]}, nil
-	default:
-		return hop{}, fmt.Errorf("%w: the route is of type %d", ErrNoRoute, r.Type)
-	}
-	h := hop{several: len(r.MultiPath) > 1, direct: r.Gw == nil && r.Via == nil}
-	index := r.LinkIndex
-	if len(r.MultiPath) > 0 {
-		next := r.MultiPath[0]
-		index, h.direct = next.LinkIndex, next.Gw == nil && next.Via == nil
-	}
-	var known bool
-	if h.link, known = t.links[index]; !known {
-		return hop{}, fmt.Errorf("interface %d of the route appeared during the look", index)
-	}
-	h.prefix = netip.PrefixFrom(dst, 0)
-	if r.Dst != nil {
-		bits, _ := r.Dst.Mask.Size()
-		h.prefix = netip.PrefixFrom(dst, bits)
-	}
-	h.prefix = h.prefix.Masked()
-	return h, nil
+	return unix.AF_INET6
 }

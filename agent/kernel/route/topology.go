@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -96,24 +94,6 @@ func (l *link) info(b []byte) error {
 		}
 	})
 	return errors.Join(err, nested)
-}
-
-// bridgeCalls returns the sysctl by which every bridge of the namespace hands
-// bridged packets to the IP hooks. Without br_netfilter there is none and the
-// bridges' own attributes have no effect either.
-func bridgeCalls(family ruleset.Family) (loaded, on bool, err error) {
-	file := "/proc/sys/net/bridge/bridge-nf-call-iptables"
-	if family == ruleset.IPv6 {
-		file = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
-	}
-	value, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, false, nil
-	}
-	if err != nil {
-		return false, false, fmt.Errorf("read whether bridged packets meet the rules: %w", err)
-	}
-	return true, strings.TrimSpace(string(value)) != "0", nil
 }
 
 // localTable is the kernel's routing table of its own addresses (RT_TABLE_LOCAL).
