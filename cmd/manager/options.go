@@ -30,6 +30,7 @@ const addressOff = "0"
 type options struct {
 	namespace        string
 	hubAddress       string
+	traceAddress     string
 	webhookPort      int
 	healthAddress    string
 	metricsAddress   string
@@ -47,6 +48,7 @@ func newOptions() *options {
 	return &options{
 		namespace:        "policygate-system",
 		hubAddress:       ":9444",
+		traceAddress:     "127.0.0.1:9446",
 		webhookPort:      9443,
 		healthAddress:    ":8081",
 		metricsAddress:   ":8080",
@@ -64,6 +66,8 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 		"Namespace that Policy Gate runs in: its certificates and its Lease are there, and an agent's token must be of its ServiceAccount policygate-agent.")
 	fs.StringVar(&o.hubAddress, "hub-bind-address", o.hubAddress,
 		"Address where agents connect. Every replica serves, so that none is missed when another goes.")
+	fs.StringVar(&o.traceAddress, "trace-bind-address", o.traceAddress,
+		`Address of /trace, which kubectl policygate asks; "0" turns it off. The default is the Pod's loopback, where a port-forward ends and other Pods do not reach it.`)
 	fs.IntVar(&o.webhookPort, "webhook-port", o.webhookPort,
 		"Port where the API server sends Pods that are created.")
 	fs.StringVar(&o.healthAddress, "health-probe-bind-address", o.healthAddress,
@@ -109,6 +113,9 @@ func (o *options) validate() error {
 	}
 	if !bindable(o.hubAddress) {
 		bad("hub-bind-address", o.hubAddress, "host:port or :port")
+	}
+	if o.traceAddress != addressOff && !bindable(o.traceAddress) {
+		bad("trace-bind-address", o.traceAddress, "host:port, :port or 0")
 	}
 	if o.webhookPort < 1 || o.webhookPort > 65535 {
 		bad("webhook-port", o.webhookPort, "1 to 65535")

@@ -32,6 +32,7 @@ import (
 	"github.com/policygate/policygate/controllers/certs"
 	"github.com/policygate/policygate/controllers/coverage"
 	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/explain"
 	"github.com/policygate/policygate/controllers/gate"
 	"github.com/policygate/policygate/controllers/hub"
 	"github.com/policygate/policygate/webhook"
@@ -131,6 +132,13 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		return err
 	}
 	var errs []error
+	if o.traceAddress != addressOff {
+		traces, err := newTraces(ctx, mgr, o, serving, clients, sessions, log.WithName("trace"))
+		if err != nil {
+			return err
+		}
+		errs = append(errs, mgr.Add(events.after(traces)))
+	}
 	for _, r := range []manager.Runnable{ordered, events.after(gates), sessions, messages} {
 		errs = append(errs, mgr.Add(r))
 	}
@@ -146,6 +154,21 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		return fmt.Errorf("add to the manager: %w", err)
 	}
 	return nil
+}
+
+// newTraces returns what answers people's traces.
+func newTraces(ctx context.Context, mgr manager.Manager, o *options, serving *certs.Serving,
+	clients kubernetes.Interface, agents explain.Agents, log logr.Logger,
+) (manager.Runnable, error) {
+	if err := explain.IndexAddresses(ctx, mgr.GetFieldIndexer()); err != nil {
+		return nil, err
+	}
+	return explain.New(explain.Options{
+		Address: o.traceAddress, GetCertificate: serving.GetCertificate,
+		TokenReviews:  clients.AuthenticationV1().TokenReviews(),
+		AccessReviews: clients.AuthorizationV1().SubjectAccessReviews(),
+		Cluster:       explain.CachedCluster{Reader: mgr.GetCache()}, Agents: agents, Log: log,
+	}), nil
 }
 
 // versions is the index as package barrier consumes it.

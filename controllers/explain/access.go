@@ -1,0 +1,110 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package explain
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	tracev1 "github.com/policygate/policygate/api/trace/v1"
+)
+
+// What a user must be allowed to do. There is no such resource: it exists for
+// roles to name.
+const (
+	accessVerb     = "create"
+	accessGroup    = "policygate.io"
+	accessResource = "traces"
+)
+
+// TokenReviews is the part of a Kubernetes client that says whose a token is.
+type TokenReviews interface {
+	Create(ctx context.Context, review *authenticationv1.TokenReview, opts metav1.CreateOptions) (*authenticationv1.TokenReview, error)
+}
+
+// AccessReviews is the part of a Kubernetes client that says what a user may.
+type AccessReviews interface {
+	Create(ctx context.Context, review *authorizationv1.SubjectAccessReview, opts metav1.CreateOptions) (*authorizationv1.SubjectAccessReview, error)
+}
+
+// refusedError says why somebody may not ask.
+type refusedError struct {
+	// status is 401 if it is not known who asks, 403 if it is.
+	status int
+	// reason is fit for who asked. It holds no token.
+	reason string
+}
+
+func (e *refusedError) Error() string { return e.reason }
+
+// access decides who may ask.
+type access struct {
+	tokens  TokenReviews
+	reviews AccessReviews
+}
+
+// admit returns the name of the user whose token the request carries. The
+// error is a *refusedError if that user may not ask, and another if it could
+// not be found out.
+func (a access) admit(ctx context.Context, header http.Header) (string, error) {
+	token, err := bearerToken(header.Values("Authorization"))
+	if err != nil {
+		return "", err
+	}
+	review, err := a.tokens.Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{tracev1.Audience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("create token review: %w", err)
+	}
+	// An authenticator that ignores audiences returns none.
+	if !review.Status.Authenticated || !slices.Contains(review.Status.Audiences, tracev1.Audience) {
+		return "", &refusedError{http.StatusUnauthorized, "the token is not valid for the audience " + tracev1.Audience}
+	}
+	user := review.Status.User
+	allowed, err := a.reviews.Create(ctx, accessReview(user), metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("create subject access review: %w", err)
+	}
+	if !allowed.Status.Allowed || allowed.Status.Denied {
+		reason := fmt.Sprintf("%q may not %s %s.%s", user.Username, accessVerb, accessResource, accessGroup)
+		if allowed.Status.Reason != "" {
+			reason += ": " + allowed.Status.Reason
+		}
+		return "", &refusedError{http.StatusForbidden, reason}
+	}
+	return user.Username, nil
+}
+
+// accessReview asks whether the user may trace.
+func accessReview(user authenticationv1.UserInfo) *authorizationv1.SubjectAccessReview {
+	extra := make(map[string]authorizationv1.ExtraValue, len(user.Extra))
+	for key, values := range user.Extra {
+		extra[key] = authorizationv1.ExtraValue(values)
+	}
+	return &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User: user.Username, UID: user.UID, Groups: user.Groups, Extra: extra,
+		ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Verb: accessVerb, Group: accessGroup, Resource: accessResource,
+		},
+	}}
+}
+
+// bearerToken returns the token of the authorization header.
+func bearerToken(headers []string) (string, error) {
+	if len(headers) == 1 {
+		scheme, token, ok := strings.Cut(headers[0], " ")
+		if token = strings.TrimSpace(token); ok && strings.EqualFold(scheme, "bearer") && token != "" {
+			return token, nil
+		}
+	}
+	return "", &refusedError{http.StatusUnauthorized, `want one authorization header with "Bearer " and a token`}
+}
