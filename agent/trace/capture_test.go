@@ -4,11 +4,14 @@
 package trace_test
 
 import (
-	"bufio"
+	"bytes"
+	"compress/gzip"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,18 +28,15 @@ type savedSets map[string]*savedSet
 type savedSet struct {
 	is4      bool
 	prefixes map[netip.Prefix]bool // true: nomatch
+	// lengths are those of the prefixes, longest first.
+	lengths []int
 }
 
 func loadSets(t testing.TB, path string) savedSets {
 	t.Helper()
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
 	sets := savedSets{}
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		words := strings.Fields(lines.Text())
+	for line := range strings.Lines(load(t, path)) {
+		words := strings.Fields(line)
 		switch {
 		case len(words) > 4 && words[0] == "create" && (words[2] == "hash:ip" || words[2] == "hash:net"):
 			sets[words[1]] = &savedSet{is4: words[4] == "inet", prefixes: map[netip.Prefix]bool{}}
@@ -46,12 +46,34 @@ func loadSets(t testing.TB, path string) savedSets {
 				addr := netip.MustParseAddr(words[2])
 				prefix = netip.PrefixFrom(addr, addr.BitLen())
 			}
-			sets[words[1]].prefixes[prefix] = words[len(words)-1] == "nomatch"
+			set := sets[words[1]]
+			set.prefixes[prefix] = words[len(words)-1] == "nomatch"
+			if !slices.Contains(set.lengths, prefix.Bits()) {
+				set.lengths = append(set.lengths, prefix.Bits())
+				slices.Sort(set.lengths)
+				slices.Reverse(set.lengths)
+			}
 		default:
-			t.Fatalf("cannot read %q", lines.Text())
+			t.Fatalf("cannot read %q", line)
 		}
 	}
 	return sets
+}
+
+// load returns the text of a file, which may be compressed.
+func load(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err == nil && strings.HasSuffix(path, ".gz") {
+		var r *gzip.Reader
+		if r, err = gzip.NewReader(bytes.NewReader(text)); err == nil {
+			text, err = io.ReadAll(r)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 func (savedSets) Element(*ruleset.NativeSet, []byte) (ruleset.Element, error) {
@@ -70,13 +92,13 @@ func (s savedSets) Member(name string, dims []ruleset.Direction, p trace.Packet)
 	if addr.Is4() != set.is4 {
 		return trace.No, ""
 	}
-	best, in := -1, false
-	for prefix, nomatch := range set.prefixes {
-		if prefix.Contains(addr) && prefix.Bits() > best {
-			best, in = prefix.Bits(), !nomatch
+	for _, bits := range set.lengths {
+		prefix, err := addr.Prefix(bits)
+		if nomatch, in := set.prefixes[prefix]; err == nil && in {
+			return trace.Of(!nomatch), ""
 		}
 	}
-	return trace.Of(in), ""
+	return trace.No, ""
 }
 
 func loadCapture(t testing.TB, name string) ([]ruleset.Table, savedSets) {
@@ -88,11 +110,7 @@ func loadCapture(t testing.TB, name string) ([]ruleset.Table, savedSets) {
 	}
 	var tables []ruleset.Table
 	for file, family := range map[string]ruleset.Family{"iptables-save.txt": ruleset.IPv4, "ip6tables-save.txt": ruleset.IPv6} {
-		text, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		parsed, err := savetext.Parse(family, backend, string(text))
+		parsed, err := savetext.Parse(family, backend, load(t, filepath.Join(dir, file)))
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
@@ -233,15 +251,4 @@ func TestTheReasonNamesTheDecidingRule(t *testing.T) {
 			t.Errorf("got %s, want %s", got.Reason, want)
 		}
 	}
-}
-
-func BenchmarkCapturedVerdict(b *testing.B) {
-	tables, sets := loadCapture(b, "iptables-nft")
-	f := flow.Flow{Protocol: flow.TCP, Src: netip.MustParseAddr(jobB[0]), Dst: netip.MustParseAddr(mysql0[0]), Port: 3306}
-	for b.Loop() {
-		if got := trace.Trace(tables, pathOf(jobB, mysql0), f, sets); got.Answer != flow.Allowed {
-			b.Fatal(got)
-		}
-	}
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "verdicts/s")
 }
