@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/policygate/policygate/agent/kernel"
+	"github.com/policygate/policygate/agent/kernel/nlconn"
+	"github.com/policygate/policygate/agent/kernel/xtables"
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/agent/ruleset/savetext"
 	"github.com/policygate/policygate/api/flow"
@@ -35,7 +37,11 @@ func readable(tables []ruleset.Table) map[string]string {
 			if c.Base != nil {
 				fmt.Fprintf(&b, "%+v\n", *c.Base)
 			}
-			for _, r := range c.Rules {
+			rules, err := c.List()
+			if err != nil {
+				fmt.Fprintf(&b, "unreadable: %v\n", err)
+			}
+			for _, r := range rules {
 				matches := make([]string, 0, len(r.Matches))
 				for _, m := range r.Matches {
 					if _, ok := m.(ruleset.Unknown); ok {
@@ -61,6 +67,7 @@ func readable(tables []ruleset.Table) map[string]string {
 func (r *rig) sameAsText(t testing.TB) []ruleset.Table {
 	t.Helper()
 	var printed, native []ruleset.Table
+	var read map[string]string
 	r.node.do(t, func() error {
 		for family, tool := range map[ruleset.Family]string{ruleset.IPv4: "iptables-legacy-save", ruleset.IPv6: "ip6tables-legacy-save"} {
 			out, err := exec.CommandContext(t.Context(), tool).Output()
@@ -77,9 +84,10 @@ func (r *rig) sameAsText(t testing.TB) []ruleset.Table {
 	})
 	r.look(t, func(look *kernel.Look) error {
 		native = slices.DeleteFunc(slices.Clone(look.Tables()), func(t ruleset.Table) bool { return t.Backend != ruleset.Legacy })
+		read = readable(native)
 		return nil
 	})
-	if diff := cmp.Diff(readable(printed), readable(native)); diff != "" {
+	if diff := cmp.Diff(readable(printed), read); diff != "" {
 		t.Errorf("(-text +native):\n%s", diff)
 	}
 	return native
@@ -106,7 +114,11 @@ func TestTheCapturedLegacyTablesReadAsTheirText(t *testing.T) {
 		rules := 0
 		for _, table := range r.sameAsText(t) {
 			for _, c := range table.Chains {
-				rules += len(c.Rules)
+				listed, err := c.List()
+				if err != nil {
+					t.Error(err)
+				}
+				rules += len(listed)
 			}
 		}
 		if rules < 20 {
@@ -268,27 +280,42 @@ func TestALookDuringRewritesIsOfOneRuleset(t *testing.T) {
 			r.node.run(t, texts[i%2], "iptables-legacy-restore", "-w")
 		}
 	}()
-	seen := map[string]int{}
+	seen, held, torn := map[string]int{}, 0, 0
 	r.node.do(t, func() error {
-		nf, err := kernel.New(kernel.Options{})
+		conn, err := nlconn.Dial(unix.NETLINK_NETFILTER)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = nf.Close() }()
+		defer func() { _ = conn.Close() }()
+		reader := xtables.New(conn, "/proc/thread-self/net")
 		for {
 			select {
 			case <-done:
 				return nil
 			default:
 			}
-			look, err := nf.Look(t.Context())
-			if err != nil {
+			tables, _, err := reader.Read(t.Context())
+			if errors.Is(err, xtables.ErrUnsettled) {
 				// It may give up, but not be wrong.
 				continue
 			}
-			seen[fmt.Sprint(readable(look.Tables()))]++
+			if err != nil {
+				return err
+			}
+			read := fmt.Sprint(readable(tables))
+			holds, err := reader.Holds(t.Context())
+			if err != nil {
+				return err
+			}
+			if !holds {
+				torn++
+				continue
+			}
+			held++
+			seen[read]++
 		}
 	})
+	t.Logf("%d looks held, %d did not", held, torn)
 	for tables, times := range seen {
 		if !want[tables] {
 			t.Errorf("%d looks are of no ruleset that ever was: %.500s", times, tables)

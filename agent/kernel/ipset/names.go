@@ -30,15 +30,17 @@ const (
 type Names struct {
 	conn Conn
 
-	mu    sync.Mutex // guards the following fields
-	names map[uint16]string
-	// failed is set once an index could not be resolved.
-	failed bool
+	mu    sync.Mutex // guards names
+	names map[uint16]resolved
 }
+
+// resolved is what an index was resolved to: a name, or the reason for which
+// there is none.
+type resolved struct{ name, problem string }
 
 // NewNames returns names of which none is resolved yet, asked for over c.
 func NewNames(c Conn) *Names {
-	return &Names{conn: c, names: map[uint16]string{}}
+	return &Names{conn: c, names: map[uint16]resolved{}}
 }
 
 var _ xtblob.Sets = (*Names)(nil)
@@ -47,43 +49,48 @@ var _ xtblob.Sets = (*Names)(nil)
 func (s *Names) SetName(index uint16) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if name, ok := s.names[index]; ok {
-		return name, nil
+	r, ok := s.names[index]
+	if !ok {
+		r = resolve(s.conn, index)
+		s.names[index] = r
 	}
-	name, err := setName(s.conn, index)
-	if err != nil {
-		s.failed = true
-		return "", err
+	if r.problem != "" {
+		return "", errors.New(r.problem)
 	}
-	s.names[index] = name
-	return name, nil
+	return r.name, nil
 }
 
-// Hold reports whether every index asked for so far was resolved and still has
-// its name.
-func (s *Names) Hold() bool {
+// Same reports whether every index asked for so far is resolved now as it was
+// then; for one that could not be resolved, that it still cannot.
+func (s *Names) Same() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.failed {
-		return false
-	}
-	for index, name := range s.names {
-		if now, err := setName(s.conn, index); err != nil || now != name {
+	for index, r := range s.names {
+		if resolve(s.conn, index) != r {
 			return false
 		}
 	}
 	return true
 }
 
+// Hold reports whether every index asked for so far was resolved and still has
+// its name.
+func (s *Names) Hold() bool { return !s.Failed() && s.Same() }
+
 // Failed reports whether an index could not be resolved.
 func (s *Names) Failed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.failed
+	for _, r := range s.names {
+		if r.problem != "" {
+			return true
+		}
+	}
+	return false
 }
 
-// Resolved counts the indices that have been resolved.
-func (s *Names) Resolved() int {
+// Asked counts the indices asked for so far.
+func (s *Names) Asked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.names)
@@ -96,8 +103,8 @@ func (s *Names) String() string {
 	return fmt.Sprint(s.names)
 }
 
-// setName asks for the name of one set, which pins nothing.
-func setName(c Conn, index uint16) (string, error) {
+// resolve asks for the name of one set, which pins nothing.
+func resolve(c Conn, index uint16) resolved {
 	request := nlconn.NFGenMsg(unix.AF_INET, 0)
 	request = nlconn.Attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
 	request = nlconn.Attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
@@ -116,7 +123,7 @@ func setName(c Conn, index uint16) (string, error) {
 		err = errors.New("answer without a name")
 	}
 	if err != nil {
-		return "", fmt.Errorf("name of set %d: %w", index, err)
+		return resolved{problem: fmt.Sprintf("name of set %d: %v", index, err)}
 	}
-	return name, nil
+	return resolved{name: name}
 }

@@ -5,25 +5,30 @@
 // ip6tables, by getsockopt.
 //
 // It takes no lock of iptables and reads no table that does not exist, for
-// that would create it. It decides nothing: agent/trace evaluates the rules.
+// that would create it. A table is copied whole, as the kernel has no other
+// way, and of the copy only those chains are decoded that somebody asks for.
+// The package decides nothing: agent/trace evaluates the rules.
+//
+// # What is of one moment
+//
+// The kernel hands out each table in one piece. Two tables are not of one
+// moment, as nothing locks them together: who confirms by looks takes two of
+// them. A rule holds the index of a set, not its name, so the name that is
+// looked up for it when it is decoded is right only if the table was still
+// loaded then; Reader.Holds tells.
 package xtables
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
+	"sync"
 
 	"github.com/policygate/policygate/agent/kernel/ipset"
-	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
@@ -35,263 +40,224 @@ const attempts = 5
 // ErrUnsettled means that the rules changed during every attempt.
 var ErrUnsettled = errors.New("the legacy tables kept changing while they were read")
 
-// linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h have
-// the same numbers and structs for both families.
-const (
-	xtGetInfo    = 64 // IPT_SO_GET_INFO
-	xtGetEntries = 65 // IPT_SO_GET_ENTRIES
-
-	// XT_TABLE_MAXNAMELEN, with the NUL.
-	xtTableName = 32
-	// The size of struct ipt_getinfo, and where struct ipt_get_entries has
-	// the entries.
-	xtInfoSize    = 84
-	xtEntriesFrom = 40
-	// xtMostBytes bounds what is read of one table: 500 times what a node of
-	// 110 pods with a hundred policies has.
-	xtMostBytes = 1 << 30
-)
-
-// Reader reads the legacy tables, and only those that exist: to read
-// another would create it. Each table is read in one piece.
+// Reader reads the legacy tables, and only those that exist: to read another
+// would create it. It is safe for concurrent use.
 type Reader struct {
-	conn *nlconn.Conn
+	conn ipset.Conn
 	// proc is the directory with ip_tables_names.
 	proc string
-	// buffers are what the kernel fills, by family and name of a table.
-	buffers map[string][]byte
+	dial func(ruleset.Family) (source, error)
 
-	// What was read last: its hash, the names of its sets, what they made.
-	sum    [sha256.Size]byte
-	names  *ipset.Names
-	stamp  string
-	tables []ruleset.Table
+	mu sync.Mutex // guards the following fields
+	// loaded are the tables as they were read last, in the order of tables.
+	loaded []*loaded
+	// changes counts the reads that found another state than the one before.
+	changes uint64
+	tables  []ruleset.Table
+}
+
+// source has the tables of one family.
+type source interface {
+	// read returns a table in one piece, in buffer if that is large enough, or
+	// errGone.
+	read(name string, buffer []byte) (*table, error)
+	close()
+}
+
+// tableID names a table.
+type tableID struct {
+	family ruleset.Family
+	name   string
+}
+
+// loaded is a table that was read, and what was made of it since.
+type loaded struct {
+	*table
+	id    tableID
+	model ruleset.Table
+	// names are those of the sets that its decoded rules refer to, and checked
+	// is how many of them are known to be right.
+	names   *ipset.Names
+	checked int
+	// spare is a buffer for the next read.
+	spare []byte
 }
 
 // New returns a Reader that takes the names of the tables from proc and those
 // of the sets from the kernel over c.
-func New(c *nlconn.Conn, proc string) *Reader {
-	return &Reader{conn: c, proc: proc, buffers: map[string][]byte{}}
-}
+func New(c ipset.Conn, proc string) *Reader { return &Reader{conn: c, proc: proc, dial: dial} }
 
-// Read returns the rules that are loaded now, whole or an error, and a stamp:
-// equal stamps mean equal rules.
+// Read returns the tables that are loaded now, whole or an error, and a stamp:
+// two equal stamps of one Reader mean equal rules and sets of equal names.
+// Chains are decoded when they are first asked for their rules.
 func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for range attempts {
-		if err := ctx.Err(); err != nil {
-			return nil, "", err
-		}
-		before, sum, err := r.dump()
-		if err != nil {
-			return nil, "", err
-		}
-		if r.names != nil && sum == r.sum && r.names.Hold() {
-			return r.tables, r.stamp, nil
-		}
-		names := ipset.NewNames(r.conn)
-		tables, parseErr := parseTables(before, names)
-		// A set's name is what the rules mean only as long as they refer to it.
-		_, after, err := r.dump()
-		if err != nil {
-			return nil, "", err
-		}
-		if after != sum {
+		err := r.read(ctx)
+		if errors.Is(err, errGone) {
+			// It will not be listed again.
 			continue
 		}
-		if parseErr != nil {
-			return nil, "", parseErr
+		if err != nil {
+			return nil, "", err
 		}
-		r.sum, r.names, r.tables = sum, names, tables
-		r.stamp = fmt.Sprintf("legacy %x %v", sum, names)
-		return r.tables, r.stamp, nil
+		return r.tables, fmt.Sprintf("legacy %d", r.changes), nil
 	}
 	return nil, "", ErrUnsettled
 }
 
-// Holds reports whether nothing has changed since the last Read, so that what
-// was read is of one moment.
-func (r *Reader) Holds(context.Context) (bool, error) { return true, nil }
-
-func parseTables(dump []xtTable, names *ipset.Names) ([]ruleset.Table, error) {
-	tables := make([]ruleset.Table, 0, len(dump))
-	for i := range dump {
-		table, err := dump[i].parse(names)
-		if err != nil {
-			return nil, fmt.Errorf("legacy %s table %s: %w", dump[i].family, dump[i].name, err)
-		}
-		tables = append(tables, table)
+// read brings loaded up to date.
+func (r *Reader) read(ctx context.Context) error {
+	ids, err := r.list()
+	if err != nil {
+		return err
 	}
-	return tables, nil
+	changed := len(ids) != len(r.loaded)
+	next := make([]*loaded, len(ids))
+	err = r.each(ids, func(i int, s source) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		last := r.last(ids[i])
+		if next[i], err = r.load(s, ids[i], last); err != nil {
+			return err
+		}
+		changed = changed || next[i] != last || r.loaded[i] != last
+		return nil
+	})
+	if err != nil || !changed {
+		return err
+	}
+	r.loaded, r.tables = next, make([]ruleset.Table, len(next))
+	for i, l := range next {
+		r.tables[i] = l.model
+	}
+	r.changes++
+	return nil
 }
 
-// dump reads all tables, without what changes under the same rules, and
-// returns their hash. The tables are valid until the next dump.
-func (r *Reader) dump() ([]xtTable, [sha256.Size]byte, error) {
-	var tables []xtTable
-	hash := sha256.New()
+// last returns the table as it was read last, or nil.
+func (r *Reader) last(id tableID) *loaded {
+	for _, l := range r.loaded {
+		if l.id == id {
+			return l
+		}
+	}
+	return nil
+}
+
+// load reads a table. It returns last if that has the same rules, and if the
+// sets that its decoded rules refer to have their names still: a table can be
+// put back as it was with other sets under the same indices.
+func (r *Reader) load(s source, id tableID, last *loaded) (*loaded, error) {
+	if last == nil {
+		last = &loaded{table: &table{}}
+	}
+	now, err := s.read(id.name, last.spare)
+	if err != nil {
+		return nil, err
+	}
+	l := &loaded{table: now, id: id, names: ipset.NewNames(r.conn)}
+	last.spare = nil
+	if last.same(now) {
+		if last.names.Same() {
+			last.spare = now.buffer
+			return last, nil
+		}
+		l.table, l.spare = last.table, now.buffer
+	}
+	l.model, err = l.split(l.names)
+	return l, err
+}
+
+// Holds reports whether each table whose rules were asked for since the last
+// Read was still loaded after the names of its sets were looked up, so that
+// all that was read of it is of one moment. It costs a read of every table for
+// which a name was looked up since, and nothing if none was. It says nothing
+// about two tables, nor about one that a later Read has replaced.
+func (r *Reader) Holds(ctx context.Context) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ids []tableID
+	for _, l := range r.loaded {
+		if l.names.Asked() > l.checked {
+			ids = append(ids, l.id)
+		}
+	}
+	holds := true
+	err := r.each(ids, func(i int, s source) error {
+		if err := ctx.Err(); err != nil || !holds {
+			return err
+		}
+		var err error
+		holds, err = r.last(ids[i]).check(s)
+		return err
+	})
+	return holds && err == nil, err
+}
+
+// check reports whether the table is still loaded and its sets have the names
+// that they had before.
+func (l *loaded) check(s source) (bool, error) {
+	asked := l.names.Asked()
+	if !l.names.Same() {
+		return false, nil
+	}
+	now, err := s.read(l.name, l.spare)
+	switch {
+	case errors.Is(err, errGone):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	l.spare = now.buffer
+	if !l.same(now) {
+		return false, nil
+	}
+	l.checked = asked
+	return true, nil
+}
+
+// each calls f with every index of ids and a socket for its family.
+func (r *Reader) each(ids []tableID, f func(i int, s source) error) error {
+	sockets := map[ruleset.Family]source{}
+	defer func() {
+		for _, s := range sockets {
+			s.close()
+		}
+	}()
+	for i, id := range ids {
+		s, ok := sockets[id.family]
+		if !ok {
+			var err error
+			if s, err = r.dial(id.family); err != nil {
+				return err
+			}
+			sockets[id.family] = s
+		}
+		if err := f(i, s); err != nil {
+			return fmt.Errorf("legacy %s table %s: %w", id.family, id.name, err)
+		}
+	}
+	return nil
+}
+
+// list returns the tables that exist. A kernel without legacy tables has no
+// list of them.
+func (r *Reader) list() ([]tableID, error) {
+	var ids []tableID
 	for _, of := range []struct {
 		family ruleset.Family
 		file   string
 	}{{ruleset.IPv4, "ip_tables_names"}, {ruleset.IPv6, "ip6_tables_names"}} {
 		names, err := os.ReadFile(filepath.Join(r.proc, of.file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, [sha256.Size]byte{}, fmt.Errorf("list legacy tables: %w", err)
+			return nil, fmt.Errorf("list legacy tables: %w", err)
 		}
 		for name := range strings.FieldsSeq(string(names)) {
-			key := of.family.String() + " " + name
-			t, err := readTable(of.family, name, r.buffers[key])
-			if err == nil {
-				err = t.wipe()
-			}
-			if err != nil {
-				return nil, [sha256.Size]byte{}, fmt.Errorf("legacy %s table %s: %w", of.family, name, err)
-			}
-			r.buffers[key] = t.buffer
-			tables = append(tables, t)
-			_, _ = fmt.Fprintf(hash, "%s %s %v\n", t.family, t.name, t.info)
-			_, _ = hash.Write(t.data)
+			ids = append(ids, tableID{of.family, name})
 		}
 	}
-	return tables, [sha256.Size]byte(hash.Sum(nil)), nil
-}
-
-// readTable reads one table that exists. A socket for datagrams does: the
-// kernel asks for CAP_NET_ADMIN, whatever the socket is. The table is read
-// into buffer if it is large enough.
-func readTable(family ruleset.Family, name string, buffer []byte) (xtTable, error) {
-	t := xtTable{family: family, name: name, buffer: buffer}
-	domain, level := unix.AF_INET, unix.IPPROTO_IP
-	if family == ruleset.IPv6 {
-		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
-	}
-	if len(name) >= xtTableName {
-		return t, fmt.Errorf("name of %d bytes", len(name))
-	}
-	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return t, fmt.Errorf("open socket: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	for range attempts {
-		if t.info, err = readInfo(fd, level, name); err != nil {
-			return t, err
-		}
-		err = t.readEntries(fd, level)
-		if errors.Is(err, unix.EAGAIN) {
-			// The table's size is another one by now.
-			continue
-		}
-		if err != nil {
-			return t, err
-		}
-		// Chains may begin elsewhere in another table of the same size.
-		after, err := readInfo(fd, level, name)
-		if err != nil {
-			return t, err
-		}
-		if after == t.info {
-			return t, nil
-		}
-	}
-	return t, ErrUnsettled
-}
-
-func readInfo(fd, level int, name string) (xtInfo, error) {
-	buf := make([]byte, xtInfoSize)
-	copy(buf, name)
-	if err := getsockopt(fd, level, xtGetInfo, buf); err != nil {
-		return xtInfo{}, fmt.Errorf("read info: %w", err)
-	}
-	number := func(i int) uint32 { return binary.NativeEndian.Uint32(buf[xtTableName+4*i:]) }
-	info := xtInfo{hooks: number(0), count: number(1 + 2*xtHooks), size: number(2 + 2*xtHooks)}
-	for hook := range xtHooks {
-		info.entry[hook], info.underflow[hook] = number(1+hook), number(1+xtHooks+hook)
-	}
-	if info.size > xtMostBytes {
-		return xtInfo{}, fmt.Errorf("%d bytes of rules, want %d at most", info.size, xtMostBytes)
-	}
-	return info, nil
-}
-
-// readEntries asks for as many bytes as the table's info says.
-func (t *xtTable) readEntries(fd, level int) error {
-	length := xtEntriesFrom + int(t.info.size)
-	if cap(t.buffer) < length {
-		t.buffer = make([]byte, length)
-	}
-	t.buffer = t.buffer[:length]
-	clear(t.buffer[:xtEntriesFrom])
-	copy(t.buffer, t.name)
-	binary.NativeEndian.PutUint32(t.buffer[xtTableName:], t.info.size)
-	if err := getsockopt(fd, level, xtGetEntries, t.buffer); err != nil {
-		return fmt.Errorf("read entries: %w", err)
-	}
-	t.data = t.buffer[xtEntriesFrom:]
-	return nil
-}
-
-// getsockopt hands buf to the kernel, which reads it and fills it.
-func getsockopt(fd, level, option int, buf []byte) error {
-	length := uint32(len(buf)) //nolint:gosec // Bounded by xtMostBytes.
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
-		uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(unsafe.Pointer(&length)), 0) //nolint:gosec // x/sys has no call that also hands a buffer in.
-	if errno != 0 {
-		return errno
-	}
-	if int(length) != len(buf) {
-		return fmt.Errorf("answer of %d bytes, want %d", length, len(buf))
-	}
-	return nil
-}
-
-// hookNumber is the kernel's number of a hook of IP.
-func hookNumber(h ruleset.Hook) int {
-	switch h {
-	case ruleset.Prerouting:
-		return unix.NF_INET_PRE_ROUTING
-	case ruleset.Input:
-		return unix.NF_INET_LOCAL_IN
-	case ruleset.Forward:
-		return unix.NF_INET_FORWARD
-	case ruleset.Output:
-		return unix.NF_INET_LOCAL_OUT
-	case ruleset.Postrouting:
-		return unix.NF_INET_POST_ROUTING
-	case ruleset.Ingress:
-	}
-	return -1
-}
-
-// legacyBase returns the base chain that a legacy table has at a hook, with
-// the priority that its module registers it with.
-func legacyBase(table string, number int) (base ruleset.Base, name string, ok bool) {
-	for _, c := range []struct {
-		hook ruleset.Hook
-		name string
-	}{
-		{ruleset.Prerouting, "PREROUTING"}, {ruleset.Input, "INPUT"}, {ruleset.Forward, "FORWARD"},
-		{ruleset.Output, "OUTPUT"}, {ruleset.Postrouting, "POSTROUTING"},
-	} {
-		if hookNumber(c.hook) == number {
-			base.Hook, name = c.hook, c.name
-		}
-	}
-	switch table {
-	case "raw":
-		base.Priority = -300
-	case "mangle":
-		base.Priority = -150
-	case "nat":
-		base.NAT = true
-		base.Priority = -100
-		if base.Hook == ruleset.Input || base.Hook == ruleset.Postrouting {
-			base.Priority = 100
-		}
-	case "filter":
-	case "security":
-		base.Priority = 50
-	default:
-		return ruleset.Base{}, "", false
-	}
-	return base, name, base.Hook != 0
+	return ids, nil
 }
