@@ -41,11 +41,16 @@ func plain(tables []ruleset.Table) map[string]plainChain {
 	chains := map[string]plainChain{}
 	for _, table := range tables {
 		for _, c := range table.Chains {
-			if c.Base != nil && !c.Base.Drop && len(c.Rules) == 0 {
+			rules, err := c.List()
+			if err != nil {
+				// Never what is wanted.
+				chains[c.Name+": "+err.Error()] = plainChain{}
+			}
+			if c.Base != nil && !c.Base.Drop && len(rules) == 0 {
 				continue
 			}
 			p := plainChain{Base: c.Base}
-			for _, r := range c.Rules {
+			for _, r := range rules {
 				rule := plainRule{Matches: plainMatches(r.Matches), Kind: r.Target.Kind, Comment: r.Comment,
 					Value: r.Target.Value, Mask: r.Target.Mask, CTMask: r.Target.CTMask}
 				if r.Target.Chain != nil {

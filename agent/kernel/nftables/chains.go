@@ -4,9 +4,12 @@
 // Package nftables reads the rules of nf_tables over netlink, whoever wrote
 // them: nft or iptables' nft variant.
 //
-// A read is of one generation of which nothing was still being committed. What
-// is not understood stays in the rules as an unknown condition or target. The
-// package decides nothing: agent/trace evaluates the rules.
+// Tables and chains are listed, the rules of a chain are read when somebody
+// asks for them, and sets are never listed but asked for one key. All of it is
+// of one generation of which nothing was still being committed, or Holds says
+// that it is not. What is not understood stays in the rules as an unknown
+// condition or target. The package decides nothing: agent/trace evaluates the
+// rules.
 package nftables
 
 import (
@@ -38,12 +41,6 @@ type tableKey struct {
 // String returns the table's family, as a number, and name.
 func (k tableKey) String() string { return fmt.Sprintf("%d %s", k.family, k.name) }
 
-// chainKey names a chain of a table.
-type chainKey struct {
-	table tableKey
-	name  string
-}
-
 // nftChain is a chain as nf_tables lists it.
 type nftChain struct {
 	family uint8
@@ -56,25 +53,33 @@ type nftChain struct {
 	hook     uint32
 	priority int
 	drop     bool
-	// used counts a base chain's rules: nothing else can refer to it.
-	used uint32
 }
 
-// idle reports whether the base chain lets every packet pass untouched, as the
-// chains of a distribution's empty /etc/nftables.conf do.
-func (c nftChain) idle() bool { return c.used == 0 && !c.drop }
+// key returns the table that the chain is in.
+func (c nftChain) key() tableKey { return tableKey{c.family, c.table} }
 
 // unreadable returns why the chain's rules are not read, or "".
 func (c nftChain) unreadable(dormant bool) string {
 	switch {
-	case c.family != unix.NFPROTO_IPV4 && c.family != unix.NFPROTO_IPV6:
-		return "its rules are not read: they are native to nftables and not of family ip or ip6"
+	case c.family != unix.NFPROTO_IPV4 && c.family != unix.NFPROTO_IPV6 && c.family != unix.NFPROTO_INET,
+		c.atDevice():
+		return "its rules are not read: they see packets at the link layer"
 	case dormant:
 		// The flag changes before the commit that changes it is through, so
 		// the chains may be at work.
 		return "its table is dormant, or about to be"
 	}
 	return ""
+}
+
+// inetIngress is NF_INET_INGRESS, the inet family's hook at a device, new in
+// Linux 5.10.
+const inetIngress = 5
+
+// atDevice reports whether the chain of family inet sees all packets of a
+// device.
+func (c nftChain) atDevice() bool {
+	return c.hooked && c.family == unix.NFPROTO_INET && c.hook == inetIngress
 }
 
 // generation returns the number of the last commit to nf_tables in this
@@ -185,8 +190,6 @@ func readChain(body []byte) (nftChain, error) {
 			c.kind = nlconn.Text(value)
 		case unix.NFTA_CHAIN_POLICY:
 			c.drop = nlconn.BE32(value) == 0 // NF_DROP
-		case unix.NFTA_CHAIN_USE:
-			c.used = nlconn.BE32(value)
 		case unix.NFTA_CHAIN_HOOK:
 			c.hooked = true
 			nested = nlconn.Attributes(value, func(kind uint16, value []byte) {
@@ -205,7 +208,7 @@ func readChain(body []byte) (nftChain, error) {
 	return c, errors.Join(err, nested)
 }
 
-// base returns what ties a chain of family ip or ip6 to its hook.
+// base returns what ties a chain of family ip, ip6 or inet to its hook.
 func (c nftChain) base() (*ruleset.Base, error) {
 	if c.hook > unix.NF_INET_POST_ROUTING {
 		return nil, fmt.Errorf("chain %s of table %s is at hook %d: want at most %d", c.chain, c.table, c.hook, unix.NF_INET_POST_ROUTING)
@@ -227,7 +230,7 @@ func (c nftChain) families() []ruleset.Family {
 	case unix.NFPROTO_ARP:
 		return nil
 	}
-	// netdev, and whatever a later kernel brings.
+	// netdev, and whatever a later kernel brings, may see everything.
 	return []ruleset.Family{ruleset.Netdev}
 }
 
@@ -253,7 +256,7 @@ func (c nftChain) place() ruleset.Hook {
 // counts as netdev.
 func (c nftChain) opaque(why string) []ruleset.Table {
 	families := c.families()
-	if len(families) == 2 && c.place() == ruleset.Ingress {
+	if c.atDevice() {
 		families = []ruleset.Family{ruleset.Netdev}
 	}
 	tables := make([]ruleset.Table, 0, len(families))

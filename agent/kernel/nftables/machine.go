@@ -4,10 +4,10 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -15,12 +15,6 @@ import (
 	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
-
-// NFTA_BITWISE_OP is new in Linux 5.6; operation 0 is mask and xor.
-const bitwiseOperation = 6
-
-// objectCounter is NFT_OBJECT_COUNTER.
-const objectCounter = 1
 
 // attrs are the attributes of one expression. Numbers that no expression known
 // here has are counted as foreign: what a later kernel says with them may
@@ -86,14 +80,22 @@ func register(number uint32) (int, bool) {
 	return 0, false
 }
 
-// cell is what is known of one byte of a register: byte index of a field,
-// under a mask and then flipped by xor. A constant has a mask of 0. The zero
-// cell is not known.
+// cell is what is known of one byte of a register, and if nothing is, what was
+// loaded.
 type cell struct {
-	known     bool
-	source    source
-	index     uint8
-	mask, xor byte
+	ruleset.Byte
+	what string
+}
+
+// surroundings are what a rule refers to by name or by index.
+type surroundings interface {
+	xtblob.Sets
+	// chain returns a chain that a jump can lead to, nil if there is none.
+	chain(name string) *ruleset.Chain
+	// set returns a set or map of the rule's table.
+	set(name string) (*set, error)
+	// isRead reports whether any rule looks anything up in the set.
+	isRead(set string) (bool, error)
 }
 
 // machine evaluates the expressions of one rule with registers of which each
@@ -102,22 +104,32 @@ type cell struct {
 // UnknownTarget.
 type machine struct {
 	family    ruleset.Family
-	sets      xtblob.Sets
+	from      surroundings
 	registers [registersSize]cell
-	rule      ruleset.Rule
-	// acted is set once the rule has done what a match after it could not
-	// take back. The model has one target, which comes last.
+	// before are the steps of the rule that are complete: a rule of the model
+	// has one target, which comes last, and nf_tables' may set a mark and go
+	// on.
+	before []ruleset.Rule
+	// rule is the current step.
+	rule    ruleset.Rule
+	comment string
+	// acted is set once the step has a target.
 	acted bool
-	// open is set once the rule has an Unknown match.
+	// open is set once the step has an Unknown match.
 	open bool
-	// flags is set once a match looks at the flags of a TCP header.
+	// flags is set once a match of the step looks at the flags of a TCP header.
 	flags bool
+	// never is set once a condition cannot hold for this family: what comes
+	// after it is not evaluated.
+	never bool
+	// err is the first reason for which the rule cannot be told.
+	err error
 }
 
-// decodeRule returns the rule of a chain that the list of expressions is, with
-// a name but no chain in a jump. It returns an error if the list is malformed.
-func decodeRule(family ruleset.Family, chain string, expressions, userdata []byte, sets xtblob.Sets) (ruleset.Rule, error) {
-	m := machine{family: family, sets: sets, rule: ruleset.Rule{Target: ruleset.Target{Kind: ruleset.Continue}}}
+// decodeRule returns the rule of a chain that the list of expressions is. It
+// returns an error if the list is malformed or refers to what is not there.
+func decodeRule(family ruleset.Family, chain string, expressions, userdata []byte, from surroundings) (ruleset.Rule, error) {
+	m := machine{family: family, from: from, rule: ruleset.Rule{Target: ruleset.Target{Kind: ruleset.Continue}}}
 	var nested []error
 	err := nlconn.Attributes(expressions, func(_ uint16, element []byte) {
 		expression, err := parseAttrs(element)
@@ -131,20 +143,83 @@ func decodeRule(family ruleset.Family, chain string, expressions, userdata []byt
 			nested = append(nested, fmt.Errorf("expression %q: %w", name, err))
 			return
 		}
-		m.expression(name, &a)
+		if !m.never {
+			m.expression(name, &a)
+		}
 	})
-	if err := errors.Join(append(nested, err)...); err != nil {
+	if err := errors.Join(append(nested, err, m.err)...); err != nil {
 		return ruleset.Rule{}, err
 	}
-	if m.flags && !slices.Contains(m.rule.Matches, ruleset.Match(ruleset.Proto{Number: unix.IPPROTO_TCP})) {
+	if m.comment == "" {
+		m.comment = comment(userdata)
+	}
+	return m.finish(chain), nil
+}
+
+// finish returns the rule. One of several steps leads to a chain of its own
+// that has the steps.
+func (m *machine) finish(chain string) ruleset.Rule {
+	m.seal()
+	steps := append(m.before, m.rule)
+	whole := ruleset.Rule{Matches: steps[0].Matches, Target: steps[0].Target, Comment: m.comment}
+	whole.Raw = ruleset.Render(chain, &whole)
+	if len(steps) == 1 {
+		return whole
+	}
+	for i := range steps[1:] {
+		whole.Raw += strings.TrimPrefix(ruleset.Render("", &steps[i+1]), "-A ")
+	}
+	whole.Target = ruleset.Target{Kind: ruleset.Jump, Name: restOfRule}
+	switch last := steps[len(steps)-1].Target.Kind; {
+	case last == ruleset.Decide, leaves(last) && slices.ContainsFunc(steps[1:], func(r ruleset.Rule) bool { return len(r.Matches) > 0 }):
+		// The chain of the steps would be left in place of the rule's own.
+		whole.Target = ruleset.Target{Kind: ruleset.UnknownTarget, Name: "more than one target"}
+		return whole
+	case leaves(last):
+		whole.Target.Kind = ruleset.Goto
+	}
+	steps[0].Matches = nil
+	for i := range steps {
+		steps[i].Raw, steps[i].Comment = whole.Raw, m.comment
+	}
+	whole.Target.Chain = &ruleset.Chain{Name: chain, Rules: steps}
+	return whole
+}
+
+// restOfRule names the chain that is made of a rule's steps.
+const restOfRule = "the rest of the rule"
+
+// leaves reports whether a target goes back to where its chain was called.
+func leaves(kind ruleset.TargetKind) bool { return kind == ruleset.Return || kind == ruleset.Goto }
+
+// seal completes the current step.
+func (m *machine) seal() {
+	isTCP := func(r ruleset.Rule) bool {
+		return slices.Contains(r.Matches, ruleset.Match(ruleset.Proto{Number: unix.IPPROTO_TCP}))
+	}
+	if m.flags && !isTCP(m.rule) && !slices.ContainsFunc(m.before, isTCP) {
 		m.rule.Matches = append(m.rule.Matches, ruleset.Unknown{Text: "transport header at 13"})
 	}
 	ruleset.Order(m.rule.Matches)
-	if m.rule.Comment == "" {
-		m.rule.Comment = comment(userdata)
+}
+
+// next begins another step.
+func (m *machine) next() {
+	m.seal()
+	m.before = append(m.before, m.rule)
+	m.rule = ruleset.Rule{Target: ruleset.Target{Kind: ruleset.Continue}}
+	m.acted, m.open, m.flags = false, false, false
+}
+
+// goesOn reports whether a rule goes on after a target.
+func goesOn(kind ruleset.TargetKind) bool {
+	switch kind {
+	case ruleset.SetMark, ruleset.SetConnMark, ruleset.SaveMark, ruleset.RestoreMark, ruleset.NoTrack, ruleset.Continue:
+		return true
+	case ruleset.UnknownTarget, ruleset.Accept, ruleset.Drop, ruleset.Return, ruleset.Jump, ruleset.Goto,
+		ruleset.Decide, ruleset.NewDestination, ruleset.NewSource:
 	}
-	m.rule.Raw = ruleset.Render(chain, &m.rule)
-	return m.rule, nil
+	return false
 }
 
 // comment returns the comment of a rule's userdata, which only programs read:
@@ -166,8 +241,11 @@ func comment(userdata []byte) string {
 // match adds a condition.
 func (m *machine) match(c ruleset.Match) {
 	if m.acted {
-		m.spoil("a condition after the target")
-		return
+		if !goesOn(m.rule.Target.Kind) {
+			m.spoil("a condition after the target")
+			return
+		}
+		m.next()
 	}
 	m.rule.Matches = append(m.rule.Matches, c)
 }
@@ -175,16 +253,25 @@ func (m *machine) match(c ruleset.Match) {
 // unknown adds a condition that may or may not hold. One is as good as many.
 func (m *machine) unknown(what string) {
 	if !m.open || m.acted {
-		m.open = true
 		m.match(ruleset.Unknown{Text: what})
+		m.open = true
 	}
+}
+
+// impossible adds a condition that cannot hold.
+func (m *machine) impossible() {
+	m.match(ruleset.Compare{Value: ruleset.Value{{Known: true}}, From: []byte{1}, To: []byte{1}})
+	m.never = true
 }
 
 // act sets what the rule does.
 func (m *machine) act(t ruleset.Target) {
 	if m.acted {
-		m.spoil("more than one target")
-		return
+		if !goesOn(m.rule.Target.Kind) {
+			m.spoil("more than one target")
+			return
+		}
+		m.next()
 	}
 	m.rule.Target = t
 	m.acted = t.Kind != ruleset.Continue
@@ -197,7 +284,11 @@ func (m *machine) spoil(what string) {
 }
 
 // forget makes all registers unknown.
-func (m *machine) forget() { m.registers = [registersSize]cell{} }
+func (m *machine) forget(what string) {
+	for i := range m.registers {
+		m.registers[i] = cell{what: what}
+	}
+}
 
 // expression evaluates one expression. It knows all that Linux has by name;
 // another may be able to do anything.
@@ -213,6 +304,8 @@ func (m *machine) expression(name string, a *attrs) {
 		m.between(a)
 	case "bitwise":
 		m.bitwise(a)
+	case "byteorder":
+		m.byteorder(a)
 	case "immediate":
 		m.immediate(a)
 	case "meta":
@@ -221,10 +314,28 @@ func (m *machine) expression(name string, a *attrs) {
 		m.payload(a)
 	case "ct":
 		m.ct(a)
+	case "fib":
+		m.fib(a)
+	case "lookup":
+		m.lookup(a)
 	case "match":
 		m.xtMatch(a)
 	case "target":
 		m.xtTarget(a)
+	case "objref":
+		m.objref(a)
+	case "dynset":
+		m.dynset(a)
+	case "exthdr":
+		m.exthdr(a)
+	default:
+		m.simple(name, a)
+	}
+}
+
+// simple evaluates the expressions whose attributes say little.
+func (m *machine) simple(name string, a *attrs) {
+	switch name {
 	case "reject":
 		m.act(ruleset.Target{Kind: ruleset.Drop, Name: "REJECT"})
 	case "notrack":
@@ -235,23 +346,24 @@ func (m *machine) expression(name string, a *attrs) {
 		m.act(ruleset.Target{Kind: ruleset.NewDestination, Name: "REDIRECT"})
 	case "nat":
 		m.nat(a)
-	case "lookup":
-		m.lookup(a)
-	case "objref":
-		if kind, ok := a.number(unix.NFTA_OBJREF_IMM_TYPE); !ok || kind != objectCounter {
-			m.spoil("objref")
-		}
-	case "limit", "quota", "connlimit", "dynset", "flow_offload":
+	case "limit", "quota", "connlimit", "flow_offload":
 		// They let a packet pass on to the next expression or not.
 		m.unknown(name)
-	case "byteorder", "exthdr", "fib", "hash", "inner", "numgen", "osf", "rt", "socket", "tunnel", "xfrm":
+	case "hash", "numgen":
+		// They put a number into a register, and always do.
+		dreg := unix.NFTA_HASH_DREG
+		if name == "numgen" {
+			dreg = unix.NFTA_NG_DREG
+		}
+		m.load(a, dreg, unknownCells(4, name), name)
+	case "inner", "osf", "rt", "socket", "tunnel", "xfrm":
 		// They put something into registers, or end the rule.
 		m.unknown(name)
-		m.forget()
+		m.forget(name)
 	default:
 		// queue, tproxy, synproxy and fwd decide, as may what is not known.
 		m.spoil("expression " + name)
-		m.forget()
+		m.forget(name)
 	}
 }
 
@@ -266,138 +378,6 @@ func (m *machine) log(a *attrs) {
 	}
 }
 
-// put writes cells to a register. One that they do not fit into makes all
-// registers unknown.
-func (m *machine) put(a *attrs, dreg int, cells []cell) bool {
-	number, ok := a.number(dreg)
-	at, isRegister := register(number)
-	if !ok || !isRegister || at+len(cells) > registersSize {
-		m.forget()
-		return false
-	}
-	copy(m.registers[at:], cells)
-	return true
-}
-
-// get returns the cells of a register.
-func (m *machine) get(a *attrs, sreg, length int) ([]cell, bool) {
-	number, ok := a.number(sreg)
-	at, isRegister := register(number)
-	if !ok || !isRegister || length > registersSize-at {
-		return nil, false
-	}
-	return m.registers[at : at+length], true
-}
-
-func (m *machine) bitwise(a *attrs) {
-	operation := uint32(0)
-	if a.values[bitwiseOperation] != nil {
-		operation, _ = a.number(bitwiseOperation)
-	}
-	length, ok := a.number(unix.NFTA_BITWISE_LEN)
-	mask, ok2 := a.data(unix.NFTA_BITWISE_MASK)
-	xor, ok3 := a.data(unix.NFTA_BITWISE_XOR)
-	understood := ok && ok2 && ok3 && operation == 0 && int(length) == len(mask) && len(mask) == len(xor) &&
-		a.only(unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_LEN, unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR, bitwiseOperation)
-	if !understood {
-		m.unknown("bitwise")
-		m.forget()
-		return
-	}
-	from, ok := m.get(a, unix.NFTA_BITWISE_SREG, len(mask))
-	if !ok {
-		m.unknown("bitwise")
-		m.forget()
-		return
-	}
-	cells := make([]cell, len(mask), registersSize)
-	for i, c := range from {
-		if c.known {
-			c.mask, c.xor = c.mask&mask[i], c.xor&mask[i]^xor[i]
-		}
-		cells[i] = c
-	}
-	m.load(a, unix.NFTA_BITWISE_DREG, cells, "bitwise")
-}
-
-// load puts cells into a register and clears what is left of its last 4
-// bytes, as the kernel does for a value of 1 or 2 bytes. Where it does not for
-// others, they are unknown.
-func (m *machine) load(a *attrs, dreg int, cells []cell, what string) {
-	for short := len(cells) < 4; len(cells)%4 != 0; {
-		cells = append(cells, cell{known: short})
-	}
-	if !m.put(a, dreg, cells) {
-		m.unknown(what)
-	}
-}
-
-func (m *machine) immediate(a *attrs) {
-	if !a.only(unix.NFTA_IMMEDIATE_DREG, unix.NFTA_IMMEDIATE_DATA) {
-		m.spoil("immediate")
-		m.forget()
-		return
-	}
-	if dreg, ok := a.number(unix.NFTA_IMMEDIATE_DREG); ok && dreg == unix.NFT_REG_VERDICT {
-		m.verdict(a.values[unix.NFTA_IMMEDIATE_DATA])
-		return
-	}
-	data, ok := a.data(unix.NFTA_IMMEDIATE_DATA)
-	if !ok {
-		m.forget()
-		m.unknown("immediate")
-		return
-	}
-	cells := make([]cell, len(data), len(data)+3)
-	for i, b := range data {
-		cells[i] = cell{known: true, xor: b}
-	}
-	m.load(a, unix.NFTA_IMMEDIATE_DREG, cells, "immediate")
-}
-
-// Verdicts that x/sys has no number for, linux/netfilter.h.
-const (
-	nfDrop   = 0
-	nfAccept = 1
-)
-
-func (m *machine) verdict(data []byte) {
-	outer, err := parseAttrs(data)
-	v, err2 := parseAttrs(outer.values[unix.NFTA_DATA_VERDICT])
-	code, ok := v.number(unix.NFTA_VERDICT_CODE)
-	if err != nil || err2 != nil || !ok {
-		m.spoil("verdict")
-		return
-	}
-	chain := nlconn.Text(v.values[unix.NFTA_VERDICT_CHAIN])
-	switch int32(code) { //nolint:gosec // A signed number by definition.
-	case nfAccept:
-		m.act(ruleset.Target{Kind: ruleset.Accept, Name: "ACCEPT"})
-	case nfDrop:
-		m.act(ruleset.Target{Kind: ruleset.Drop, Name: "DROP"})
-	case unix.NFT_CONTINUE:
-	case unix.NFT_RETURN:
-		m.act(ruleset.Target{Kind: ruleset.Return, Name: "RETURN"})
-	case unix.NFT_JUMP:
-		m.act(ruleset.Target{Kind: ruleset.Jump, Name: chain})
-	case unix.NFT_GOTO:
-		m.act(ruleset.Target{Kind: ruleset.Goto, Name: chain})
-	default:
-		// A queue, or a break, which only a map would give.
-		m.spoil(fmt.Sprintf("verdict %d", int32(code))) //nolint:gosec // As above.
-	}
-}
-
-func (m *machine) lookup(a *attrs) {
-	what := "lookup of set " + nlconn.Text(a.values[unix.NFTA_LOOKUP_SET])
-	if dreg, ok := a.number(unix.NFTA_LOOKUP_DREG); ok && dreg == unix.NFT_REG_VERDICT {
-		m.spoil(what)
-		return
-	}
-	m.unknown(what)
-	m.forget()
-}
-
 func (m *machine) nat(a *attrs) {
 	kind, ok := a.number(unix.NFTA_NAT_TYPE)
 	switch {
@@ -408,6 +388,53 @@ func (m *machine) nat(a *attrs) {
 	default:
 		m.spoil("nat")
 	}
+}
+
+func (m *machine) immediate(a *attrs) {
+	if !a.only(unix.NFTA_IMMEDIATE_DREG, unix.NFTA_IMMEDIATE_DATA) {
+		m.spoil("immediate")
+		m.forget("immediate")
+		return
+	}
+	if dreg, ok := a.number(unix.NFTA_IMMEDIATE_DREG); ok && dreg == unix.NFT_REG_VERDICT {
+		m.verdict(a.values[unix.NFTA_IMMEDIATE_DATA])
+		return
+	}
+	data, ok := a.data(unix.NFTA_IMMEDIATE_DATA)
+	if !ok {
+		m.forget("immediate")
+		m.unknown("immediate")
+		return
+	}
+	m.load(a, unix.NFTA_IMMEDIATE_DREG, constant(data...), "immediate")
+}
+
+func (m *machine) verdict(data []byte) {
+	v, ok := readVerdict(data)
+	if !ok {
+		m.spoil("verdict")
+		return
+	}
+	target, err := v.target(m.from)
+	if err != nil {
+		m.fail(err)
+		return
+	}
+	switch target.Kind {
+	case ruleset.Continue:
+	case ruleset.UnknownTarget:
+		m.spoil(target.Name)
+	default:
+		m.act(target)
+	}
+}
+
+// fail says that the rule cannot be told, and decides nothing.
+func (m *machine) fail(err error) {
+	if m.err == nil {
+		m.err = err
+	}
+	m.spoil("unreadable")
 }
 
 // xtension returns what an extension of xtables is called in an expression;
@@ -425,9 +452,9 @@ func (m *machine) xtMatch(a *attrs) {
 		m.unknown("match " + name)
 		return
 	}
-	matches, comment := xtblob.Match(m.family, name, revision, a.values[unix.NFTA_MATCH_INFO], m.sets)
+	matches, comment := xtblob.Match(m.family, name, revision, a.values[unix.NFTA_MATCH_INFO], m.from)
 	if comment != "" {
-		m.rule.Comment = comment
+		m.comment = comment
 	}
 	for _, c := range matches {
 		m.match(c)
@@ -441,23 +468,4 @@ func (m *machine) xtTarget(a *attrs) {
 		return
 	}
 	m.act(xtblob.Target(m.family, name, revision, a.values[unix.NFTA_TARGET_INFO]))
-}
-
-// setMark writes the register's value to a mark: (mark &^ Mask) ^ Value.
-func (m *machine) setMark(a *attrs, sreg int, of source, t ruleset.Target) {
-	cells, ok := m.get(a, sreg, 4)
-	if !ok {
-		m.spoil("mark set")
-		return
-	}
-	var mask, xor [4]byte
-	for i, c := range cells {
-		if !c.known || (c.mask != 0 && (c.source != of || int(c.index) != i)) {
-			m.spoil("mark set to what is not known")
-			return
-		}
-		mask[i], xor[i] = c.mask, c.xor
-	}
-	t.Value, t.Mask = binary.NativeEndian.Uint32(xor[:]), ^binary.NativeEndian.Uint32(mask[:])
-	m.act(t)
 }

@@ -4,58 +4,59 @@
 package nftables
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/policygate/policygate/agent/kernel/ipset"
 	"github.com/policygate/policygate/agent/kernel/nlconn"
-	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
-// Reader reads nf_tables. The tables of the families ip and ip6, whoever
-// made them, are read rule by rule; base chains of the others are opaque.
+// Reader reads nf_tables. The tables of the families ip, ip6 and inet are
+// read; base chains of the others are opaque. It is safe for concurrent use.
 type Reader struct {
 	conn *nlconn.Conn
 
-	// What was read last, and at which generation. Only settled generations
-	// are kept.
-	generation uint32
-	tables     []ruleset.Table
-	known      bool
+	mu sync.Mutex // guards the following fields
+	// last is what was read last; nil before the first Read and if the
+	// kernel has no nf_tables.
+	last *snapshot
 }
 
 // New returns a Reader that asks over c.
 func New(c *nlconn.Conn) *Reader { return &Reader{conn: c} }
 
-// Read returns the rules that are loaded now, whole or an error, and a stamp:
-// equal stamps mean equal rules.
+// Read returns the tables that are loaded now, whole or an error, and a stamp:
+// equal stamps mean equal rules. Rules and elements of sets are read over the
+// connection when they are asked for, and count only if Holds says so
+// afterwards. As long as nothing was committed the same tables are returned
+// again, with all that was read since.
 func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for range attempts {
 		if err := ctx.Err(); err != nil {
 			return nil, "", err
 		}
 		gen, err := settled(r.conn)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-			// nfnetlink does not know nf_tables and could not load it, so
-			// there is nothing in it.
+		if absent(err) {
+			r.last = nil
 			return nil, "none", nil
 		}
 		if err != nil {
 			return nil, "", err
 		}
 		stamp := fmt.Sprintf("generation %d", gen)
-		if r.known && r.generation == gen {
-			return r.tables, stamp, nil
+		if r.last != nil && r.last.generation == gen && r.last.whole() {
+			return r.last.tables, stamp, nil
 		}
-		r.known = false
-		names := ipset.NewNames(r.conn)
-		tables, err := nftRead(r.conn, names)
-		if err != nil && !errors.Is(err, nlconn.ErrInterrupted) {
+		r.last = nil
+		s, err := list(r.conn, gen)
+		if err != nil && !errors.Is(err, nlconn.ErrInterrupted) && !errors.Is(err, ErrUnsettled) {
 			// A change in the middle can be the cause of any error.
 			if now, genErr := generation(r.conn); genErr == nil && now != gen {
 				continue
@@ -67,146 +68,229 @@ func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
 			return nil, "", genErr
 		}
 		if err == nil && now == gen {
-			// A name that could not be had this time may be had the next: the
-			// generation says nothing of sets.
-			r.generation, r.tables, r.known = gen, tables, !names.Failed()
-			return tables, stamp, nil
+			r.last = s
+			return s.tables, stamp, nil
 		}
 	}
 	return nil, "", ErrUnsettled
 }
 
-// Holds reports whether nothing has changed since the last Read, so that what
-// was read is of one moment.
-func (r *Reader) Holds(context.Context) (bool, error) { return true, nil }
+// absent reports whether nfnetlink does not know nf_tables and could not load
+// it, so that there is nothing in it.
+func absent(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
+}
 
-// nftRead reads everything once.
-func nftRead(c *nlconn.Conn, names *ipset.Names) ([]ruleset.Table, error) {
+// Holds reports whether nothing has changed since the last Read, so that it
+// and all that its chains and sets have answered since are of one moment.
+//
+// The number of the generation is enough for rules and for what a set has:
+// nf_tables_commit bumps it (base_seq) before it makes the new rules and
+// elements the current ones (gencursor), and before what it does without
+// generations, which are the chains' policies and the removal of old elements
+// from interval sets. Read has waited for the end of the commit that made the
+// last generation; so as long as the number is the same, no commit has come
+// as far as to change what can be read. What a batch does before it commits
+// stays invisible, but for one thing: see snapshot.misses.
+func (r *Reader) Holds(context.Context) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last == nil {
+		_, err := generation(r.conn)
+		if absent(err) {
+			return true, nil
+		}
+		return false, err
+	}
+	if r.last.torn() {
+		return false, nil
+	}
+	if questions := r.last.misses.take(); len(questions) > 0 {
+		if ok, err := r.askAgain(questions); !ok || err != nil {
+			r.last.misses.put(questions)
+			return false, err
+		}
+	}
+	now, err := generation(r.conn)
+	return err == nil && now == r.last.generation, err
+}
+
+// askAgain reports whether all that was missed is still missed, after whoever
+// may have been in the way is done.
+func (r *Reader) askAgain(questions []question) (bool, error) {
+	if now, err := settled(r.conn); err != nil || now != r.last.generation {
+		if errors.Is(err, ErrUnsettled) {
+			return false, nil
+		}
+		return false, err
+	}
+	for _, q := range questions {
+		_, found, err := q.of.ask(r.conn, q.key, 0)
+		if found || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// snapshot is nf_tables at one generation: tables and chains, and whatever of
+// the rest was asked for since.
+type snapshot struct {
+	conn       *nlconn.Conn
+	generation uint32
+	tables     []ruleset.Table
+	names      *ipsetNames
+	// misses are the keys that were not in an interval set. A batch puts its
+	// new elements into the tree at once, and until it is committed or given
+	// up they can hide those that are there (nft_set_rbtree.c, also in the
+	// packets' path up to Linux 6.16): what is found is right, but what is
+	// missed has to be asked once more.
+	misses misses
+
+	mu     sync.Mutex // guards failed
+	failed bool
+}
+
+// torn reports whether something could not be read.
+func (s *snapshot) torn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// fail notes that something could not be read.
+func (s *snapshot) fail() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = true
+}
+
+// whole reports whether the snapshot can be used again. A name that could not
+// be had this time may be had the next: the generation says nothing of sets.
+func (s *snapshot) whole() bool { return !s.torn() && !s.names.failed() }
+
+// question is a key that a set was asked for.
+type question struct {
+	of  *set
+	key []byte
+}
+
+// misses are questions, each once.
+type misses struct {
+	mu  sync.Mutex // guards all
+	all map[*set]map[string]bool
+}
+
+func (m *misses) add(of *set, key []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.all == nil {
+		m.all = map[*set]map[string]bool{}
+	}
+	if m.all[of] == nil {
+		m.all[of] = map[string]bool{}
+	}
+	m.all[of][string(key)] = true
+}
+
+// take returns all of them and forgets them.
+func (m *misses) take() []question {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var questions []question
+	for of, keys := range m.all {
+		for key := range keys {
+			questions = append(questions, question{of, []byte(key)})
+		}
+	}
+	m.all = nil
+	return questions
+}
+
+func (m *misses) put(questions []question) {
+	for _, q := range questions {
+		m.add(q.of, q.key)
+	}
+}
+
+// list reads tables and chains. A batch changes the dormant flag of a table
+// before it is committed and takes it back if it is given up: so the flags are
+// read on both sides of a barrier, which waits for the end of a batch.
+func list(c *nlconn.Conn, gen uint32) (*snapshot, error) {
+	before, err := nftDormant(c)
+	if err != nil {
+		return nil, err
+	}
+	now, err := settled(c)
+	if err != nil {
+		return nil, err
+	}
 	dormant, err := nftDormant(c)
 	if err != nil {
 		return nil, err
+	}
+	if now != gen || !maps.Equal(before, dormant) {
+		return nil, ErrUnsettled
 	}
 	chains, err := nftChains(c)
 	if err != nil {
 		return nil, err
 	}
-	var rules []nftRule
-	for _, family := range []uint8{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
-		of, err := nftRules(c, family)
-		if err != nil {
+	s := &snapshot{conn: c, generation: gen, names: newIPSetNames(c)}
+	return s, s.build(dormant, chains, func(chain nftChain) (bool, error) {
+		rules, err := nftRules(c, chain.key(), chain.chain)
+		return len(rules) == 0, err
+	})
+}
+
+// build makes the model of what was listed. empty is asked whether a chain
+// whose rules will not be read has none.
+func (s *snapshot) build(dormant map[tableKey]bool, chains []nftChain, empty func(nftChain) (bool, error)) error {
+	var opaque []ruleset.Table
+	views := map[tableKey][]*view{}
+	var order []*view
+	for _, c := range chains {
+		key := c.key()
+		if why := c.unreadable(dormant[key]); why != "" {
+			add, err := unread(c, why, empty)
+			if err != nil {
+				return err
+			}
+			opaque = append(opaque, add...)
+			continue
+		}
+		if views[key] == nil {
+			for _, family := range c.families() {
+				views[key] = append(views[key], newView(s, key, family))
+			}
+			order = append(order, views[key]...)
+		}
+		for _, v := range views[key] {
+			if err := v.add(c); err != nil {
+				return err
+			}
+		}
+	}
+	s.tables = make([]ruleset.Table, 0, len(order)+len(opaque))
+	for _, v := range order {
+		s.tables = append(s.tables, v.table)
+	}
+	s.tables = append(s.tables, opaque...)
+	return nil
+}
+
+// unread returns a chain whose rules are not read as opaque tables; none if
+// the chain is not tied to a hook or lets every packet pass untouched, as the
+// chains of a distribution's empty /etc/nftables.conf do.
+func unread(c nftChain, why string, empty func(nftChain) (bool, error)) ([]ruleset.Table, error) {
+	if !c.hooked || len(c.families()) == 0 {
+		return nil, nil
+	}
+	if !c.drop {
+		idle, err := empty(c)
+		if idle || err != nil {
 			return nil, err
 		}
-		rules = append(rules, of...)
 	}
-	return nftTables(dormant, chains, rules, names)
-}
-
-// nftRule is a rule as nf_tables lists it.
-type nftRule struct {
-	table tableKey
-	chain string
-	// expressions and userdata are the attributes' values.
-	expressions, userdata []byte
-}
-
-// nftRules lists the rules of a family, chain by chain and in their order.
-func nftRules(c *nlconn.Conn, family uint8) ([]nftRule, error) {
-	var rules []nftRule
-	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, nlconn.NFGenMsg(family, 0), func(body []byte) error {
-		rule, err := readRule(body)
-		if err != nil {
-			return err
-		}
-		rules = append(rules, rule)
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list nf_tables rules: %w", err)
-	}
-	return rules, nil
-}
-
-// readRule reads one message of the list. Its expressions are decoded later:
-// that can need further questions to the kernel.
-func readRule(body []byte) (nftRule, error) {
-	if len(body) < nlconn.NFGenMsgLen {
-		return nftRule{}, errors.New("answer without header")
-	}
-	rule := nftRule{table: tableKey{family: body[0]}}
-	err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
-		switch kind {
-		case unix.NFTA_RULE_TABLE:
-			rule.table.name = nlconn.Text(value)
-		case unix.NFTA_RULE_CHAIN:
-			rule.chain = nlconn.Text(value)
-		case unix.NFTA_RULE_EXPRESSIONS:
-			rule.expressions = append([]byte{}, value...)
-		case unix.NFTA_RULE_USERDATA:
-			rule.userdata = bytes.Clone(value)
-		}
-	})
-	if err == nil && (rule.table.name == "" || rule.chain == "" || rule.expressions == nil) {
-		err = errors.New("rule without table, chain or expressions")
-	}
-	return rule, err
-}
-
-// nftTables builds the model. It returns an error if a rule or a jump is for a
-// chain that was not listed, or if a rule is malformed.
-func nftTables(dormant map[tableKey]bool, chains []nftChain, rules []nftRule, sets xtblob.Sets) ([]ruleset.Table, error) {
-	var opaque []ruleset.Table
-	var order []tableKey
-	tables := map[tableKey]*ruleset.Table{}
-	byName := map[chainKey]*ruleset.Chain{}
-	for _, c := range chains {
-		key := tableKey{c.family, c.table}
-		if why := c.unreadable(dormant[key]); why != "" {
-			if c.hooked && !c.idle() {
-				opaque = append(opaque, c.opaque(why)...)
-			}
-			continue
-		}
-		table := tables[key]
-		if table == nil {
-			table = &ruleset.Table{Family: c.families()[0], Backend: ruleset.NFT, Name: c.table}
-			tables[key] = table
-			order = append(order, key)
-		}
-		chain := &ruleset.Chain{Name: c.chain}
-		if c.hooked {
-			base, err := c.base()
-			if err != nil {
-				return nil, err
-			}
-			chain.Base = base
-		}
-		table.Chains = append(table.Chains, chain)
-		byName[chainKey{key, c.chain}] = chain
-	}
-	for _, r := range rules {
-		if dormant[r.table] {
-			continue
-		}
-		chain := byName[chainKey{r.table, r.chain}]
-		if chain == nil {
-			return nil, fmt.Errorf("rule of chain %s in table %s, which was not listed", r.chain, r.table)
-		}
-		rule, err := decodeRule(tables[r.table].Family, r.chain, r.expressions, r.userdata, sets)
-		if err != nil {
-			return nil, fmt.Errorf("rule of chain %s in table %s: %w", r.chain, r.table, err)
-		}
-		if kind := rule.Target.Kind; kind == ruleset.Jump || kind == ruleset.Goto {
-			to := byName[chainKey{r.table, rule.Target.Name}]
-			if to == nil || to.Base != nil {
-				return nil, fmt.Errorf("rule %q leads to chain %q, which table %s does not have", rule.Raw, rule.Target.Name, r.table)
-			}
-			rule.Target.Chain = to
-		}
-		chain.Rules = append(chain.Rules, rule)
-	}
-	all := make([]ruleset.Table, 0, len(order)+len(opaque))
-	for _, key := range order {
-		all = append(all, *tables[key])
-	}
-	return append(all, opaque...), nil
+	return c.opaque(why), nil
 }

@@ -1,0 +1,264 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/policygate/policygate/agent/kernel/nlconn"
+	"github.com/policygate/policygate/agent/ruleset"
+)
+
+// linux/netfilter/nf_tables.h, where x/sys has no number.
+const (
+	// setConcat is NFT_SET_CONCAT, Linux 5.6.
+	setConcat = 0x80
+	// elementCatchall is NFT_SET_ELEM_CATCHALL, Linux 5.13.
+	elementCatchall = 0x2
+	// elementKeyEnd and elementExpressions are NFTA_SET_ELEM_KEY_END and
+	// NFTA_SET_ELEM_EXPRESSIONS, Linux 5.6 and 5.11.
+	elementKeyEnd      = 10
+	elementExpressions = 11
+	// longestKey is NFT_DATA_VALUE_MAXLEN.
+	longestKey = 64
+)
+
+// setHeader is what nf_tables says of a set as a whole.
+type setHeader struct {
+	flags      uint32
+	keyLength  int
+	dataType   uint32
+	dataLength int
+	// objects is the type of the objects that the set's elements name.
+	objects uint32
+}
+
+func (h setHeader) has(flag uint32) bool { return h.flags&flag != 0 }
+
+// verdicts reports whether the set is a map whose data are verdicts.
+func (h setHeader) verdicts() bool {
+	return h.has(unix.NFT_SET_MAP) && h.dataType == unix.NFT_DATA_VERDICT
+}
+
+// nftSet reads the header of a set. It pins nothing.
+func nftSet(c *nlconn.Conn, table tableKey, name string) (setHeader, error) {
+	request := nlconn.NFGenMsg(table.family, 0)
+	request = nlconn.Attribute(request, unix.NFTA_SET_TABLE, terminated(table.name))
+	request = nlconn.Attribute(request, unix.NFTA_SET_NAME, terminated(name))
+	var header setHeader
+	found := false
+	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETSET, 0, request, func(body []byte) error {
+		of, h, err := readSet(body)
+		if err == nil && of != name {
+			err = fmt.Errorf("answer of set %q", of)
+		}
+		header, found = h, err == nil
+		return err
+	})
+	if err == nil && !found {
+		err = errors.New("no answer")
+	}
+	if err != nil {
+		return setHeader{}, fmt.Errorf("read set %s of nf_tables table %s: %w", name, table, err)
+	}
+	return header, nil
+}
+
+// readSet reads the message that describes a set.
+func readSet(body []byte) (name string, h setHeader, err error) {
+	if len(body) < nlconn.NFGenMsgLen {
+		return "", setHeader{}, errors.New("answer without header")
+	}
+	keyLength, dataLength := uint32(0), uint32(0)
+	err = nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
+		switch kind {
+		case unix.NFTA_SET_NAME:
+			name = nlconn.Text(value)
+		case unix.NFTA_SET_FLAGS:
+			h.flags = nlconn.BE32(value)
+		case unix.NFTA_SET_KEY_LEN:
+			keyLength = nlconn.BE32(value)
+		case unix.NFTA_SET_DATA_TYPE:
+			h.dataType = nlconn.BE32(value)
+		case unix.NFTA_SET_DATA_LEN:
+			dataLength = nlconn.BE32(value)
+		case unix.NFTA_SET_OBJ_TYPE:
+			h.objects = nlconn.BE32(value)
+		}
+	})
+	if err == nil && (name == "" || keyLength == 0 || keyLength > longestKey || dataLength > longestKey) {
+		err = fmt.Errorf("set %q with keys of %d and data of %d bytes: want 1 to %d and at most %d", name, keyLength, dataLength, longestKey, longestKey)
+	}
+	h.keyLength, h.dataLength = int(keyLength), int(dataLength)
+	return name, h, err
+}
+
+// set is a set or map of nf_tables in one view.
+type set struct {
+	view   *view
+	name   string
+	header setHeader
+	// plain and inverted are what the model asks: inverted in a lookup that is
+	// negated, where a catch-all element means the opposite.
+	plain, inverted ruleset.NativeSet
+
+	mu sync.Mutex // guards the following fields
+	// catchall is the set's catch-all element, if it was asked for; else nil.
+	// That of a set with timeouts is asked for each time.
+	catchall *answer
+}
+
+// answer is the element that was found, if any.
+type answer struct {
+	element element
+	found   bool
+}
+
+func newSet(v *view, name string, h setHeader) *set {
+	s := &set{view: v, name: name, header: h}
+	s.plain = ruleset.NativeSet{
+		Table: v.key.name, Name: name, KeyLength: h.keyLength, Verdicts: h.verdicts(),
+		Volatile: h.has(unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL), Get: s.get,
+	}
+	s.inverted = s.plain
+	s.inverted.Get = s.getInverted
+	return s
+}
+
+// get answers as nft_lookup_eval does (net/netfilter/nft_lookup.c): the element
+// that the key falls into, or else the catch-all element.
+func (s *set) get(key []byte) (ruleset.Element, error) {
+	e, found, err := s.find(key)
+	if err == nil && !found {
+		e, found, err = s.findCatchall()
+	}
+	if err != nil || !found {
+		return ruleset.Element{}, err
+	}
+	return s.model(e)
+}
+
+// getInverted answers for a negated lookup, which lets a key pass that is not
+// in the set. For one that is, the kernel then asks for the catch-all element
+// as if nothing had been found, and if there is one the key passes as well.
+func (s *set) getInverted(key []byte) (ruleset.Element, error) {
+	e, found, err := s.find(key)
+	if err != nil || !found {
+		return ruleset.Element{}, err
+	}
+	rest, all, err := s.findCatchall()
+	switch {
+	case err != nil:
+		return ruleset.Element{}, err
+	case !all && e.doubtful != "":
+		return ruleset.Element{In: true, Unknown: e.doubtful}, nil
+	case all && rest.unknown() != "":
+		return ruleset.Element{In: true, Unknown: rest.unknown()}, nil
+	}
+	return ruleset.Element{In: !all}, nil
+}
+
+// find asks for the element that the key falls into, but for the catch-all.
+func (s *set) find(key []byte) (element, bool, error) {
+	if len(key) != s.header.keyLength {
+		return element{}, false, fmt.Errorf("key of %d bytes for set %s, whose keys have %d", len(key), s.name, s.header.keyLength)
+	}
+	e, found, err := s.ask(s.view.of.conn, key, 0)
+	if err != nil {
+		s.view.of.fail()
+		return element{}, false, err
+	}
+	interval, anonymous := s.header.has(unix.NFT_SET_INTERVAL), s.header.has(unix.NFT_SET_ANONYMOUS)
+	switch {
+	case !found && interval && !anonymous:
+		s.view.of.misses.add(s, key)
+	case found && !interval && string(e.key) != string(key):
+		return element{}, false, fmt.Errorf("set %s has answered key %x for %x", s.name, e.key, key)
+	case found && interval && anonymous && string(e.key) == string(key):
+		e.doubtful, err = s.endsToo(key)
+	}
+	return e, found, err
+}
+
+// endsToo returns why it is not known whether the packets' path finds the
+// element that begins with key: in an anonymous set it stops at the end of
+// another interval that is the same key, if it meets that first
+// (nft_rbtree_lookup). No tool of nftables writes such sets.
+func (s *set) endsToo(key []byte) (string, error) {
+	end, found, err := s.ask(s.view.of.conn, key, unix.NFT_SET_ELEM_INTERVAL_END)
+	if err != nil {
+		s.view.of.fail()
+		return "", err
+	}
+	if found && end.flags&unix.NFT_SET_ELEM_INTERVAL_END != 0 && string(end.key) == string(key) {
+		return "an interval begins where another ends", nil
+	}
+	return "", nil
+}
+
+// findCatchall asks for the catch-all element.
+func (s *set) findCatchall() (element, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.catchall != nil {
+		return s.catchall.element, s.catchall.found, nil
+	}
+	e, found, err := s.ask(s.view.of.conn, nil, elementCatchall)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		// A kernel that has no such elements.
+		e, found, err = element{}, false, nil
+	}
+	if err != nil {
+		s.view.of.fail()
+		return element{}, false, err
+	}
+	if !s.plain.Volatile {
+		s.catchall = &answer{e, found}
+	}
+	return e, found, nil
+}
+
+// model returns the element as the model has it.
+func (s *set) model(e element) (ruleset.Element, error) {
+	m := ruleset.Element{In: true, Unknown: e.unknown()}
+	if !s.plain.Verdicts {
+		return m, nil
+	}
+	if e.verdict == nil {
+		return ruleset.Element{}, fmt.Errorf("element %x of the map %s has no verdict", e.key, s.name)
+	}
+	target, err := e.verdict.target(s.view)
+	if err != nil {
+		return ruleset.Element{}, fmt.Errorf("element %x of the map %s: %w", e.key, s.name, err)
+	}
+	m.Verdict = target
+	return m, nil
+}
+
+// ask asks for one element over c: with flags 0 for the one that the key falls
+// into, which of an interval is the one that it begins with, and with
+// NFT_SET_ELEM_INTERVAL_END for the one that it ends before. A set that was
+// deleted has no elements; then the generation is another as well.
+func (s *set) ask(c *nlconn.Conn, key []byte, flags uint32) (e element, found bool, err error) {
+	err = c.Ask(subsysNFTables|unix.NFT_MSG_GETSETELEM, 0, elementRequest(s.view.key, s.name, key, flags), func(body []byte) error {
+		var err error
+		e, err = readElement(body)
+		found = err == nil
+		return err
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return element{}, false, nil
+	}
+	if err == nil && !found {
+		err = errors.New("no answer")
+	}
+	if err != nil {
+		return element{}, false, fmt.Errorf("ask set %s of nf_tables table %s for %x: %w", s.name, s.view.key, key, err)
+	}
+	return e, true, nil
+}
