@@ -4,6 +4,9 @@
 // Command agent runs on every node. It looks at the rules in the node's
 // kernel, confirms to the manager's replicas what they assign, and opens the
 // gates of the node's own Pods when they release them.
+//
+// "agent trace SRC DST:PORT" says what the node would do with a connection,
+// and needs no cluster.
 package main
 
 import (
@@ -25,6 +28,11 @@ func main() {
 
 // run is main with an exit status, so that what is deferred happens.
 func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == traceName {
+		return runTrace(ctx, os.Args[2:], kernelTraces{}, os.Stdout, os.Stderr)
+	}
 	o, logging := newOptions(os.Getenv), textlogger.NewConfig()
 	logFlags := flag.NewFlagSet("logging", flag.ExitOnError)
 	logging.AddFlags(logFlags)
@@ -37,8 +45,6 @@ func run() int {
 	}
 	log := textlogger.NewLogger(logging).WithValues("node", o.NodeName)
 	klog.SetLogger(log) // client-go's
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	if err := runAgent(ctx, o, log); err != nil {
 		log.Error(err, "The agent ends")
 		return 1

@@ -57,7 +57,8 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 		Hello: func(ctx context.Context) *hubv1.Hello {
 			return &hubv1.Hello{Version: version(), BootId: bootID, Unsupported: netfilter.Unsupported(ctx)}
 		},
-		Clock: clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
+		Traces: kernelTraces{},
+		Clock:  clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
 	})
 	confirmer := confirm.New(confirm.Options{
 		Dataplane: dataplane{netfilter}, Reports: sessions,

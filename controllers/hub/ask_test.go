@@ -157,7 +157,7 @@ func TestAMalformedTraceResultEndsTheSession(t *testing.T) {
 		want   string
 	}{
 		"text that is not printable": {&hubv1.TraceResult{Error: "\x1b[31m"}, "printable ASCII"},
-		"more hops than agreed":      {&hubv1.TraceResult{Hops: make([]*hubv1.TraceHop, 3)}, "hops are 3"},
+		"more hops than agreed":      {&hubv1.TraceResult{Hops: make([]*hubv1.TraceHop, 5)}, "hops are 5"},
 		"more steps than agreed":     {&hubv1.TraceResult{Hops: []*hubv1.TraceHop{{Steps: make([]*hubv1.TraceStep, 129)}}}, "steps are 129"},
 		"an error beside an answer":  {&hubv1.TraceResult{Error: "x", Hops: []*hubv1.TraceHop{{}}}, "beside hops"},
 		"a text that is too long":    {&hubv1.TraceResult{Hops: []*hubv1.TraceHop{{Reason: strings.Repeat("x", 513)}}}, "at most 512 bytes"},

@@ -26,9 +26,9 @@ import (
 
 const (
 	// maxReceive bounds a message of an agent. A report names at most three
-	// unmet expectations with 200 bytes each; a trace result of two hops with
+	// unmet expectations with 200 bytes each; a trace result of four hops with
 	// 128 steps of six texts with 512 bytes each is the largest.
-	maxReceive = 1 << 20
+	maxReceive = 2 << 20
 	// maxStreams bounds what one connection can hold open: an agent has one
 	// session, and a second while it replaces the first.
 	maxStreams = 4

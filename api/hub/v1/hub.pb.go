@@ -1176,7 +1176,7 @@ type TraceResult struct {
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// error, if not empty, says why there is no answer; hops is empty then.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
-	// hops are the ways in which the packet can pass the node, at most two.
+	// hops are the ways in which the packet can pass the node, at most four.
 	Hops          []*TraceHop `protobuf:"bytes,3,rep,name=hops,proto3" json:"hops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -16,8 +16,13 @@ func TraceResultOf(id uint64, hops []tracev1.Hop, err error) *TraceResult {
 	if err != nil {
 		return &TraceResult{Id: id, Error: tracev1.Clean(err.Error())}
 	}
+	if len(hops) > tracev1.MaxHops {
+		// One that was left out could be the one that refuses.
+		return &TraceResult{Id: id, Error: fmt.Sprintf("the packet may take %d ways through the node: more than %d",
+			len(hops), tracev1.MaxHops)}
+	}
 	r := &TraceResult{Id: id}
-	for _, h := range hops[:min(len(hops), tracev1.MaxHops)] {
+	for _, h := range hops {
 		h = h.Bound()
 		m := &TraceHop{
 			Way: h.Way, In: h.In, Out: h.Out, Routed: h.Routed,

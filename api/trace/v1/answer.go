@@ -69,8 +69,8 @@ type Node struct {
 	// Error says why the node did not answer. Then it has no hops, and the
 	// verdict is Inconclusive.
 	Error string `json:"error,omitempty"`
-	// Hops are the ways in which the packet can pass the node: one, or two
-	// where a virtual server may take it.
+	// Hops are the ways in which the packet can pass the node: one, or more
+	// where a virtual server or a mark may lead it elsewhere.
 	Hops []Hop `json:"hops,omitempty"`
 }
 
@@ -117,8 +117,9 @@ const (
 	// MaxSteps bounds the steps of a hop. A path through kube-router's rules
 	// matches some 20 of them.
 	MaxSteps = 128
-	// MaxHops bounds the hops of a node; there are two ways at most.
-	MaxHops = 2
+	// MaxHops bounds the hops of a node: virtual servers and routing by marks
+	// make two or three. A node with more does not answer.
+	MaxHops = 4
 	// MaxText bounds each text of a hop in bytes. Rules with kube-router's
 	// comments take 300.
 	MaxText = 512
