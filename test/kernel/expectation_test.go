@@ -4,6 +4,8 @@
 package kernel_test
 
 import (
+	"context"
+	"fmt"
 	"math"
 	"net/netip"
 	"strings"
@@ -22,32 +24,45 @@ type tally struct {
 	deviating, inconclusive, wrong []string
 }
 
+// answers puts a subject's expectations in one batch, as the agent does.
+func (a assigned) answers(ctx context.Context, look *kernel.Look) ([]kernel.Answer, error) {
+	questions := make([]kernel.Question, 0, len(a.expectations))
+	for _, e := range a.expectations {
+		questions = append(questions, kernel.Question{Flow: e.Flow, External: e.External})
+	}
+	return look.Together(ctx, questions)
+}
+
 // ask holds the expectations against a look.
-func (y *tally) ask(look *kernel.Look, all []assigned) {
+func (y *tally) ask(ctx context.Context, look *kernel.Look, all []assigned) error {
 	for _, a := range all {
-		for _, e := range a.expectations {
-			if e.External && !look.Routed(e.Flow) {
-				continue
-			}
-			y.asked++
-			v := look.Verdict(e.Flow)
-			switch v.Answer {
-			case flow.Allowed:
-				y.allowed++
-			case flow.Denied:
-				y.denied++
-			case flow.Inconclusive:
-				y.inconclusive = append(y.inconclusive, a.name(e)+": "+v.Reason)
-				continue
-			}
-			switch {
-			case v.Answer == e.Want:
-			case e.Advisory:
-				y.deviating = append(y.deviating, a.name(e))
-			default:
-				y.wrong = append(y.wrong, a.name(e)+": "+v.String())
-			}
+		answers, err := a.answers(ctx, look)
+		if err != nil {
+			return err
 		}
+		for i, e := range a.expectations {
+			if e.External && !answers[i].Routed {
+				continue
+			}
+			y.count(a.name(e), e.Want, e.Advisory, answers[i].Verdict)
+		}
+	}
+	return nil
+}
+
+func (y *tally) count(name string, want flow.Answer, advisory bool, got flow.Verdict) {
+	y.asked++
+	switch {
+	case got.Answer == flow.Inconclusive:
+		y.inconclusive = append(y.inconclusive, name+": "+got.Reason)
+	case got.Answer == want && want == flow.Allowed:
+		y.allowed++
+	case got.Answer == want:
+		y.denied++
+	case advisory:
+		y.deviating = append(y.deviating, name)
+	default:
+		y.wrong = append(y.wrong, fmt.Sprintf("%s: want %s, got %s", name, want, got))
 	}
 }
 
@@ -81,8 +96,7 @@ func TestTheCapturesConfirmWhatTheirObjectsDemand(t *testing.T) {
 			assignments := c.made(t).assignments(t, options)
 			var y tally
 			r.look(t, func(look *kernel.Look) error {
-				y.ask(look, assignments)
-				return nil
+				return y.ask(t.Context(), look, assignments)
 			})
 			y.report(t)
 			if len(assignments) < 8 || y.asked < 100 {
@@ -104,8 +118,7 @@ func TestTheLargeCapturesConfirmWhatTheirObjectsDemand(t *testing.T) {
 			c.load(t, r)
 			var y tally
 			r.look(t, func(look *kernel.Look) error {
-				y.ask(look, assignments)
-				return nil
+				return y.ask(t.Context(), look, assignments)
 			})
 			t.Logf("%d subjects", len(assignments))
 			y.report(t)
@@ -137,19 +150,7 @@ func TestTheCapturesGiveEveryFlowTheAnswerOfItsPolicies(t *testing.T) {
 						undemanded++
 						continue
 					}
-					y.asked++
-					switch v := look.Verdict(f); {
-					case v.Answer == flow.Inconclusive:
-						y.inconclusive = append(y.inconclusive, f.String()+": "+v.Reason)
-					case v.Answer == want && want == flow.Allowed:
-						y.allowed++
-					case v.Answer == want:
-						y.denied++
-					case advisory:
-						y.deviating = append(y.deviating, f.String())
-					default:
-						y.wrong = append(y.wrong, f.String()+": want "+want.String()+", got "+v.String())
-					}
+					y.count(f.String(), want, advisory, look.Verdict(f))
 				}
 				return nil
 			})
