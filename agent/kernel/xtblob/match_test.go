@@ -129,6 +129,10 @@ func TestTargetsDoWhatTheirNameSays(t *testing.T) {
 	}{
 		"a refusal":               {"REJECT", 0, make([]byte, 8), kind(ruleset.Drop, "REJECT")},
 		"a log":                   {"NFLOG", 0, make([]byte, 80), kind(ruleset.Continue, "NFLOG")},
+		"more hops":               {"TTL", 0, edit(8, map[int]byte{0: 1, 1: 1}), kind(ruleset.Continue, "TTL")},
+		"hops enough":             {"HL", 0, edit(8, map[int]byte{1: 2}), kind(ruleset.Continue, "HL")},
+		"a last hop":              {"HL", 0, edit(8, map[int]byte{1: 1}), kind(ruleset.UnknownTarget, "HL")},
+		"fewer hops":              {"TTL", 0, edit(8, map[int]byte{0: 2, 1: 1}), kind(ruleset.UnknownTarget, "TTL")},
 		"a rewritten destination": {"DNAT", 2, make([]byte, 48), kind(ruleset.NewDestination, "DNAT")},
 		"a rewritten source":      {"MASQUERADE", 0, make([]byte, 24), kind(ruleset.NewSource, "MASQUERADE")},
 		"another program":         {"NFQUEUE", 3, make([]byte, 8), kind(ruleset.UnknownTarget, "NFQUEUE")},

@@ -15,10 +15,12 @@ func Target(_ ruleset.Family, name string, revision uint8, data []byte) ruleset.
 	switch name {
 	case "REJECT":
 		t.Kind = ruleset.Drop
-	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "HL", "IDLETIMER",
-		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TTL":
+	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "IDLETIMER",
+		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS":
 		// They write what the model's matches never read, and go on.
 		t.Kind = ruleset.Continue
+	case "HL", "TTL":
+		t.Kind = hopsTarget(revision, data)
 	case "NOTRACK":
 		t.Kind = ruleset.NoTrack
 	case "DNAT", "REDIRECT", "DNPT":
@@ -71,6 +73,19 @@ func connmarkTarget(t ruleset.Target, revision uint8, data []byte) ruleset.Targe
 		t.Kind, t.Mask, t.CTMask = ruleset.RestoreMark, nfMask, ctMask
 	}
 	return t
+}
+
+// hopsTarget reads ipt_TTL_info and ip6t_HL_info of
+// linux/netfilter_ipv4/ipt_TTL.h and linux/netfilter_ipv6/ip6t_HL.h, which are
+// alike. A packet that has too few hops left is not routed: what makes them
+// fewer by some may do that.
+func hopsTarget(revision uint8, data []byte) ruleset.TargetKind {
+	const set, increase = 0, 1 // IPT_TTL_SET, IPT_TTL_INC
+	b, err := one(revision, 0, data, 2)
+	if err == nil && (b[0] == increase || b[0] == set && b[1] > 1) {
+		return ruleset.Continue
+	}
+	return ruleset.UnknownTarget
 }
 
 // linux/netfilter/xt_CT.h: what takes a packet out of tracking, and the flag

@@ -240,10 +240,12 @@ func target(name string, args []string) ruleset.Target {
 		}
 	case "REJECT":
 		t.Kind = ruleset.Drop
-	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "HL", "IDLETIMER",
-		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TTL":
+	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "IDLETIMER",
+		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS":
 		// They write what this model's matches never read, and go on.
 		t.Kind = ruleset.Continue
+	case "HL", "TTL":
+		t.Kind = hopsTarget(args)
 	case "MARK":
 		t = markTarget(t, args)
 	case "CONNMARK":
@@ -321,6 +323,19 @@ func connMarkTarget(t ruleset.Target, args []string) ruleset.Target {
 		t.Kind = ruleset.SetConnMark
 	}
 	return t
+}
+
+// hopsTarget knows what leaves a packet enough hops to be routed.
+func hopsTarget(args []string) ruleset.TargetKind {
+	if len(args) == 2 {
+		value, err := strconv.ParseUint(args[1], 10, 8)
+		switch {
+		case err != nil:
+		case args[0] == "--ttl-inc", args[0] == "--hl-inc", value > 1 && (args[0] == "--ttl-set" || args[0] == "--hl-set"):
+			return ruleset.Continue
+		}
+	}
+	return ruleset.UnknownTarget
 }
 
 // ctTarget knows --notrack, and the options that leave a new connection new.
