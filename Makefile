@@ -71,6 +71,10 @@ test-unit: ## Tests that need neither root nor a cluster, with the race detector
 test-kernel: deps ## Rules and packets in network namespaces (root)
 	go test -count=1 ./test/kernel/... ./test/engine/...
 
+.PHONY: fuzz-verdict
+fuzz-verdict: deps ## Verdicts on random rules against the kernel, for long (N=200000 SEED=...)
+	go run ./test/kernel/cmd/fuzz-verdict -n $(or $(N),200000) $(if $(SEED),-seed $(SEED))
+
 .PHONY: test-cluster
 test-cluster: kube ## The cluster harness itself (root)
 	cd test/cluster && go test -count=1 -timeout 20m . ./image ./cmd/...

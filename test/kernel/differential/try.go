@@ -1,0 +1,138 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package differential
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/policygate/policygate/api/flow"
+)
+
+// Outcome is what was said of a flow and what happened to it.
+type Outcome struct {
+	Flow    flow.Flow
+	Verdict flow.Verdict
+	Fate    Fate
+	// Wrong says what does not agree, "" if nothing does.
+	Wrong string
+}
+
+// Try loads a ruleset and compares verdicts with what happens.
+func (n *Node) Try(ctx context.Context, r *Ruleset, flows []flow.Flow) ([]Outcome, error) {
+	if err := n.Load(ctx, r); err != nil {
+		return nil, err
+	}
+	look, err := n.netfilter.Look(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look: %w", err)
+	}
+	// Verdicts come first: what packets leave behind, such as connections,
+	// must not be needed for them.
+	outcomes := make([]Outcome, len(flows))
+	for i, f := range flows {
+		outcomes[i] = Outcome{Flow: f, Verdict: look.Verdict(f)}
+	}
+	fates, err := n.Send(flows)
+	if err != nil {
+		return nil, err
+	}
+	for i := range outcomes {
+		o := &outcomes[i]
+		o.Fate = fates[i]
+		o.Wrong = n.wrong(*o)
+	}
+	return outcomes, nil
+}
+
+// wrong compares. An Inconclusive verdict is never wrong.
+func (n *Node) wrong(o Outcome) string {
+	from, to := n.at[o.Flow.Src], n.at[o.Flow.Dst]
+	switch {
+	case o.Verdict.Answer == flow.Allowed && !o.Fate.Arrived:
+		return "allowed, but it did not arrive"
+	case o.Verdict.Answer == flow.Denied && o.Fate.Arrived:
+		return "denied, but it arrived"
+	case o.Verdict.Answer == flow.Allowed && o.Fate.Source != o.Flow.Src && to.onward && (from.host == nil || !strings.HasPrefix(from.port, "eth")):
+		return "allowed, but where it is judged next it comes from " + o.Fate.Source.String()
+	}
+	return ""
+}
+
+// Explain returns a verdict in words: for each way that the flow may take, the
+// steps of its walk.
+func (n *Node) Explain(ctx context.Context, r *Ruleset, f flow.Flow) (string, error) {
+	if err := n.Load(ctx, r); err != nil {
+		return "", err
+	}
+	look, err := n.netfilter.Look(ctx)
+	if err != nil {
+		return "", fmt.Errorf("look: %w", err)
+	}
+	explanations, err := look.Explain(ctx, f)
+	if err != nil {
+		return "", fmt.Errorf("explain %s: %w", f, err)
+	}
+	var b strings.Builder
+	for _, e := range explanations {
+		fmt.Fprintf(&b, "%+v: %s\n", e.Path, e.Verdict)
+		for _, s := range e.Steps {
+			fmt.Fprintf(&b, "  %s %s %s: %s %s %s\n", s.Hook, s.Base, s.Chain, s.Rule, s.Effect, s.Maybe)
+		}
+	}
+	return b.String(), nil
+}
+
+// Shrink leaves out rules for as long as a flow's verdict is wrong without
+// them, and returns what is left and its outcome.
+func (n *Node) Shrink(ctx context.Context, r *Ruleset, o Outcome) (*Ruleset, Outcome) {
+	for size := r.rules(); size > 0; {
+		smaller := false
+		for first := 0; first < r.rules(); {
+			less := r.without(first, first+size)
+			// What cannot be loaded without them stays.
+			again, err := n.Try(ctx, less, []flow.Flow{o.Flow})
+			if err == nil && again[0].Wrong != "" {
+				r, o, smaller = less, again[0], true
+				continue
+			}
+			if ctx.Err() != nil {
+				return r, o
+			}
+			first += size
+		}
+		if size > 1 {
+			size /= 2
+		} else if !smaller {
+			return r, o
+		}
+	}
+	return r, o
+}
+
+// reasons classifies the reason of an Inconclusive verdict by the first of
+// these that it contains.
+var reasons = []string{
+	"DestinationRewritten", "SourceRewritten", "NoRoute", "have one priority", "nested jumps", "rules visited", "virtual servers",
+	"more than one target", "a condition after the target", "payload written", "dormant",
+	"statistic", "hashlimit", "limit", "quota", "connlimit", "connbytes", "recent", "length", "-m ttl", "-m hl", "numgen", "random", "NFQUEUE", "TPROXY", "SYNPROXY", "HMARK",
+	"-m time", "-m string", "-m u32", "-m bpf", "-m cluster", "-m cpu", "-m owner", "-m socket", "-m policy", "-m realm", "-m devgroup", "-m helper", "-m mac", "-m pkttype", "-m tos", "-m dscp", "-m ecn", "-m ipv6header", "-m frag", "-m rt", "-m hbh", "-m dst", "-m eui64",
+	"physdev", "rpfilter", "addrtype", "--sport", "--ports", "--tcp-option", "--chunk-types", "match-set", "conntrack", "-m icmp6", "-m icmp", "DNAT", "REDIRECT", "NETMAP", "-j TTL", "-j HL", "-j CT",
+	"mark set", "ct key", "meta key", "lookup", "dynset", "fib", "socket", "osf", "exthdr", "byteorder", "transport header", "network header", "link header", "inner header", "bitwise", "cmp", "range", "rt key", "hash", "nat",
+}
+
+// class returns a short name for an Inconclusive verdict's reason.
+func class(reason string) string {
+	for _, r := range reasons {
+		if strings.Contains(reason, r) {
+			return r
+		}
+	}
+	// A chain's name says nothing.
+	if _, rest, ok := strings.Cut(reason, ": "); ok {
+		reason = rest
+	}
+	return reason[:min(60, len(reason))]
+}
