@@ -131,93 +131,111 @@ func tie(bases []base) int {
 	return end
 }
 
-// through walks the states through the base chains.
-func (w *walk) through(bases []base, states []state) []state {
-	for len(bases) > 0 && len(states) > 0 && !w.over() {
+// through walks the packet through the base chains and returns the states in
+// which it passes all of them.
+func (w *walk) through(bases []base) []state {
+	passed, next := w.list(), w.list()
+	passed.add(state{})
+	for len(bases) > 0 && len(passed.list) > 0 && !w.over() {
 		end := tie(bases)
 		w.turn(bases[0].chain.Base.Hook)
-		states = w.tied(bases[:end], w.lookUp(&bases[0], states))
+		w.lookUp(&bases[0], &passed)
+		next.list = next.list[:0]
+		w.tied(bases[:end], passed.list, &next)
+		passed, next = next, passed
 		bases = bases[end:]
 	}
-	return states
+	return passed.list
 }
 
 // lookUp does what conntrack does before a base chain is called. A chain of
 // conntrack's own priority may be called before it or after it.
-func (w *walk) lookUp(b *base, in []state) []state {
+func (w *walk) lookUp(b *base, s *states) {
 	early := (w.at == ruleset.Prerouting || w.at == ruleset.Output) && b.priority <= conntrackPriority
 	if early && b.priority < conntrackPriority {
-		return in
+		return
 	}
-	var out states
-	for _, s := range in {
-		if s.tracking == before && early {
-			s.because(&cause{why: "the order of " + b.name() + " and connection tracking, which have one priority"})
-			out.add(s)
-		}
-		if s.tracking == before {
-			s.tracking = tracked
-		}
-		out.add(s)
+	if !slices.ContainsFunc(s.list, func(s state) bool { return s.tracking == before }) {
+		return
 	}
-	return out.list
+	in := slices.Clone(s.list)
+	s.list = s.list[:0]
+	for _, one := range in {
+		if one.tracking == before && early {
+			one.because(&cause{why: "the order of " + b.name() + " and connection tracking, which have one priority"})
+			s.add(one)
+		}
+		if one.tracking == before {
+			one.tracking = tracked
+		}
+		s.add(one)
+	}
 }
 
 // permuted is how many base chains of one priority are walked in every order
 // that they can have: 24 of 4 chains.
 const permuted = 4
 
-// tied walks base chains of one priority. Which of them the kernel calls
-// first depends on which was registered last, and nothing tells. If none of
-// them does anything that another could see, there is one outcome. Else they
-// are walked in every order, and where they end in different states all stay.
-func (w *walk) tied(bases []base, in []state) []state {
+// tied walks base chains of one priority and adds the states that leave all of
+// them alive to out. Which of them the kernel calls first depends on which was
+// registered last, and nothing tells. If none of them does anything that
+// another could see, there is one outcome. Else they are walked in every
+// order, and where they end in different states all stay.
+func (w *walk) tied(bases []base, in []state, out *states) {
 	if len(bases) == 1 {
-		return w.base(&bases[0], in)
+		w.base(&bases[0], in, out)
+		return
 	}
-	out, alike := in, len(in) == 1
+	current, alike := in, len(in) == 1
 	for i := range bases {
 		// One that no packet gets to in this order may be the first in
 		// another.
-		reached := len(out) > 0
-		entering := out
+		entering, reached := current, len(current) > 0
 		if !reached {
 			entering = in
 		}
-		left := w.base(&bases[i], entering)
-		for j := range left {
-			alike = alike && left[j].traits == in[0].traits
+		var left states
+		w.base(&bases[i], entering, &left)
+		for _, s := range left.list {
+			alike = alike && s.traits == in[0].traits
 		}
 		if reached {
-			out = left
+			current = left.list
 		}
+	}
+	for _, s := range current {
+		out.add(s)
 	}
 	switch {
 	case alike || w.over():
-		return out
 	case len(bases) > permuted:
 		w.unsure(place{base: &bases[0], chain: bases[0].chain}, orderOf(bases)+", is not known, and one changes what another may see")
-		return nil
+	default:
+		w.permute(bases, in, out)
 	}
-	all := states{list: slices.Clone(out)}
-	steps := w.record.mute()
+}
+
+// permute walks base chains in all orders but the first.
+func (w *walk) permute(bases []base, in []state, out *states) {
+	muted, firsts := w.record.mute(), len(out.list)
 	for order := range permutations(len(bases)) {
-		through := in
+		current := in
 		for _, i := range order {
-			if len(through) > 0 {
-				through = w.base(&bases[i], through)
+			if len(current) > 0 {
+				var left states
+				w.base(&bases[i], current, &left)
+				current = left.list
 			}
 		}
-		for _, s := range through {
+		for _, s := range current {
 			s.because(&cause{why: orderOf(bases)})
-			all.add(s)
+			out.add(s)
 		}
 	}
-	w.record.unmute(steps)
-	if len(all.list) != len(out) {
+	w.record.unmute(muted)
+	if len(out.list) != firsts {
 		w.note(place{base: &bases[0], chain: bases[0].chain}, "may end otherwise", orderOf(bases))
 	}
-	return all.list
 }
 
 func orderOf(bases []base) string {

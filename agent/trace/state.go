@@ -116,20 +116,24 @@ func (p place) text() string {
 	return p.rule.Raw
 }
 
-// name names a deciding rule: its base chain, its chain and its comment, or
-// its text if it has none.
+// chainName names the chain, with its base chain.
+func (p place) chainName() string {
+	if p.chain == p.base.chain {
+		return p.base.name()
+	}
+	return p.base.name() + " " + p.chain.Name
+}
+
+// name names a deciding rule: its chain and its comment, or its text if it has
+// none.
 func (p place) name() string {
-	name := p.base.name()
-	if p.rule == nil {
-		return name + " policy DROP"
+	switch {
+	case p.rule == nil:
+		return p.chainName() + " policy DROP"
+	case p.rule.Comment != "" && p.rule.Target.Name != "":
+		return p.chainName() + ": " + p.rule.Target.Name + " (" + p.rule.Comment + ")"
 	}
-	if p.chain != p.base.chain {
-		name += " " + p.chain.Name
-	}
-	if p.rule.Comment != "" && p.rule.Target.Name != "" {
-		return name + ": " + p.rule.Target.Name + " (" + p.rule.Comment + ")"
-	}
-	return name + ": " + p.text()
+	return p.chainName() + ": " + p.text()
 }
 
 // crowd is how many states are kept apart. Undecided rules that each set a bit
@@ -137,12 +141,17 @@ func (p place) name() string {
 const crowd = 64
 
 // states is a set of states that differ in their traits.
-type states struct{ list []state }
+type states struct {
+	list []state
+	// adds counts the states that were added.
+	adds int
+}
 
 // add adds a state. Of two with the same traits one stays, which is certain
 // to be reached if either is. When they become a crowd, states that differ in
 // their marks only are joined: a bit on which they differ becomes unknown.
 func (s *states) add(add state) {
+	s.adds++
 	for i := range s.list {
 		have := &s.list[i]
 		if have.traits != add.traits {

@@ -62,6 +62,9 @@ const coin = "-m statistic --mode random --probability 0.5"
 
 var (
 	asked   = flow.Flow{Protocol: flow.TCP, Src: netip.MustParseAddr("10.244.2.20"), Dst: netip.MustParseAddr("10.244.1.10"), Port: 3306}
+	v4Ones  = netip.MustParseAddr("255.255.255.255")
+	v6Src   = netip.MustParseAddr("fd00:10:244:2::20")
+	v6Dst   = netip.MustParseAddr("fd00:10:244:1::10")
 	forward = trace.Path{Way: trace.Forwarded, In: "eth0", Out: "cni0", Bridged: trace.No, SrcType: ruleset.Unicast, DstType: ruleset.Unicast}
 )
 

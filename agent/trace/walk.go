@@ -15,9 +15,10 @@ import (
 // 110 pods and 100 policies), so this is only met by what is not a ruleset.
 const budget = 100_000
 
-// remembered is after how many visits a walk begins to remember what becomes
-// of a state in a chain. Before, it costs more than it spares.
-const remembered = 2_000
+// remembered is after how many jumps a walk begins to remember what becomes of
+// a state in a chain. Before, it costs more than it spares: engines' rules
+// take some twenty.
+const remembered = 200
 
 // depth bounds nested jumps. nf_tables allows 16 and xtables as many as there
 // are chains; engines use fewer than ten. Neither loads jumps without end.
@@ -36,7 +37,8 @@ type walk struct {
 	// inBase is the base chain being walked and depth how many chains.
 	inBase *base
 	depth  int
-	visits int
+	// visits and calls count rules and jumps.
+	visits, calls int
 	// why says what made the last match Unknown, "" if its text does.
 	why string
 	// value and unknown hold the last value that was put together.
@@ -51,6 +53,7 @@ type walk struct {
 	// which nothing is known.
 	denied      place
 	deniedCause *cause
+	refusals    int
 	lost        string
 	exhausted   bool
 
@@ -66,14 +69,14 @@ func (w *walk) over() bool { return w.exhausted || (w.lost != "" && w.record == 
 
 func (w *walk) run(tables []ruleset.Table) flow.Verdict {
 	w.link(tables)
-	passed := []state{{}}
-	if w.path.Unseen == "" {
-		passed = w.through(w.meet(tables, w.path.hooks()), passed)
+	if w.path.Unseen != "" {
+		return w.verdict(nil)
 	}
-	return w.verdict(passed)
+	return w.verdict(w.through(w.meet(tables, w.path.hooks())))
 }
 
 func (w *walk) deny(at place, c *cause) {
+	w.refusals++
 	if w.denied.base == nil || (w.deniedCause != nil && c == nil) {
 		w.denied, w.deniedCause = at, c
 	}
@@ -129,14 +132,14 @@ func (w *walk) list() states {
 	return states{list: w.arena[w.top-size : w.top-size : w.top]}
 }
 
-// base walks a base chain and returns the states that leave it alive. They
-// stay valid.
-func (w *walk) base(b *base, in []state) []state {
+// base walks a base chain and adds the states that leave it alive to out.
+func (w *walk) base(b *base, in []state, out *states) {
 	w.inBase = b
 	clear(w.memo)
 	at := place{base: b, chain: b.chain}
-	var out, enter states
 	w.header = ruleset.NewHeader(w.flow.Src, w.flow.Dst, uint8(w.flow.Protocol), w.flow.Port)
+	top := w.top
+	enter, back := w.list(), w.list()
 	for _, s := range in {
 		// Nat chains see tracked connections only, and none that another has
 		// given a new source.
@@ -150,16 +153,9 @@ func (w *walk) base(b *base, in []state) []state {
 		}
 		enter.add(s)
 	}
-	if len(enter.list) == 0 {
-		return out.list
+	if len(enter.list) > 0 {
+		w.chain(b.chain, enter.list, &back, out)
 	}
-	if b.chain.Opaque != "" {
-		w.unsure(at, b.name()+": "+b.chain.Opaque)
-		return nil
-	}
-	top := w.top
-	back := w.list()
-	w.chain(b.chain, enter.list, &back, &out)
 	for _, s := range back.list {
 		if b.chain.Base.Drop {
 			w.note(at, "policy drops", s.cause.text())
@@ -170,7 +166,6 @@ func (w *walk) base(b *base, in []state) []state {
 		out.add(s)
 	}
 	w.top = top
-	return out.list
 }
 
 // chain walks the states through a chain. It adds those that come back from
@@ -182,12 +177,12 @@ func (w *walk) chain(c *ruleset.Chain, in []state, back, accepted *states) {
 		return
 	}
 	if c.Opaque != "" {
-		w.unsure(at, c.Name+": "+c.Opaque)
+		w.unsure(at, at.chainName()+": "+c.Opaque)
 		return
 	}
 	listing, err := c.Listing()
 	if err != nil {
-		w.unsure(at, c.Name+": "+err.Error())
+		w.unsure(at, at.chainName()+": "+err.Error())
 		return
 	}
 	w.depth++
@@ -237,23 +232,38 @@ func (w *walk) rule(at place, current []state, next, back, accepted *states) (le
 			changed = true
 			next.list = append(next.list[:0], current[:i]...)
 		}
-		missed := s
-		if hit == Unknown {
-			// Where both ways meet again at once, as after a log rule, the
-			// certain one stays.
+		if hit == Yes {
+			w.apply(at, &at.rule.Target, s, next, back, accepted)
+		} else {
 			undecided := &cause{at: at, why: w.why}
-			s.because(undecided)
-			if at.rule.Target.Kind != ruleset.Continue {
-				missed.because(undecided)
-			}
-			next.add(missed)
+			w.fork(at, &at.rule.Target, s, undecided, next, back, accepted)
 		}
-		w.apply(at, &at.rule.Target, s, next, back, accepted)
 		if w.over() {
 			return nil, true
 		}
 	}
 	return next.list, changed
+}
+
+// fork goes both ways, through the target and past it. Where they meet again
+// at once, as after a rule that only logs, nothing was left undecided.
+func (w *walk) fork(at place, t *ruleset.Target, s state, undecided *cause, next, back, accepted *states) {
+	missed, matched := s, s
+	matched.because(undecided)
+	fates, others := w.refusals+back.adds+accepted.adds, len(next.list)
+	w.apply(at, t, matched, next, back, accepted)
+	meet := fates == w.refusals+back.adds+accepted.adds
+	for i := others; i < len(next.list); i++ {
+		meet = meet && next.list[i].traits == s.traits
+	}
+	if others > 0 && t.Kind != ruleset.Continue {
+		// It may have met another state.
+		meet = false
+	}
+	if !meet {
+		missed.because(undecided)
+	}
+	next.add(missed)
 }
 
 // apply does what a rule does to a state that it matches.
@@ -331,21 +341,15 @@ func (w *walk) decide(at place, t *ruleset.Target, s state, next, back, accepted
 		return
 	}
 	verdict := &found.Verdict
-	if found.Unknown != "" {
-		undecided := &cause{at: at, why: found.Unknown}
-		missed := s
-		s.because(undecided)
-		if verdict.Kind != ruleset.Continue {
-			missed.because(undecided)
-		}
-		next.add(missed)
-	}
 	w.note(at, "looks into map "+t.Map.Name, s.cause.text())
-	if verdict.Kind == ruleset.Decide {
+	switch {
+	case verdict.Kind == ruleset.Decide:
 		w.unsure(at, "map "+t.Map.Name+" holds what is no verdict: "+at.text())
-		return
+	case found.Unknown != "":
+		w.fork(at, verdict, s, &cause{at: at, why: found.Unknown}, next, back, accepted)
+	default:
+		w.apply(at, verdict, s, next, back, accepted)
 	}
-	w.apply(at, verdict, s, next, back, accepted)
 }
 
 // entry is a state that enters a chain.
@@ -368,7 +372,7 @@ func (w *walk) call(at place, c *ruleset.Chain, s state, to, accepted *states) {
 		w.unsure(at, at.text())
 		return
 	}
-	if w.visits < remembered || w.record != nil {
+	if w.calls++; w.calls < remembered || w.record != nil {
 		top := w.top
 		one, back := w.list(), w.list()
 		one.add(s)
