@@ -37,9 +37,12 @@ type Reports interface {
 // Options are what a Confirmer is made of.
 type Options struct {
 	Dataplane Dataplane
-	Reports   Reports
-	Clock     clock.Clock
-	Log       logr.Logger
+	// Notices brings looks forward while something is pending. nil: looks are
+	// taken by the clock alone.
+	Notices Notices
+	Reports Reports
+	Clock   clock.Clock
+	Log     logr.Logger
 	// Registerer exposes the metrics. nil: they are counted for nobody.
 	Registerer prometheus.Registerer
 }
@@ -48,6 +51,7 @@ type Options struct {
 // by New and safe for concurrent use.
 type Confirmer struct {
 	dataplane Dataplane
+	notices   Notices
 	reports   Reports
 	clock     clock.Clock
 	log       logr.Logger
@@ -64,6 +68,13 @@ type Confirmer struct {
 	subjects map[string]*subject
 	newest   *judgement // what was judged last, or nil
 	failing  bool       // whether its look failed
+	// noticed is when the first change was noticed that no look has begun
+	// after, or zero.
+	noticed time.Time
+	// audited is when the last audit began, and unsupported what it found.
+	audited     time.Time
+	unsupported string
+	rewrites    rewrites
 	// enforcement is what all looks taught.
 	enforcement enforcement
 }
@@ -92,10 +103,11 @@ type assignment struct {
 
 // evaluation is what replicas with the same content share.
 type evaluation struct {
-	// The following five never change.
+	// The following six never change.
 	uid          string
 	key          contentKey
 	expectations []expectation
+	questions    []Question
 	// excuse: a family that is not enforced may be left out.
 	excuse bool
 	// malformed says why this content cannot be judged, or is nil.
@@ -108,6 +120,8 @@ type evaluation struct {
 	observed bool
 	seenAt   time.Time
 	answer   answer
+	// confirmedSince is when the answer became confirmed, if it is.
+	confirmedSince time.Time
 	// told is the answer that was reported last, at toldAt.
 	told   answer
 	toldAt time.Time
@@ -117,6 +131,7 @@ type evaluation struct {
 func New(o Options) *Confirmer {
 	return &Confirmer{
 		dataplane: o.Dataplane,
+		notices:   o.Notices,
 		reports:   o.Reports,
 		clock:     o.Clock,
 		log:       o.Log,
@@ -178,6 +193,7 @@ func (s *subject) evaluate(uid string, key contentKey, a *hubv1.Assign) *evaluat
 	e := &evaluation{
 		uid: uid, key: key,
 		expectations: expectations,
+		questions:    questions(expectations),
 		excuse:       a.GetExcuseFamilies(),
 		malformed:    malformed,
 		state:        state{settle: a.GetSettle()},
@@ -258,21 +274,30 @@ func (c *Confirmer) current(e *evaluation) bool {
 // observe takes into e what was judged on a look, and reports what changed. A
 // look that began before the newest that e knows says nothing.
 func (c *Confirmer) observe(e *evaluation, j *judgement) {
-	seen := j.seen
+	seen, of := j.seen, j.each[e]
 	if seen.began.Before(e.seenAt) {
 		return
 	}
-	if seen.err != nil {
-		reason := printable("the dataplane could not be read: " + seen.err.Error())
+	before := e.answer.confirmed
+	if of.err != nil {
+		reason := printable("the dataplane could not be read: " + of.err.Error())
 		e.answer = e.state.fail(reason, requiredIn(e.expectations))
 	} else {
 		var excused [families]bool
 		if e.excuse {
 			excused = c.enforcement.unenforced
 		}
-		e.answer = e.state.observe(j.moment(), j.findings[e].result(excused))
+		m := moment{began: seen.began, ended: j.ended, rewrites: c.rewrites.observe(of.changes, j.ended)}
+		e.answer = e.state.observe(m, of.findings.result(excused))
 	}
 	e.observed, e.seenAt = true, seen.began
+	switch {
+	case e.answer.confirmed && !before:
+		e.confirmedSince = j.ended
+	case !e.answer.confirmed && before && j.ended.Sub(e.confirmedSince) >= settled:
+		c.log.Info("What has long been confirmed no longer holds", "uid", e.uid, "reason", e.answer.reason())
+		c.metrics.drifted(driftVerdict)
+	}
 	c.publish(c.subjects[e.uid], e)
 }
 

@@ -32,14 +32,33 @@ type dataplane struct {
 	err      error
 	looks    int
 	asked    map[flow.Flow]int
+	// unsettled are flows that no batch with them is answered for, and batches
+	// are all that were asked.
+	unsettled map[flow.Flow]bool
+	batches   [][]Question
+	// unsupported is what audits find.
+	unsupported string
+	audits      int
+	// cost is how long a look takes.
+	cost time.Duration
 	// block, if set, is received from by each look.
 	block chan struct{}
 }
 
+func (d *dataplane) Audit(context.Context) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.audits++
+	return d.unsupported
+}
+
 func (d *dataplane) Look(ctx context.Context) (Look, error) {
 	d.mu.Lock()
-	block := d.block
+	block, cost := d.block, d.cost
 	d.mu.Unlock()
+	if cost > 0 {
+		<-time.After(cost)
+	}
 	if block != nil {
 		select {
 		case <-block:
@@ -54,7 +73,10 @@ func (d *dataplane) Look(ctx context.Context) (Look, error) {
 		return nil, d.err
 	}
 	d.asked = map[flow.Flow]int{}
-	return &answers{verdicts: maps.Clone(d.verdicts), unrouted: d.unrouted, rewrites: d.rewrites, asked: d.asked}, nil
+	return &answers{
+		verdicts: maps.Clone(d.verdicts), unrouted: d.unrouted, rewrites: d.rewrites, asked: d.asked,
+		unsettled: maps.Clone(d.unsettled), batches: &d.batches,
+	}, nil
 }
 
 func (d *dataplane) set(change func(*dataplane)) {
@@ -196,7 +218,7 @@ func TestConfirmsInTwoLooksAndRetracts(t *testing.T) {
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 3, Confirmed: true}})
 
 		d.set(func(d *dataplane) { d.verdicts[stranger] = flow.Allowed })
-		pass(longest)
+		pass(2 * shortest)
 		expect(t, out, sent{replicaA, &hubv1.Report{
 			Uid: "u", Generation: 3, UnmetRequired: 1,
 			Unmet: []*hubv1.Unmet{{Expectation: 1, Reason: "allowed (rule)"}},

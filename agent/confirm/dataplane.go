@@ -5,6 +5,8 @@ package confirm
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -17,20 +19,50 @@ type Dataplane interface {
 	// snapshot or an error, and gives up when ctx ends. Looks are never taken
 	// concurrently.
 	Look(ctx context.Context) (Look, error)
+	// Audit returns why the dataplane cannot be seen by looks, or "". It does
+	// what is too dear for each look, and is called now and then.
+	Audit(ctx context.Context) (unsupported string)
 }
 
-// Look is one consistent snapshot. Its methods are never called concurrently,
-// but may be called while the next look is being taken.
+// Look is a consistent snapshot, or a newer one if that has passed when it is
+// asked. Its methods are never called concurrently, but may be called while
+// the next look is being taken.
 type Look interface {
-	// Verdict returns what the node does with the first packet of f.
-	// Whatever is not understood is Inconclusive.
-	Verdict(f flow.Flow) flow.Verdict
-	// Routed reports whether the node has a route for f, so that an external
-	// expectation can be asked at all.
-	Routed(f flow.Flow) bool
+	// Together answers all the questions, in their order, from one moment. It
+	// returns an error if there was none that lasted.
+	Together(ctx context.Context, questions []Question) ([]Answer, error)
 	// Rewrites counts the rewrites of the rules that the dataplane has
-	// noticed since it was opened. It never falls.
+	// noticed between when it was opened and the moment of the last Together.
+	// It never falls.
 	Rewrites() uint64
+}
+
+// Question is a flow that is asked about.
+type Question struct {
+	Flow flow.Flow
+	// External: an end of the flow is outside of the cluster.
+	External bool
+}
+
+// Answer is what a look says about a flow.
+type Answer struct {
+	// Verdict is what the node does with the flow's first packet. Whatever is
+	// not understood is Inconclusive.
+	Verdict flow.Verdict
+	// Routed is whether the node has a route for the flow, so that an external
+	// expectation can be asked at all.
+	Routed bool
+	// Traced: the rules were walked for it, and not only found unchanged.
+	Traced bool
+}
+
+// Notices tells when looks may find something new. Changes that it misses are
+// found by the next look that is due anyway.
+type Notices interface {
+	// Watch calls noticed, with a short name of what told, each time that
+	// something may have changed, until ctx ends; then it returns. noticed may
+	// be called concurrently.
+	Watch(ctx context.Context, noticed func(source string))
 }
 
 // lookTimeout bounds a look, so that a reader that hangs becomes a reason in
@@ -40,42 +72,31 @@ const lookTimeout = 15 * time.Second
 // sight is a look that several callers may share. The fields below done are
 // set before it is closed.
 type sight struct {
-	done     chan struct{}
-	began    time.Time
-	rewrites uint64
-	err      error
+	done  chan struct{}
+	began time.Time
+	err   error
 
-	// mu guards the following: verdicts are computed on demand.
-	mu       sync.Mutex
-	look     Look
-	verdicts map[flow.Flow]flow.Verdict
-	routed   map[flow.Flow]bool
-	count    func(flow.Answer)
+	mu    sync.Mutex // guards look
+	look  Look
+	count func([]Answer)
 }
 
-// verdict returns the look's verdict on f, asked of the dataplane once.
-func (s *sight) verdict(f flow.Flow) flow.Verdict {
+// together asks the look, and returns with the answers how many rewrites
+// preceded their moment.
+func (s *sight) together(ctx context.Context, questions []Question) ([]Answer, uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v, known := s.verdicts[f]
-	if !known {
-		v = s.look.Verdict(f)
-		s.verdicts[f] = v
-		s.count(v.Answer)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	answers, err := s.look.Together(ctx, questions)
+	if err != nil {
+		return nil, 0, err
 	}
-	return v
-}
-
-// hasRoute returns the look's answer for f, asked of the dataplane once.
-func (s *sight) hasRoute(f flow.Flow) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r, known := s.routed[f]
-	if !known {
-		r = s.look.Routed(f)
-		s.routed[f] = r
+	if len(answers) != len(questions) {
+		return nil, 0, fmt.Errorf("the dataplane gave %d answers to %d questions", len(answers), len(questions))
 	}
-	return r
+	s.count(answers)
+	return answers, s.look.Rewrites(), nil
 }
 
 // see takes a look that begins after the call. Callers that wait for one in
@@ -108,15 +129,23 @@ func (c *Confirmer) see(ctx context.Context) *sight {
 	lookCtx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	next.began = c.clock.Now()
+	if why := c.unseen(); why != "" {
+		next.err = errors.New(why)
+		return next
+	}
 	look, err := c.dataplane.Look(lookCtx)
-	c.metrics.looked(c.clock.Since(next.began), err)
+	c.metrics.looked(err)
 	if err != nil {
 		next.err = err
 		return next
 	}
-	next.look, next.rewrites = look, look.Rewrites()
-	next.verdicts = make(map[flow.Flow]flow.Verdict)
-	next.routed = make(map[flow.Flow]bool)
-	next.count = c.metrics.judged
+	next.look, next.count = look, c.metrics.judged
 	return next
+}
+
+// unseen returns why looks say nothing, as the last audit found, or "".
+func (c *Confirmer) unseen() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.unsupported
 }

@@ -28,6 +28,15 @@ type expectation struct {
 	external bool
 }
 
+// questions returns what to ask for the expectations, in their order.
+func questions(expectations []expectation) []Question {
+	all := make([]Question, len(expectations))
+	for i, e := range expectations {
+		all[i] = Question{Flow: e.flow, External: e.external}
+	}
+	return all
+}
+
 // unmet is an expectation, by its index, that does not hold.
 type unmet struct {
 	index  int

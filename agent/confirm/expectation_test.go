@@ -4,6 +4,8 @@
 package confirm
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -160,13 +162,26 @@ type answers struct {
 	unrouted map[flow.Flow]bool
 	rewrites uint64
 	asked    map[flow.Flow]int
+	// unsettled are flows that no batch with them is answered for.
+	unsettled map[flow.Flow]bool
+	batches   *[][]Question
 }
 
-func (a *answers) Verdict(f flow.Flow) flow.Verdict {
-	if a.asked != nil {
-		a.asked[f]++
+func (a *answers) Together(_ context.Context, questions []Question) ([]Answer, error) {
+	if a.batches != nil {
+		*a.batches = append(*a.batches, questions)
 	}
-	return flow.Verdict{Answer: a.verdicts[f], Reason: "rule"}
+	all := make([]Answer, 0, len(questions))
+	for _, q := range questions {
+		if a.unsettled[q.Flow] {
+			return nil, errors.New("kept changing")
+		}
+		if a.asked != nil {
+			a.asked[q.Flow]++
+		}
+		all = append(all, Answer{Verdict: flow.Verdict{Answer: a.verdicts[q.Flow], Reason: "rule"}, Routed: !a.unrouted[q.Flow]})
+	}
+	return all, nil
 }
-func (a *answers) Routed(f flow.Flow) bool { return !a.unrouted[f] }
-func (a *answers) Rewrites() uint64        { return a.rewrites }
+
+func (a *answers) Rewrites() uint64 { return a.rewrites }

@@ -132,16 +132,17 @@ type finding struct {
 // findings has a finding of each family.
 type findings [families]finding
 
-// find holds all the expectations against one look.
-func find(s *sight, expectations []expectation) findings {
+// find holds all the expectations against the answers of one look, which are
+// in their order.
+func find(expectations []expectation, answers []Answer) findings {
 	var all findings
 	for i, e := range expectations {
-		if e.external && !s.hasRoute(e.flow) {
+		if e.external && !answers[i].Routed {
 			continue
 		}
 		found := &all[familyOf(e.flow)]
 		found.asked++
-		v := s.verdict(e.flow)
+		v := answers[i].Verdict
 		if e.want == flow.Denied {
 			found.stranger(e.flow, v.Answer)
 		}

@@ -244,7 +244,7 @@ func TestAFamilyThatIsNotEnforcedIsLeftOutAndSeenToBegin(t *testing.T) {
 		must(t, c.Assign(replicaA, dual("u")))
 		pass(openLong - time.Millisecond)
 		expect(t, out, waits("u"))
-		pass(longest + secondLook)
+		pass(2*shortest + secondLook)
 		expect(t, out, excused("u"))
 		if holds, reason := c.Holds(t.Context(), "u"); !holds {
 			t.Errorf("does not hold: %s", reason)
@@ -422,7 +422,7 @@ func TestAConfirmedSubjectThatIsEnforcedAfterAllIsToldWithoutTheExcuse(t *testin
 		pass(openLong + time.Second)
 		out.taken()
 		d.set(func(d *dataplane) { d.verdicts[stranger6] = flow.Denied })
-		pass(longest)
+		pass(2 * shortest)
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1, Confirmed: true}})
 	})
 }

@@ -8,53 +8,88 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
-
-	"github.com/policygate/policygate/api/flow"
 )
 
 type metrics struct {
 	looks       *prometheus.CounterVec
 	duration    prometheus.Histogram
 	verdicts    *prometheus.CounterVec
+	asked       *prometheus.CounterVec
+	notices     *prometheus.CounterVec
+	drift       *prometheus.CounterVec
 	assignments *prometheus.GaugeVec
 }
 
+// The kinds of drift.
+const (
+	driftVerdict     = "verdict"
+	driftUnsupported = "unsupported"
+)
+
 func newMetrics(registerer prometheus.Registerer) *metrics {
 	factory := promauto.With(registerer)
-	return &metrics{
+	m := &metrics{
 		looks: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "policygate_agent_looks_total",
 			Help: "Snapshots of the node's dataplane that were taken, by result (ok or error).",
 		}, []string{"result"}),
 		duration: factory.NewHistogram(prometheus.HistogramOpts{
 			Name: "policygate_agent_look_duration_seconds",
-			Help: "How long a snapshot of the node's dataplane took, without the verdicts on it.",
-			// 1 ms to 8 s: an idle node to the largest rulesets.
-			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+			Help: "How long a look at the node's dataplane took, with all verdicts that were asked of it.",
+			// 0.1 ms to 3 s: nothing changed to the largest rulesets.
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 		}),
 		verdicts: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "policygate_agent_verdicts_total",
-			Help: "Verdicts that were computed on snapshots, by answer. Observed, not what any policy desires.",
+			Help: "Verdicts that were given on looks, by answer. Observed, not what any policy desires.",
 		}, []string{"answer"}),
+		asked: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "policygate_agent_flows_asked_total",
+			Help: "Flows that were asked about on looks: traced through the rules, or rechecked because nothing that the verdict rests on had changed.",
+		}, []string{"how"}),
+		notices: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "policygate_agent_notices_total",
+			Help: "Notices that the node's rules may have changed, by source. None are taken while nothing is pending.",
+		}, []string{"source"}),
+		drift: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "policygate_agent_drift_total",
+			Help: "Audits that found that what had long been confirmed no longer holds (verdict), or that the dataplane can no longer be seen (unsupported).",
+		}, []string{"kind"}),
 		assignments: factory.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "policygate_agent_assignments",
 			Help: "Different assignments that this node looks after, by whether it confirms them at present.",
 		}, []string{"confirmed"}),
 	}
-}
-
-func (m *metrics) looked(took time.Duration, err error) {
-	if err != nil {
-		m.looks.WithLabelValues("error").Inc()
-		return
+	for _, kind := range []string{driftVerdict, driftUnsupported} {
+		m.drift.WithLabelValues(kind)
 	}
-	m.looks.WithLabelValues("ok").Inc()
-	m.duration.Observe(took.Seconds())
+	return m
 }
 
-func (m *metrics) judged(a flow.Answer) {
-	m.verdicts.WithLabelValues(a.String()).Inc()
+func (m *metrics) looked(err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	m.looks.WithLabelValues(result).Inc()
 }
+
+func (m *metrics) took(d time.Duration) { m.duration.Observe(d.Seconds()) }
+
+func (m *metrics) judged(answers []Answer) {
+	for _, a := range answers {
+		m.verdicts.WithLabelValues(a.Verdict.Answer.String()).Inc()
+		how := "rechecked"
+		if a.Traced {
+			how = "traced"
+		}
+		m.asked.WithLabelValues(how).Inc()
+	}
+}
+
+func (m *metrics) noticed(source string) { m.notices.WithLabelValues(source).Inc() }
+
+func (m *metrics) drifted(kind string) { m.drift.WithLabelValues(kind).Inc() }
 
 func (m *metrics) held(confirmed, unconfirmed int) {
 	m.assignments.WithLabelValues("true").Set(float64(confirmed))

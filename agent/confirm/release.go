@@ -46,7 +46,7 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 		return false, "not assigned as a subject of this node"
 	}
 	seen := c.see(ctx)
-	j := c.judge(before, seen)
+	j := c.judge(ctx, before, seen)
 	if seen.err != nil {
 		reason = printable("the dataplane could not be read: " + seen.err.Error())
 	}
@@ -67,9 +67,8 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 			c.observe(e, j)
 		}
 		if !e.answer.confirmed && reason == "" {
-			reason = "not confirmed"
-			if len(e.answer.unmet) > 0 {
-				reason = e.answer.unmet[0].reason
+			if reason = e.answer.reason(); reason == "" {
+				reason = "not confirmed"
 			}
 		}
 	}

@@ -5,29 +5,32 @@ package confirm
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/policygate/policygate/api/flow"
 )
 
-const (
-	// shortest and longest bound the time between looks while a subject is
-	// young. Within them a look may take a fifth of the time.
-	shortest = 100 * time.Millisecond
-	longest  = 250 * time.Millisecond
-	// patience is the age from which a subject is looked after once in slow.
-	patience = 30 * time.Second
-	slow     = time.Second
-)
-
 // Run takes looks while anything is assigned, until ctx ends; then it returns
 // nil.
 func (c *Confirmer) Run(ctx context.Context) error {
+	unwatch := func() {}
+	watching := false
+	defer func() { unwatch() }()
 	for {
+		next := c.plan()
+		switch {
+		case next.pending && !watching:
+			unwatch = c.watch(ctx)
+		case !next.pending && watching:
+			unwatch()
+			unwatch = func() {}
+		}
+		watching = next.pending
 		var fire <-chan time.Time
 		stop := func() {}
-		if due, pending := c.due(); pending {
-			timer := c.clock.NewTimer(due.Sub(c.clock.Now()))
+		if !next.due.IsZero() {
+			timer := c.clock.NewTimer(next.due.Sub(c.clock.Now()))
 			fire, stop = timer.C(), func() { timer.Stop() }
 		}
 		select {
@@ -42,69 +45,46 @@ func (c *Confirmer) Run(ctx context.Context) error {
 	}
 }
 
-// due returns when the next look is, and false if nothing needs one.
-func (c *Confirmer) due() (time.Time, bool) {
+// watch takes notices until what it returns is called.
+func (c *Confirmer) watch(ctx context.Context) (unwatch func()) {
+	if c.notices == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.notices.Watch(ctx, c.notice)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// notice takes in that the rules may have changed.
+func (c *Confirmer) notice(source string) {
+	c.metrics.noticed(source)
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := c.clock.Now()
-	var first time.Time
-	found := false
-	for _, s := range c.subjects {
-		for _, e := range s.evaluations {
-			if e.malformed != nil {
-				continue
-			}
-			if t := c.dueOf(s, e, now); !found || t.Before(first) {
-				first, found = t, true
-			}
-		}
+	if c.noticed.IsZero() {
+		c.noticed = c.clock.Now()
 	}
-	return first, found
+	c.mu.Unlock()
+	c.wakeUp()
 }
 
-// dueOf returns when e needs its next look.
-func (c *Confirmer) dueOf(s *subject, e *evaluation, now time.Time) time.Time {
-	if c.newest == nil {
-		return now
-	}
-	ended := c.newest.ended
-	if e.state.wanting {
-		return e.state.allSince.Add(secondLook)
-	}
-	if !e.observed || !s.told() {
-		// A burst of assignments shares a look.
-		return ended.Add(secondLook)
-	}
-	return ended.Add(interval(now.Sub(s.began), ended.Sub(c.newest.seen.began)))
-}
-
-// told reports whether every replica had an answer to its newest assignment.
-func (s *subject) told() bool {
-	for _, a := range s.assignments {
-		if !a.told {
-			return false
-		}
-	}
-	return true
-}
-
-// interval returns the time between looks for a subject of the given age, if
-// a look takes cost.
-func interval(age, cost time.Duration) time.Duration {
-	if age >= patience {
-		return slow
-	}
-	return min(max(4*cost, shortest), longest)
-}
-
-// look takes one look for all subjects and reports what changed.
+// look takes one look and reports what changed.
 func (c *Confirmer) look(ctx context.Context) {
+	flows := besideFlows
+	if c.audit(ctx) {
+		flows = auditFlows
+	}
 	// Before the look: one that was assigned later must not count it.
-	evaluations := c.watched()
+	evaluations := c.chosen(flows)
 	if len(evaluations) == 0 {
 		return
 	}
-	j := c.judge(evaluations, c.see(ctx))
+	j := c.judge(ctx, evaluations, c.see(ctx))
 	if ctx.Err() != nil {
 		return
 	}
@@ -113,50 +93,125 @@ func (c *Confirmer) look(ctx context.Context) {
 	defer c.mu.Unlock()
 	c.note(j)
 	c.learn(evaluations, j)
-	confirmed := 0
 	for _, e := range evaluations {
 		if c.current(e) {
 			c.observe(e, j)
 		}
-		if e.answer.confirmed {
-			confirmed++
-		}
 	}
-	c.metrics.held(confirmed, len(evaluations)-confirmed)
+	c.count()
 }
 
-// judgement is what one look says about evaluations. There are no findings if
-// it failed.
+// audit does what is due every now and then before a look, and reports whether
+// it was. What was noticed so far is covered by the look.
+func (c *Confirmer) audit(ctx context.Context) bool {
+	now := c.clock.Now()
+	c.mu.Lock()
+	c.noticed = time.Time{}
+	due := !now.Before(c.audited.Add(auditEvery))
+	if due {
+		c.audited = now
+	}
+	c.mu.Unlock()
+	if !due {
+		return false
+	}
+	auditCtx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	why := c.dataplane.Audit(auditCtx)
+	if ctx.Err() != nil {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case why != "" && c.unsupported == "":
+		c.log.Info("The dataplane cannot be seen: nothing is confirmed", "why", why)
+		c.metrics.drifted(driftUnsupported)
+	case why == "" && c.unsupported != "":
+		c.log.Info("The dataplane can be seen again")
+	}
+	c.unsupported = why
+	return true
+}
+
+// count exposes how many evaluations are confirmed.
+func (c *Confirmer) count() {
+	confirmed, others := 0, 0
+	for _, s := range c.subjects {
+		for _, e := range s.evaluations {
+			switch {
+			case e.malformed != nil:
+			case e.answer.confirmed:
+				confirmed++
+			default:
+				others++
+			}
+		}
+	}
+	c.metrics.held(confirmed, others)
+}
+
+// judgement is what one look says about evaluations.
 type judgement struct {
-	seen     *sight
-	findings map[*evaluation]findings
+	seen *sight
+	each map[*evaluation]judged
 	// denied are the families of which a witness was denied.
 	denied [families]bool
 	// ended is when the last verdict was known: sets may be read for it.
 	ended time.Time
 }
 
-// moment is the look's.
-func (j *judgement) moment() moment {
-	return moment{began: j.seen.began, ended: j.ended, rewrites: j.seen.rewrites}
+// judged is what a look says about one evaluation. There are no findings with
+// an err.
+type judged struct {
+	findings findings
+	changes  uint64
+	err      error
 }
 
+// cost is how long the look took.
+func (j *judgement) cost() time.Duration { return j.ended.Sub(j.seen.began) }
+
 // judge holds the evaluations' expectations against the look, and asks the
-// witnesses again.
-func (c *Confirmer) judge(evaluations []*evaluation, seen *sight) *judgement {
-	j := &judgement{seen: seen, findings: make(map[*evaluation]findings, len(evaluations))}
-	if seen.err == nil {
-		for _, e := range evaluations {
-			j.findings[e] = find(seen, e.expectations)
+// witnesses again. The expectations of one evaluation are judged as of one
+// moment, so that an Allowed and its controls belong together.
+func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *sight) *judgement {
+	j := &judgement{seen: seen, each: make(map[*evaluation]judged, len(evaluations))}
+	for _, e := range evaluations {
+		if seen.err != nil {
+			j.each[e] = judged{err: seen.err}
+			continue
 		}
+		answers, changes, err := seen.together(ctx, e.questions)
+		if err != nil {
+			j.each[e] = judged{err: err}
+			continue
+		}
+		j.each[e] = judged{findings: find(e.expectations, answers), changes: changes}
+	}
+	if seen.err == nil {
 		for f, witnesses := range c.witnesses() {
-			for _, w := range witnesses {
-				j.denied[f] = j.denied[f] || seen.verdict(w).Answer == flow.Denied
-			}
+			j.denied[f] = anyDenied(ctx, seen, witnesses)
 		}
 	}
 	j.ended = c.clock.Now()
+	if seen.err == nil {
+		c.metrics.took(j.cost())
+	}
 	return j
+}
+
+// anyDenied reports whether the look denies any of the flows.
+func anyDenied(ctx context.Context, seen *sight, flows []flow.Flow) bool {
+	if len(flows) == 0 {
+		return false
+	}
+	questions := make([]Question, len(flows))
+	for i, f := range flows {
+		questions[i] = Question{Flow: f, External: true}
+	}
+	answers, _, err := seen.together(ctx, questions)
+	return err == nil && slices.ContainsFunc(answers, func(a Answer) bool { return a.Verdict.Answer == flow.Denied })
 }
 
 // witnesses returns the flows to ask beside those of the assignments.
@@ -172,20 +227,22 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 	before := c.enforcement.unenforced
 	for f := range families {
 		denied := j.denied[f]
-		for _, found := range j.findings {
-			denied = denied || found[f].denied > 0
+		for _, of := range j.each {
+			denied = denied || of.findings[f].denied > 0
 		}
 		if denied {
 			c.enforcement.denied(f)
 		}
 	}
 	for _, e := range evaluations {
+		of := j.each[e]
 		switch {
-		case j.seen.err != nil:
+		case of.err != nil:
 			e.open = openSince{}
 		case !j.seen.began.Before(e.seenAt) && e.malformed == nil:
-			e.open.observe(j.moment(), j.findings[e])
-			c.enforcement.observe(j.moment(), e.open, j.findings[e])
+			m := moment{began: j.seen.began, ended: j.ended}
+			e.open.observe(m, of.findings)
+			c.enforcement.observe(m, e.open, of.findings)
 		}
 	}
 	for f, unenforced := range c.enforcement.unenforced {
@@ -197,24 +254,6 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 			c.log.Info("The policy engine enforces an address family after all", "family", family(f).String())
 		}
 	}
-}
-
-// watched returns the evaluations that a look can answer.
-func (c *Confirmer) watched() []*evaluation {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var all []*evaluation
-	for _, s := range c.subjects {
-		for _, e := range s.evaluations {
-			if e.malformed == nil {
-				all = append(all, e)
-			}
-		}
-	}
-	if len(all) == 0 {
-		c.metrics.held(0, 0)
-	}
-	return all
 }
 
 // note remembers what was judged last, and logs when looks begin to fail

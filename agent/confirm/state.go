@@ -44,6 +44,14 @@ func (a answer) equal(b answer) bool {
 		a.advisory == b.advisory && a.without == b.without && slices.Equal(a.unmet, b.unmet)
 }
 
+// reason returns the first thing that does not hold, or "".
+func (a answer) reason() string {
+	if len(a.unmet) == 0 {
+		return ""
+	}
+	return a.unmet[0].reason
+}
+
 // state is what the looks so far say about one subject. The zero value has
 // seen none. It does no I/O and reads no clock.
 type state struct {

@@ -177,8 +177,9 @@ func TestInterval(t *testing.T) {
 	}{
 		"a cheap look is taken every 100 ms":           {cost: time.Millisecond, want: 100 * time.Millisecond},
 		"a look takes at most a fifth of the time":     {cost: 40 * time.Millisecond, want: 160 * time.Millisecond},
-		"a costly look is still taken every 250 ms":    {cost: time.Second, want: 250 * time.Millisecond},
+		"a costly look, too":                           {cost: time.Second, want: 4 * time.Second},
 		"after 30 s once in a second, however cheaply": {age: 30 * time.Second, cost: time.Millisecond, want: time.Second},
+		"an old subject's look may take as much":       {age: 30 * time.Second, cost: time.Second, want: 4 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := interval(tc.age, tc.cost); got != tc.want {

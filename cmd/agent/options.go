@@ -29,6 +29,7 @@ type options struct {
 	ConditionType      string
 	Kubeconfig         string
 	MetricsBindAddress string
+	XtablesLock        string
 }
 
 // newOptions returns the defaults. getenv is os.Getenv.
@@ -41,6 +42,7 @@ func newOptions(getenv func(string) string) *options {
 		TokenFile:          "/var/run/secrets/policygate/token",
 		ConditionType:      string(v1alpha1.ConditionProgrammed),
 		MetricsBindAddress: "127.0.0.1:9445",
+		XtablesLock:        "/run/xtables.lock",
 	}
 }
 
@@ -66,6 +68,9 @@ func (o *options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.MetricsBindAddress, "metrics-bind-address", o.MetricsBindAddress,
 		"Where to serve /metrics, /healthz and /readyz; 0 serves none of them. The default is the node's loopback, which the "+
 			"kubelet's probes reach and other hosts do not, because the agent is on the node's network.")
+	fs.StringVar(&o.XtablesLock, "xtables-lock", o.XtablesLock,
+		"Lock file of iptables on the node, watched while something is pending: who writes the legacy tables closes it, and "+
+			"nothing else tells. Without it, or if it is empty, changes of them are found by the clock.")
 }
 
 // Validate returns all that is wrong with o, each naming its flag, or nil.
@@ -91,6 +96,9 @@ func (o *options) Validate() error {
 	}
 	if problems := validation.IsQualifiedName(o.ConditionType); len(problems) > 0 {
 		wrong("condition-type", o.ConditionType, "the type of a condition, such as "+string(v1alpha1.ConditionProgrammed))
+	}
+	if o.XtablesLock != "" && !filepath.IsAbs(o.XtablesLock) {
+		wrong("xtables-lock", o.XtablesLock, "an absolute path, or nothing")
 	}
 	if !isBindAddress(o.MetricsBindAddress) {
 		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")

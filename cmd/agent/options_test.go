@@ -31,7 +31,7 @@ func TestFlags(t *testing.T) {
 		"none": {want: &options{
 			NodeName: "n1", Namespace: "policygate-system", HubService: "policygate-hub", CAConfigMap: "policygate-ca",
 			TokenFile: "/var/run/secrets/policygate/token", ConditionType: "policygate.io/PolicyProgrammed",
-			MetricsBindAddress: "127.0.0.1:9445",
+			MetricsBindAddress: "127.0.0.1:9445", XtablesLock: "/run/xtables.lock",
 		}},
 		"--node-name":            {args: []string{"--node-name=n2"}, want: defaults(func(o *options) { o.NodeName = "n2" })},
 		"--namespace":            {args: []string{"--namespace=gate"}, want: defaults(func(o *options) { o.Namespace = "gate" })},
@@ -41,6 +41,7 @@ func TestFlags(t *testing.T) {
 		"--condition-type":       {args: []string{"--condition-type=x.io/Y"}, want: defaults(func(o *options) { o.ConditionType = "x.io/Y" })},
 		"--kubeconfig":           {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
 		"--metrics-bind-address": {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
+		"--xtables-lock":         {args: []string{"--xtables-lock="}, want: defaults(func(o *options) { o.XtablesLock = "" })},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := newOptions(nodeName)
@@ -74,6 +75,7 @@ func TestValidateNamesEachWrongFlag(t *testing.T) {
 		"a Service":         {change: func(o *options) { o.HubService = "1x" }, want: []string{`--hub-service "1x": want `}},
 		"a ConfigMap":       {change: func(o *options) { o.CAConfigMap = "A" }, want: []string{`--ca-configmap "A": want `}},
 		"a relative path":   {change: func(o *options) { o.TokenFile = "token" }, want: []string{`--token-file "token": want an absolute path`}},
+		"a lock file":       {change: func(o *options) { o.XtablesLock = "lock" }, want: []string{`--xtables-lock "lock": want an absolute path`}},
 		"a condition type":  {change: func(o *options) { o.ConditionType = "a b" }, want: []string{`--condition-type "a b": want `}},
 		"no port":           {change: func(o *options) { o.MetricsBindAddress = "127.0.0.1" }, want: []string{`--metrics-bind-address "127.0.0.1": want `}},
 		"a port too large":  {change: func(o *options) { o.MetricsBindAddress = ":65536" }, want: []string{`--metrics-bind-address ":65536": want `}},

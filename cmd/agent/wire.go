@@ -20,6 +20,7 @@ import (
 
 	"github.com/policygate/policygate/agent/confirm"
 	"github.com/policygate/policygate/agent/kernel"
+	"github.com/policygate/policygate/agent/kernel/notice"
 	"github.com/policygate/policygate/agent/reporter"
 	"github.com/policygate/policygate/agent/session"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
@@ -62,7 +63,8 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	})
 	confirmer := confirm.New(confirm.Options{
 		Dataplane: dataplane{netfilter}, Reports: sessions,
-		Clock: clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
+		Notices: notice.New(notice.Options{XtablesLock: o.XtablesLock, Clock: clock.RealClock{}, Log: log.WithName("notice")}),
+		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})
 	gates := reporter.New(reporter.Options{
 		Subjects: confirmer, Pods: reporter.ClientPods(client),
@@ -109,7 +111,27 @@ func (d dataplane) Look(ctx context.Context) (confirm.Look, error) {
 	if err != nil {
 		return nil, err
 	}
-	return look, nil
+	return dataplaneLook{look}, nil
+}
+
+// dataplaneLook is one of its looks.
+type dataplaneLook struct{ *kernel.Look }
+
+// Together implements confirm.Look.
+func (l dataplaneLook) Together(ctx context.Context, questions []confirm.Question) ([]confirm.Answer, error) {
+	asked := make([]kernel.Question, len(questions))
+	for i, q := range questions {
+		asked[i] = kernel.Question(q)
+	}
+	answers, err := l.Look.Together(ctx, asked)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]confirm.Answer, len(answers))
+	for i, a := range answers {
+		all[i] = confirm.Answer(a)
+	}
+	return all, nil
 }
 
 // version is that of the build, for people.

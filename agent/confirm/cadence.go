@@ -1,0 +1,183 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package confirm
+
+import (
+	"slices"
+	"time"
+)
+
+const (
+	// shortest is the time between looks while a subject is young, and slow
+	// from the age of patience on. Nothing tells of a change of sets, or of
+	// legacy tables that are written with a lock of their own.
+	shortest = 100 * time.Millisecond
+	patience = 30 * time.Second
+	slow     = time.Second
+	// share is how many times a look's length must pass before the next: it
+	// may take a fifth of the time.
+	share = 4
+	// debounce is how long a notice waits for others. An engine writes
+	// several tables, or one in several commits, in a row.
+	debounce = 10 * time.Millisecond
+	// settled is for how long something must have been confirmed, without
+	// interruption, until it is no longer pending. A node that holds a subject
+	// up for two minutes is Stalled and left out, so most subjects that were
+	// confirmed so long ago are released or will be.
+	settled = 2 * time.Minute
+	// auditEvery is the time between audits.
+	auditEvery = 15 * time.Second
+	// auditFlows and besideFlows are how many flows of what is not pending are
+	// asked in an audit, and in a look that is taken for what is. A flow takes
+	// 2 to 20 microseconds.
+	auditFlows  = 1024
+	besideFlows = 256
+)
+
+// cadence is what decides when the next look is.
+type cadence struct {
+	// pending: there is something to answer soon.
+	pending bool
+	// due is when the next look is; zero for none, as nothing is assigned.
+	due time.Time
+}
+
+// plan returns when the next look is.
+func (c *Confirmer) plan() cadence {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Now()
+	var p cadence
+	assigned := false
+	sooner := func(t time.Time) {
+		if p.due.IsZero() || t.Before(p.due) {
+			p.due = t
+		}
+	}
+	for _, s := range c.subjects {
+		for _, e := range s.evaluations {
+			if e.malformed != nil {
+				continue
+			}
+			assigned = true
+			if s.pending(e, now) {
+				p.pending = true
+				sooner(c.dueOf(s, e, now))
+			}
+		}
+	}
+	if !assigned {
+		return cadence{}
+	}
+	sooner(c.audited.Add(auditEvery))
+	if p.pending && !c.noticed.IsZero() {
+		due := c.noticed.Add(debounce)
+		if c.newest != nil {
+			due = later(due, c.newest.ended.Add(share*c.newest.cost()))
+		}
+		sooner(due)
+	}
+	return p
+}
+
+// pending reports whether e is to be answered soon: it is not confirmed, or
+// was a short while ago only and may have to be retracted before the subject is
+// released, or some replica was not told yet.
+func (s *subject) pending(e *evaluation, now time.Time) bool {
+	return !e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !s.toldOf(e)
+}
+
+// toldOf reports whether every replica that assigned e had an answer to it.
+func (s *subject) toldOf(e *evaluation) bool {
+	for _, a := range s.assignments {
+		if a.key == e.key && !a.told {
+			return false
+		}
+	}
+	return true
+}
+
+// dueOf returns when e, which is pending, needs its next look.
+func (c *Confirmer) dueOf(s *subject, e *evaluation, now time.Time) time.Time {
+	if c.newest == nil {
+		return now
+	}
+	ended := c.newest.ended
+	if e.state.wanting {
+		return e.state.allSince.Add(secondLook)
+	}
+	if !e.observed || !s.toldOf(e) {
+		// A burst of assignments shares a look.
+		return ended.Add(secondLook)
+	}
+	return ended.Add(interval(now.Sub(s.began), c.newest.cost()))
+}
+
+// interval returns the time between looks for a subject of the given age, if
+// a look takes cost.
+func interval(age, cost time.Duration) time.Duration {
+	if age >= patience {
+		return max(share*cost, slow)
+	}
+	return max(share*cost, shortest)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// chosen returns the evaluations that the next look answers: all that are
+// pending, and of the others those that were looked at longest ago, with at
+// most the given number of flows but at least one.
+func (c *Confirmer) chosen(flows int) []*evaluation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Now()
+	var all, others []*evaluation
+	for _, s := range c.subjects {
+		for _, e := range s.evaluations {
+			switch {
+			case e.malformed != nil:
+			case s.pending(e, now):
+				all = append(all, e)
+			default:
+				others = append(others, e)
+			}
+		}
+	}
+	slices.SortFunc(others, func(a, b *evaluation) int { return a.seenAt.Compare(b.seenAt) })
+	for i, e := range others {
+		if flows -= len(e.expectations); flows < 0 && i > 0 {
+			break
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// burst is how long changes of the rules count as one rewrite. An engine makes
+// many in one sync, and what is told of each would otherwise make the first
+// two of a single sync count as two.
+const burst = 250 * time.Millisecond
+
+// rewrites counts the engine's rewrites by the changes that looks have found.
+// The zero value has seen none.
+type rewrites struct {
+	changes uint64
+	number  uint64
+	at      time.Time
+}
+
+// observe takes in the number of changes at a moment and returns that of the
+// rewrites.
+func (r *rewrites) observe(changes uint64, at time.Time) uint64 {
+	if changes > r.changes && (r.number == 0 || at.Sub(r.at) >= burst) {
+		r.changes, r.at = changes, at
+		r.number++
+	}
+	return r.number
+}
