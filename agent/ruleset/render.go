@@ -60,11 +60,22 @@ func renderMatch(m Match) string {
 			"UNSPEC", "UNICAST", "LOCAL", "BROADCAST", "ANYCAST", "MULTICAST", "BLACKHOLE", "UNREACHABLE", "PROHIBIT")
 	case Bridged:
 		return "-m physdev " + not(m.Not) + "--physdev-is-bridged"
+	case BridgePort:
+		return "-m physdev " + not(m.Not) + pick(m.Out, "--physdev-out ", "--physdev-in ") + m.Name + pick(m.Prefix, "+", "")
+	case ReversePath:
+		return "-m rpfilter" + pick(m.Loose, " --loose", "") + pick(m.Not, " --invert", "")
+	case Compare:
+		return nft(renderCompare(m))
+	case Lookup:
+		return nft(renderKey(m.Key) + pick(m.Not, " != @", " @") + m.Set.Name)
 	case Unknown:
 		return m.Text
 	}
 	return fmt.Sprintf("-m %T", m)
 }
+
+// nft marks what iptables has no words for.
+func nft(text string) string { return `-m nft "` + text + `"` }
 
 func not(negated bool) string { return pick(negated, "! ", "") }
 
@@ -155,6 +166,8 @@ func renderTarget(t Target) string {
 		return fmt.Sprintf("-j %s --save-mark --nfmask %#x --ctmask %#x", name, t.Mask, t.CTMask)
 	case RestoreMark:
 		return fmt.Sprintf("-j %s --restore-mark --nfmask %#x --ctmask %#x", name, t.Mask, t.CTMask)
+	case Decide:
+		return nft(renderKey(t.Key) + " vmap @" + t.Map.Name)
 	case UnknownTarget, Continue, Accept, Drop, Return, NoTrack, NewDestination, NewSource:
 	}
 	if name == "" {

@@ -99,7 +99,7 @@ type Element struct {
 	Unknown string
 }
 
-// Lookup matches a key that is in a set, or that a map has.
+// Lookup matches a key that is in a set, or that a map has. Set is never nil.
 type Lookup struct {
 	Set *NativeSet
 	Key Value
