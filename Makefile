@@ -85,7 +85,7 @@ kube: deps
 
 .PHONY: test-apiserver
 test-apiserver: kube ## Tests against a real API server alone
-	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/...
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/... ./controllers/explain/...
 
 .PHONY: test-e2e
 test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
@@ -104,11 +104,11 @@ bench: ## Benchmarks
 
 ##@ Build
 .PHONY: build
-build: ## The three binaries, into bin/
-	$(GO_BUILD) -o bin/ ./cmd/manager ./cmd/agent ./cmd/hold
+build: ## The binaries, into bin/; put kubectl-policygate into your PATH
+	$(GO_BUILD) -o bin/ ./cmd/manager ./cmd/agent ./cmd/hold ./cmd/kubectl-policygate
 
 .PHONY: image
-image: ## One image with all three (docker; PLATFORMS=linux/amd64,linux/arm64 and PUSH=1 for a release)
+image: ## One image with manager, agent and hold (docker; PLATFORMS=linux/amd64,linux/arm64 and PUSH=1 for a release)
 	docker buildx build $(if $(PLATFORMS),--platform $(PLATFORMS)) $(if $(PUSH),--push,--load) -t $(IMG) .
 
 .PHONY: generate

@@ -58,6 +58,8 @@ func TestTextAndJSON(t *testing.T) {
 	unknown.Verdict, unknown.Reason = Inconclusive, "-m recent --rcheck -j DROP"
 	unknown.Steps[2].Effect, unknown.Steps[2].Rule, unknown.Steps[2].Maybe = "drops", "-m recent --rcheck -j DROP", "recent is not understood"
 	rewritten := Hop{Way: "forwarded", In: "veth1", Routed: true, Verdict: Inconclusive, Reason: "DestinationRewritten: -j DNAT --to-destination 10.0.1.2:3306"}
+	noWay := Hop{Routed: true, Verdict: Inconclusive, Reason: "source and destination are both the node's own addresses"}
+	delivered := Hop{Way: "delivered", In: "eth0", Routed: true, Verdict: Allowed, Reason: "no rule refuses it"}
 	noRoute := Hop{Verdict: Inconclusive, Reason: "no route to 10.9.9.9"}
 	sent := Hop{Way: "sent", Out: "eth0", Routed: true, Verdict: Denied, Reason: "policy"}
 	long := accepted()
@@ -74,6 +76,8 @@ func TestTextAndJSON(t *testing.T) {
 		"unanswered":   one(Unanswered("n1", "no agent of this node is connected"), NewNode("n2", []Hop{denied})),
 		"service":      one(NewNode("n1", []Hop{rewritten})),
 		"no-route":     one(NewNode("n1", []Hop{noRoute})),
+		"no-way":       one(NewNode("n1", []Hop{noWay})),
+		"delivered":    one(NewNode("", []Hop{delivered})),
 		"two-ways":     one(NewNode("n1", []Hop{accepted(), sent})),
 		"left-out":     one(NewNode("", []Hop{long})),
 		"two-families": NewAnswer([]Flow{

@@ -99,6 +99,8 @@ func (n *Node) remedy() string {
 	switch reason := n.Reason; {
 	case slices.ContainsFunc(n.Hops, func(h Hop) bool { return !h.Routed }):
 		return "See the node's routes, and whether the addresses are in use."
+	case slices.ContainsFunc(n.Hops, func(h Hop) bool { return h.Way == "" }):
+		return "No rule was asked: the node could not tell how the packet passes it."
 	case strings.HasPrefix(reason, "DestinationRewritten"):
 		return "The destination is a virtual address, such as a Service's. Trace the connection to an address behind it."
 	case strings.HasPrefix(reason, "SourceRewritten"):
@@ -111,8 +113,13 @@ func (n *Node) remedy() string {
 
 func (t *text) hop(h *Hop) {
 	words := []string{h.Way}
-	if h.Way == "" {
+	switch h.Way {
+	case "":
 		words[0] = "on a way that is not known"
+	case "delivered":
+		words[0] = "delivered to the node itself"
+	case "sent":
+		words[0] = "sent by the node itself"
 	}
 	if h.In != "" {
 		words = append(words, "in by "+h.In)
@@ -181,6 +188,9 @@ func (a *Answer) summary() string {
 	case Denied:
 		return "Denied: refused by " + strings.Join(refused, ", ") + "."
 	case Allowed:
+		if len(a.Flows) == 1 && len(a.Flows[0].Nodes) == 1 {
+			return "Allowed: " + a.Flows[0].Nodes[0].title() + " would let it pass."
+		}
 		return "Allowed: every node on the path would let it pass."
 	case Inconclusive:
 	}
