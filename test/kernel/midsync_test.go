@@ -205,7 +205,7 @@ func TestNoStateInTheMiddleOfASyncConfirms(t *testing.T) {
 func (rec recording) check(t *testing.T, r *rig, tool string) {
 	options := expect.DefaultOptions()
 	options.Families = expect.FamiliesV4
-	assignments, cluster := rec.objects.assignments(t, options), rec.objects.cluster(t)
+	assignments, cluster := rec.objects.assignments(t, options, 1), rec.objects.cluster(t)
 	unready, caught := 0, 0
 	for i, state := range rec.states {
 		state.load(t, r, tool)

@@ -148,12 +148,20 @@ type assigned struct {
 }
 
 // assignments returns what the captured node is asked for each Pod: for its
-// own as subjects, and for others' as the node of their peers.
-func (o *objects) assignments(t testing.TB, asked expect.Options) []assigned {
+// own as subjects, and for others' as the node of their peers. Of the others
+// it takes one in so many.
+func (o *objects) assignments(t testing.TB, asked expect.Options, oneIn int) []assigned {
 	t.Helper()
 	x := o.index(asked)
+	node := map[types.UID]string{}
+	for _, p := range o.pods {
+		node[p.UID] = p.Spec.NodeName
+	}
 	var all []assigned
-	for _, uid := range x.Subjects() {
+	for i, uid := range x.Subjects() {
+		if node[uid] != capturedNode && i%oneIn > 0 {
+			continue
+		}
 		a, held := x.Assignment(uid)
 		if !held || a.Span == nil {
 			t.Fatalf("%s: nothing was computed: %v", uid, a.Notes)
