@@ -149,7 +149,8 @@ func (w *walk) through(bases []base) []state {
 }
 
 // lookUp does what conntrack does before a base chain is called. A chain of
-// conntrack's own priority may be called before it or after it.
+// conntrack's own priority may be called before it or after it, whatever the
+// one before that was.
 func (w *walk) lookUp(b *base, s *states) {
 	early := (w.at == ruleset.Prerouting || w.at == ruleset.Output) && b.priority <= conntrackPriority
 	if early && b.priority < conntrackPriority {

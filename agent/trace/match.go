@@ -284,8 +284,8 @@ func (w *walk) bridgePort(m ruleset.BridgePort) Ternary {
 
 func (w *walk) reversePath(m ruleset.ReversePath) Ternary {
 	switch {
-	case w.at != ruleset.Prerouting:
-		// The kernel has the match there only.
+	case !w.entered():
+		// The kernel has no such match there.
 	case w.path.Returns == Yes, !m.Loose:
 		if w.path.Returns == Unknown {
 			w.why = "the route back to the source is not known"

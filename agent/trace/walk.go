@@ -153,6 +153,9 @@ func (w *walk) base(b *base, in []state, out *states) {
 		}
 		enter.add(s)
 	}
+	if b.priority == conntrackPriority {
+		w.lookUp(b, &enter)
+	}
 	if len(enter.list) > 0 {
 		w.chain(b.chain, enter.list, &back, out)
 	}
