@@ -18,6 +18,8 @@ type generator struct {
 	sets []ipset
 	// v6: what is written is for IPv6.
 	v6 bool
+	// theme is the one of the ruleset.
+	theme string
 	// favours has the factors of favour.
 	favours map[string]int
 	// used counts the constructs that were written.
@@ -104,6 +106,7 @@ func (g *generator) span(between string) string {
 
 // ruleset returns everything that is loaded for one try.
 func (g *generator) ruleset() *Ruleset {
+	g.theme = themes[g.IntN(len(themes))]
 	r := &Ruleset{Calls4: g.IntN(3) > 0, Calls6: g.IntN(3) > 0}
 	var loads []Load
 	for _, e := range engines {

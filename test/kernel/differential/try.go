@@ -88,25 +88,33 @@ func (n *Node) Explain(ctx context.Context, r *Ruleset, f flow.Flow) (string, er
 // Shrink leaves out rules for as long as a flow's verdict is wrong without
 // them, and returns what is left and its outcome.
 func (n *Node) Shrink(ctx context.Context, r *Ruleset, o Outcome) (*Ruleset, Outcome) {
+	return shrink(r, o, func(less *Ruleset) (Outcome, bool) {
+		// What cannot be loaded without some rules keeps them.
+		again, err := n.Try(ctx, less, []flow.Flow{o.Flow})
+		if err != nil {
+			return Outcome{}, false
+		}
+		return again[0], again[0].Wrong != ""
+	})
+}
+
+// shrink leaves out rules, many at once and then fewer, for as long as try
+// says that what is left will do.
+func shrink(r *Ruleset, o Outcome, try func(*Ruleset) (Outcome, bool)) (*Ruleset, Outcome) {
 	for size := r.rules(); size > 0; {
 		smaller := false
 		for first := 0; first < r.rules(); {
 			less := r.without(first, first+size)
-			// What cannot be loaded without them stays.
-			again, err := n.Try(ctx, less, []flow.Flow{o.Flow})
-			if err == nil && again[0].Wrong != "" {
-				r, o, smaller = less, again[0], true
+			if again, ok := try(less); ok {
+				r, o, smaller = less, again, true
 				continue
-			}
-			if ctx.Err() != nil {
-				return r, o
 			}
 			first += size
 		}
 		if size > 1 {
-			size /= 2
+			size = (size + 1) / 2
 		} else if !smaller {
-			return r, o
+			break
 		}
 	}
 	return r, o

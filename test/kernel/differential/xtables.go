@@ -87,6 +87,10 @@ func (g *generator) one(of []construct, w where) construct {
 // common is the weight from which on a construct is in every ruleset.
 const common = 6
 
+// themes are parts of constructs' names: the constructs of a theme act on each
+// other, which shows only where there are many of them.
+var themes = []string{"mark", "mark", "ct", "set", "iface", "physdev", "nft", "dnat", "snat", "fib", "limit", ""}
+
 // favour returns how much more often than others a construct is in this
 // ruleset: rulesets that are rich in a few constructs show more of how they
 // act on each other than those that have a little of everything.
@@ -94,6 +98,9 @@ func (g *generator) favour(c construct) int {
 	factor, known := g.favours[c.name]
 	if !known {
 		factor = []int{0, 0, 1, 1, 4}[g.IntN(5)]
+		if g.theme != "" && strings.Contains(strings.ToLower(c.name), g.theme) {
+			factor = 8
+		}
 		if c.weight >= common {
 			factor = max(1, factor)
 		}
@@ -124,12 +131,15 @@ func (g *generator) tables(tool string) Load {
 	return l
 }
 
-// someBits returns some bits of a mark, which show at a chain's end what was
-// done to it.
-func (g *generator) someBits() string {
+// oneBit returns a bit of a mark, which shows at a chain's end what was done to
+// it.
+func (g *generator) oneBit() string {
 	bit := g.some("0x1", "0x2", "0x4", "0x8")
 	return g.some(bit, "0x0") + "/" + bit
 }
+
+// bits returns some of the bits that marks are made of.
+func (g *generator) bits() string { return fmt.Sprintf("%#x", g.IntN(16)) }
 
 // userChains is how many chains a table has beside the builtin ones.
 const userChains = 4
@@ -165,7 +175,7 @@ func (g *generator) table(t xtable) []Line {
 			lines = append(lines, Line{"-A " + c.name + " " + g.rule(where{t.name, c.hooks}, chains[i+1:]), true})
 		}
 		if c.base && t.name != "nat" && g.IntN(3) == 0 {
-			lines = append(lines, Line{"-A " + c.name + " -m " + g.some("mark", "connmark") + " " + g.not() + "--mark " + g.someBits() + " -j DROP", true})
+			lines = append(lines, Line{"-A " + c.name + " -m " + g.some("mark", "connmark") + " " + g.not() + "--mark " + g.oneBit() + " -j DROP", true})
 		}
 	}
 	return append(lines, Line{"COMMIT", false})

@@ -39,8 +39,12 @@ var xtMatches = []construct{
 	}},
 	{"-i", 10, prerouting | input | forward, "", "", func(g *generator) string { return g.not() + "-i " + g.interfaces() }},
 	{"-o", 10, forward | output | postrouting, "", "", func(g *generator) string { return g.not() + "-o " + g.interfaces() }},
-	{"-m mark", 10, everywhere, "", "", negatable("mark", "--mark 0x1/0x1", "--mark 0x2/0x3", "--mark 0x0", "--mark 0x5", "--mark 0x0/0x4", "--mark 0x4/0x3")},
-	{"-m connmark", 6, everywhere, "", "", negatable("connmark", "--mark 0x1/0x1", "--mark 0x0", "--mark 0x2/0x2", "--mark 0x0/0x8")},
+	{"-m mark", 10, everywhere, "", "", func(g *generator) string {
+		return "-m mark " + g.not() + "--mark " + g.some(g.oneBit(), g.oneBit(), g.bits(), g.bits()+"/"+g.bits())
+	}},
+	{"-m connmark", 8, everywhere, "", "", func(g *generator) string {
+		return "-m connmark " + g.not() + "--mark " + g.some(g.oneBit(), g.oneBit(), g.bits(), g.bits()+"/"+g.bits())
+	}},
 	{"--ctstate", 8, everywhere, "", "", negatable("conntrack", "--ctstate NEW", "--ctstate NEW", "--ctstate RELATED,ESTABLISHED", "--ctstate INVALID", "--ctstate UNTRACKED", "--ctstate NEW,UNTRACKED", "--ctstate DNAT", "--ctstate SNAT", "--ctstate INVALID,NEW")},
 	{"-m state", 2, everywhere, "", "", negatable("state", "--state NEW", "--state RELATED,ESTABLISHED", "--state UNTRACKED", "--state INVALID")},
 	{"--ctdir", 2, everywhere, "", "", fixed("-m conntrack --ctdir ORIGINAL", "-m conntrack --ctdir REPLY", "-m conntrack --ctstate NEW --ctdir ORIGINAL")},

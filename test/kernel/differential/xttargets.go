@@ -13,8 +13,14 @@ var xtTargets = []construct{
 	{"-j REJECT", 4, input | forward | output, "filter", "4", fixed("-j REJECT", "-j REJECT --reject-with icmp-host-prohibited", "-j REJECT --reject-with tcp-reset")},
 	{"-j REJECT", 4, input | forward | output, "filter", "6", fixed("-j REJECT", "-j REJECT --reject-with icmp6-adm-prohibited", "-j REJECT --reject-with tcp-reset")},
 	{"-j RETURN", 8, everywhere, "", "", fixed("-j RETURN")},
-	{"-j MARK", 18, everywhere, "", "", fixed("-j MARK --set-xmark 0x1/0x1", "-j MARK --set-xmark 0x0/0x1", "-j MARK --set-mark 0x6", "-j MARK --and-mark 0x5", "-j MARK --xor-mark 0x3", "-j MARK --or-mark 0x2", "-j MARK --set-xmark 0x4/0xc", "-j MARK --set-mark 0x5/0x4")},
-	{"-j CONNMARK", 14, everywhere, "", "", fixed("-j CONNMARK --save-mark", "-j CONNMARK --save-mark --nfmask 0x3 --ctmask 0xf", "-j CONNMARK --restore-mark", "-j CONNMARK --restore-mark --nfmask 0xf --ctmask 0x3", "-j CONNMARK --set-xmark 0x2/0x3", "-j CONNMARK --set-mark 0x1", "-j CONNMARK --or-mark 0x8", "-j CONNMARK --xor-mark 0x1")},
+	{"-j MARK", 18, everywhere, "", "", func(g *generator) string {
+		return "-j MARK " + g.some("--set-xmark "+g.bits()+"/"+g.bits(), "--set-mark "+g.bits()+"/"+g.bits(), "--set-mark "+g.bits(), "--and-mark "+g.bits(), "--xor-mark "+g.bits(), "--or-mark "+g.bits())
+	}},
+	{"-j CONNMARK", 14, everywhere, "", "", func(g *generator) string {
+		masks := " --nfmask " + g.bits() + " --ctmask " + g.bits()
+		return "-j CONNMARK " + g.some("--save-mark", "--save-mark"+masks, "--save-mark"+masks, "--restore-mark", "--restore-mark"+masks, "--restore-mark"+masks,
+			"--set-xmark "+g.bits()+"/"+g.bits(), "--set-mark "+g.bits(), "--or-mark "+g.bits(), "--and-mark "+g.bits(), "--xor-mark "+g.bits())
+	}},
 	{"-j NFLOG", 2, everywhere, "", "", fixed("-j NFLOG --nflog-group 100", "-j LOG --log-prefix x")},
 	{"-m limit -j NFLOG", 2, everywhere, "", "", fixed("-m limit --limit 1/hour --limit-burst 3 -j NFLOG --nflog-group 100", "-m statistic --mode random --probability 0.5 -j LOG")},
 	{"-m limit -j DROP", 1, everywhere, "filter", "", fixed("-m limit --limit 1/hour --limit-burst 3 -j DROP", "-m limit --limit 1/hour --limit-burst 3 -j ACCEPT")},

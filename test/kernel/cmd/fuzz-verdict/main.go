@@ -14,6 +14,7 @@ import (
 	"os/signal"
 
 	"github.com/policygate/policygate/test/kernel/differential"
+	"github.com/policygate/policygate/test/kernel/rootless"
 )
 
 func main() {
@@ -21,7 +22,7 @@ func main() {
 	seed := flag.Uint64("seed", 0, "the first ruleset's seed, 0 for a random one")
 	nodes := flag.Int("nodes", 0, "how many nodes to try at once, 0 for one per processor")
 	flag.Parse()
-	os.Exit(run(*packets, *seed, *nodes))
+	os.Exit(rootless.Root(func() int { return run(*packets, *seed, *nodes) }))
 }
 
 func run(packets int, seed uint64, nodes int) int {
