@@ -356,31 +356,123 @@ func outline(tables []ruleset.Table) string {
 	return strings.Join(words, " ")
 }
 
+// contains reports whether b has an attribute like this one, whatever the flags
+// of its type.
+func contains(b, attribute []byte) bool {
+	for i := range b {
+		if len(b)-i < len(attribute) {
+			return false
+		}
+		have := slices.Clone(b[i : i+len(attribute)])
+		kind := binary.NativeEndian.Uint16(have[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+		binary.NativeEndian.PutUint16(have[2:], kind)
+		if slices.Equal(have, attribute) {
+			return true
+		}
+	}
+	return false
+}
+
+// FuzzDecodeRule demands that a rule accepts only if it has a well-formed
+// verdict to accept or the compat target of that name, that nothing accepts
+// with an expression that is not known behind it, and that what is handed to
+// the evaluation has the sizes that it counts on.
 func FuzzDecodeRule(f *testing.F) {
 	f.Add(slices.Concat(payload(1, network, 12, 8), compare(1, eq, 10, 0, 0, 1, 10, 0, 0, 2), verdict(1, "")), []byte{0, 2, 'x', 0})
 	f.Add(slices.Concat(meta(1, unix.NFT_META_IIFNAME), compare(9, eq, []byte("eth0")...), expr("masq")), []byte{})
 	f.Add(slices.Concat(ct(23, unix.NFT_CT_MARK), bitwise(23, 20, native32(3), native32(1)), compare(20, neq, 0, 0)), []byte{})
+	f.Add(slices.Concat(payload(9, transport, 2, 2), lookup("s", 9), lookup("v", 9, attr(unix.NFTA_LOOKUP_DREG, 0))), []byte{})
+	f.Add(slices.Concat(payload(9, network, 16, 4), lookup("m", 9, attr(unix.NFTA_LOOKUP_DREG, 9)), expr("meta", attr(unix.NFTA_META_KEY, unix.NFT_META_MARK), attr(unix.NFTA_META_SREG, 9)), verdict(1, "")), []byte{})
+	f.Add(slices.Concat(fib(unix.NFT_FIB_RESULT_OIF, unix.NFTA_FIB_F_SADDR|unix.NFTA_FIB_F_IIF|unix.NFTA_FIB_F_PRESENT), compare(1, eq, 0), expr("byteorder", attr(1, 1), attr(2, 2), attr(3, 1), attr(4, 8), attr(5, 4))), []byte{})
+	accepts := attr(unix.NFTA_VERDICT_CODE, nfAccept)
 	f.Fuzz(func(t *testing.T, expressions, userdata []byte) {
 		for _, family := range []ruleset.Family{ruleset.IPv4, ruleset.IPv6} {
-			rule, err := decodeRule(family, "c", expressions, userdata, world{})
+			rule, err := decodeRule(family, "c", expressions, userdata, someSets)
 			if err != nil {
 				continue
 			}
-			for _, m := range rule.Matches {
-				if a, ok := m.(ruleset.Addr); ok && (a.Addr.BitLen() != a.Mask.BitLen() || !a.Mask.IsValid()) {
-					t.Errorf("address %v under mask %v", a.Addr, a.Mask)
-				}
+			wellFormed(t, rule)
+			if reaches(rule, ruleset.Accept) && !contains(expressions, accepts) && !strings.Contains(string(expressions), "target") {
+				t.Errorf("%x accepts: %+v", expressions, rule)
 			}
 			// Whatever came before, what is not known decides nothing.
 			if len(expressions)%4 != 0 {
 				continue
 			}
-			rule, err = decodeRule(family, "c", append(slices.Clone(expressions), expr("oracle", userdata)...), nil, world{})
-			if err == nil && rule.Target.Kind != ruleset.UnknownTarget {
+			rule, err = decodeRule(family, "c", append(slices.Clone(expressions), expr("oracle", userdata)...), nil, someSets)
+			if err == nil && !reaches(rule, ruleset.UnknownTarget) && !slices.ContainsFunc(flat(rule), func(r ruleset.Rule) bool {
+				return slices.ContainsFunc(r.Matches, isImpossible)
+			}) {
 				t.Errorf("an unknown expression in %x has target %+v", expressions, rule.Target)
 			}
 		}
 		_, _ = readRule(expressions)
 		_, _ = readChain(expressions)
 	})
+}
+
+// someSets are a set, a map of verdicts and one of marks.
+var someSets = world{
+	"s": {keyLength: 2}, "v": {keyLength: 2, flags: unix.NFT_SET_MAP, dataType: unix.NFT_DATA_VERDICT, dataLength: 16},
+	"m": {keyLength: 4, flags: unix.NFT_SET_MAP, dataLength: 4},
+}
+
+// flat returns a rule, or its steps.
+func flat(r ruleset.Rule) []ruleset.Rule {
+	if r.Target.Name == restOfRule {
+		return append([]ruleset.Rule{r}, r.Target.Chain.Rules...)
+	}
+	return []ruleset.Rule{r}
+}
+
+func reaches(r ruleset.Rule, kind ruleset.TargetKind) bool {
+	return slices.ContainsFunc(flat(r), func(r ruleset.Rule) bool { return r.Target.Kind == kind })
+}
+
+func isImpossible(m ruleset.Match) bool {
+	c, ok := m.(ruleset.Compare)
+	return ok && len(c.Value) == 1 && c.Value[0] == ruleset.Byte{Known: true} && c.From[0] == 1 && !c.Not
+}
+
+func wellFormed(t *testing.T, rule ruleset.Rule) {
+	t.Helper()
+	for _, r := range flat(rule) {
+		if to := r.Target; (to.Kind == ruleset.Jump || to.Kind == ruleset.Goto) && to.Chain == nil ||
+			to.Kind == ruleset.Decide && (to.Map == nil || len(to.Key) != to.Map.KeyLength) {
+			t.Errorf("target without its chain or map: %+v", to)
+		}
+		for _, m := range r.Matches {
+			switch m := m.(type) {
+			case ruleset.Addr:
+				if m.Addr.BitLen() != m.Mask.BitLen() || !m.Mask.IsValid() {
+					t.Errorf("address %v under mask %v", m.Addr, m.Mask)
+				}
+			case ruleset.Compare:
+				sized(t, m.Value, len(m.From))
+				sized(t, m.Value, len(m.To))
+			case ruleset.Lookup:
+				sized(t, m.Key, m.Set.KeyLength)
+			}
+		}
+	}
+}
+
+func sized(t *testing.T, v ruleset.Value, want int) {
+	t.Helper()
+	if len(v) != want || want == 0 {
+		t.Errorf("a value of %d bytes: want %d", len(v), want)
+	}
+	for _, b := range v {
+		if b.Field > ruleset.ReverseIndex || (!b.Known && b != ruleset.Byte{}) || (b.Mask == 0 && b.Field != ruleset.Constant) || b.Index >= fieldBytes {
+			t.Errorf("a byte that is none of the model: %+v", b)
+		}
+	}
+}
+
+func lookup(set string, sreg int, more ...[]byte) []byte {
+	return expr("lookup", append([][]byte{attr(unix.NFTA_LOOKUP_SET, set), attr(unix.NFTA_LOOKUP_SREG, sreg)}, more...)...)
+}
+
+func fib(result, flags int) []byte {
+	return expr("fib", attr(unix.NFTA_FIB_DREG, 1), attr(unix.NFTA_FIB_RESULT, result), attr(unix.NFTA_FIB_FLAGS, flags))
 }

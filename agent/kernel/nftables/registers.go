@@ -130,20 +130,21 @@ func (m *machine) bitwise(a *attrs) {
 
 // byteorder swaps bytes where the host's order is not the network's. Only one
 // number of 2 or 8 bytes is understood: for more than one, kernels before 6.5
-// read and wrote at other places.
+// read and wrote at other places. What is shorter than the number is left
+// alone, also what was in the destination.
 func (m *machine) byteorder(a *attrs) {
 	const what = "byteorder"
 	operation, ok := a.number(unix.NFTA_BYTEORDER_OP)
 	length, ok2 := a.number(unix.NFTA_BYTEORDER_LEN)
 	size, ok3 := a.number(unix.NFTA_BYTEORDER_SIZE)
 	if !ok || !ok2 || !ok3 || operation > unix.NFT_BYTEORDER_HTON || length == 0 || length > registersSize ||
-		(size != 4 && size != length) || (size != 2 && size != 4 && size != 8) || length%size != 0 ||
+		(size != 2 && size != 4 && size != 8) || (size != 4 && length >= 2*size) ||
 		!a.only(unix.NFTA_BYTEORDER_SREG, unix.NFTA_BYTEORDER_DREG, unix.NFTA_BYTEORDER_OP, unix.NFTA_BYTEORDER_LEN, unix.NFTA_BYTEORDER_SIZE) {
 		m.unknown(what)
 		m.forget(what)
 		return
 	}
-	from, ok := m.get(a, unix.NFTA_BYTEORDER_SREG, int(length))
+	from, ok := m.get(a, unix.NFTA_BYTEORDER_SREG, int(length-length%size))
 	if !ok {
 		m.unknown(what)
 		m.forget(what)

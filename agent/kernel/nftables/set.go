@@ -144,23 +144,20 @@ func (s *set) get(key []byte) (ruleset.Element, error) {
 }
 
 // getInverted answers for a negated lookup, which lets a key pass that is not
-// in the set. For one that is, the kernel then asks for the catch-all element
-// as if nothing had been found, and if there is one the key passes as well.
+// in the set. What it does if the set has a catch-all element depends on the
+// kernel: it used to let every key pass, and lets none pass since it was
+// corrected, in 2026 and in the stable versions of that time.
 func (s *set) getInverted(key []byte) (ruleset.Element, error) {
+	_, all, err := s.findCatchall()
+	if err != nil {
+		return ruleset.Element{}, err
+	}
+	if all {
+		return ruleset.Element{In: true, Unknown: "a catch-all element in a negated lookup"}, nil
+	}
 	e, found, err := s.find(key)
-	if err != nil || !found {
-		return ruleset.Element{}, err
-	}
-	rest, all, err := s.findCatchall()
-	switch {
-	case err != nil:
-		return ruleset.Element{}, err
-	case !all && e.doubtful != "":
-		return ruleset.Element{In: true, Unknown: e.doubtful}, nil
-	case all && rest.unknown() != "":
-		return ruleset.Element{In: true, Unknown: rest.unknown()}, nil
-	}
-	return ruleset.Element{In: !all}, nil
+	// Elements' expressions are not evaluated: those that are found end the rule.
+	return ruleset.Element{In: found, Unknown: e.doubtful}, err
 }
 
 // find asks for the element that the key falls into, but for the catch-all.
