@@ -161,12 +161,13 @@ var extensionRules = []string{
 	"-p tcp -m multiport --dports 1,2:3,4", "-p tcp -m multiport ! --sports 5", "-p udp -m multiport --ports 1:15,2,3,4,5,6,7,8,9,10,11,12,13,14",
 	"-m mark --mark 1", "-m mark ! --mark 0x10/0xf0", "-m connmark --mark 7/0xff",
 	"-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED,SNAT,DNAT", "-m conntrack ! --ctstate NEW", "-m conntrack --ctstate NEW --ctdir ORIGINAL", "-m conntrack --ctorigsrc 10.0.0.1", "-m conntrack --ctproto tcp",
+	"-m conntrack --ctdir REPLY", "-m conntrack ! --ctorigdst 10.1.0.0/16 ! --ctstate INVALID,UNTRACKED", "-m conntrack --ctstate INVALID --ctproto tcp", "-m conntrack --ctorigdstport 80:90 ! --ctorigsrcport 5", "-m conntrack --ctstatus NONE", "-m conntrack ! --ctstatus CONFIRMED --ctstate NEW", "-m conntrack --ctexpire 5",
 	"-m state --state NEW,UNTRACKED", "-m state ! --state ESTABLISHED",
 	"-m set --match-set four src", "-m set ! --match-set four dst", "-m set --match-set pair src,dst", "-m set --match-set pair dst,dst,src,dst,src,dst",
-	"-m set --match-set four src --return-nomatch", "-m set --match-set four src ! --update-counters", "-m set --match-set four src --packets-gt 5", "-m set --match-set four src --bytes-eq 5",
+	"-m set --match-set four src --return-nomatch", "-m set --match-set four src ! --update-counters", "-m set --match-set four src ! --update-counters ! --update-subcounters", "-m set --match-set four src --packets-gt 5", "-m set --match-set four src --bytes-eq 5",
 	"-m addrtype --src-type LOCAL", "-m addrtype ! --dst-type LOCAL,BROADCAST --src-type UNICAST", "-m addrtype --dst-type LOCAL --limit-iface-in", "-m addrtype --dst-type THROW",
 	"-m iprange --src-range 10.0.0.1-10.0.0.9", "-m iprange ! --dst-range 10.0.0.1-10.0.0.9 --src-range 10.0.0.3",
-	"-m physdev --physdev-is-bridged", "-m physdev ! --physdev-is-bridged", "-m physdev --physdev-in veth0", "-m physdev --physdev-is-bridged --physdev-in veth0",
+	"-m physdev --physdev-is-bridged", "-m physdev ! --physdev-is-bridged", "-m physdev --physdev-in veth0", "-m physdev --physdev-is-bridged --physdev-in veth0", "-m physdev --physdev-is-in", "-m physdev ! --physdev-is-out", "-m physdev --physdev-in +", "-m physdev ! --physdev-in veth+", "-m physdev ! --physdev-out veth0 --physdev-is-bridged", "-m physdev ! --physdev-out veth0",
 	"-m limit --limit 5/sec", "-m statistic --mode nth --every 3 --packet 0", "-m hashlimit --hashlimit-upto 5/sec --hashlimit-name x", "-m recent --name y --set", "-m pkttype --pkt-type broadcast", "-m length --length 1:5", "-m ttl --ttl-eq 5", "-m mac --mac-source 00:11:22:33:44:55", "-m tos --tos 0x10",
 }
 

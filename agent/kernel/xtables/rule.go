@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/policygate/policygate/agent/kernel/nlconn"
 	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
@@ -137,25 +136,17 @@ func address(dir ruleset.Direction, addr, mask []byte, not bool) []ruleset.Match
 	return []ruleset.Match{ruleset.Addr{Dir: dir, Addr: a, Mask: m, Not: not}}
 }
 
-// iface returns the condition on an interface, none if every one will do. The
-// mask covers a name with its NUL, or the start of a name, or nothing for "+".
+// iface returns the condition on an interface, none if every one will do.
 func iface(out bool, name, mask []byte, not bool) []ruleset.Match {
 	name, mask = name[:unix.IFNAMSIZ], mask[:unix.IFNAMSIZ]
-	covered := 0
-	for covered < len(mask) && mask[covered] == 0xff {
-		covered++
+	text, prefix, ok := xtblob.InterfaceName(name, mask)
+	if !ok {
+		return []ruleset.Match{ruleset.Unknown{Text: fmt.Sprintf("interface %q under mask %x", name, mask)}}
 	}
-	m := ruleset.Iface{Out: out, Name: nlconn.Text(name[:covered]), Prefix: true, Not: not}
-	m.Prefix = len(m.Name) == covered
-	for i := range mask {
-		if (i >= covered && mask[i] != 0) || (i >= len(m.Name) && i < covered && name[i] != 0) {
-			return []ruleset.Match{ruleset.Unknown{Text: fmt.Sprintf("interface %q under mask %x", name, mask)}}
-		}
-	}
-	if covered == 0 && !not {
+	if prefix && text == "" && !not {
 		return nil
 	}
-	return []ruleset.Match{m}
+	return []ruleset.Match{ruleset.Iface{Out: out, Name: text, Prefix: prefix, Not: not}}
 }
 
 // targetBytes returns the entry's only target.

@@ -12,6 +12,11 @@ import (
 const (
 	setInverted   = 1 << 0
 	setDimensions = 6
+
+	// setQuiet are the flags that keep counters from being updated
+	// (IPSET_FLAG_SKIP_COUNTER_UPDATE and _SUBCOUNTER_UPDATE), which says
+	// nothing about the match.
+	setQuiet = 1<<3 | 1<<4
 )
 
 // setMatch reads xt_set_info_match_v1, v3 and v4 of linux/netfilter/xt_set.h;
@@ -32,7 +37,7 @@ func setMatch(revision uint8, data []byte, sets Sets) ([]ruleset.Match, error) {
 	if err != nil {
 		return nil, err
 	}
-	if size == 44 && (b[operations[0]] != 0 || b[operations[1]] != 0 || b.u32(40) != 0) {
+	if size == 44 && (b[operations[0]] != 0 || b[operations[1]] != 0 || b.u32(40)&^setQuiet != 0) {
 		return nil, errFlags
 	}
 	dims, flags := int(b[2]), b[3]
@@ -65,64 +70,6 @@ func markMatch(conn bool, revision uint8, data []byte) ([]ruleset.Match, error) 
 		return nil, err
 	}
 	return []ruleset.Match{ruleset.Mark{Conn: conn, Value: b.u32(0), Mask: b.u32(4), Not: not}}, nil
-}
-
-// linux/netfilter/xt_conntrack.h: the flag of a condition on the state, and
-// the one that says that the rule was written as "-m state".
-const (
-	conntrackState      = 1 << 0
-	conntrackStateAlias = 1 << 13
-)
-
-// conntrackMatch reads xt_conntrack_mtinfo1, 2 and 3 of
-// linux/netfilter/xt_conntrack.h. Beside its state, conntrack's conditions ask
-// for what the connection was before any rewriting, and on an untracked packet
-// they are skipped: only the state alone is understood.
-func conntrackMatch(revision uint8, data []byte) ([]ruleset.Match, error) {
-	size := map[uint8]int{1: 152, 2: 156, 3: 164}[revision]
-	if size == 0 {
-		return nil, errRevision
-	}
-	b, err := sized(data, size)
-	if err != nil {
-		return nil, err
-	}
-	flags, inverted := b.u16(146), b.u16(148)
-	if flags&^conntrackStateAlias != conntrackState || inverted&^conntrackState != 0 {
-		return nil, errFlags
-	}
-	states := uint16(b[150])
-	if revision > 1 {
-		states = b.u16(150)
-	}
-	// XT_CONNTRACK_STATE_SNAT, _DNAT and _UNTRACKED are bits 6, 7 and 8.
-	return ctStates(uint32(states), [7]int{0, 1, 2, 3, 8, 6, 7}, inverted != 0)
-}
-
-// stateMatch reads xt_state_info of linux/netfilter/xt_state.h.
-func stateMatch(data []byte) ([]ruleset.Match, error) {
-	b, err := sized(data, 4)
-	if err != nil {
-		return nil, err
-	}
-	// XT_STATE_UNTRACKED is bit 6, and there are no others.
-	return ctStates(b.u32(0), [7]int{0, 1, 2, 3, 6, -1, -1}, false)
-}
-
-// ctStates translates a mask of states; bits has the bit of every state of the
-// model, lowest first, -1 where there is none.
-func ctStates(mask uint32, bits [7]int, not bool) ([]ruleset.Match, error) {
-	m := ruleset.CTState{Not: not}
-	for i, bit := range bits {
-		if bit >= 0 && mask&(1<<bit) != 0 {
-			m.States |= 1 << i
-			mask &^= 1 << bit
-		}
-	}
-	if mask != 0 {
-		return nil, errFlags
-	}
-	return []ruleset.Match{m}, nil
 }
 
 // addrtypeKnown has the types of the model, whose bits are the kernel's.
@@ -165,23 +112,6 @@ func addrtypeMatch(revision uint8, data []byte) ([]ruleset.Match, error) {
 		all = append(all, ruleset.AddrType{Dir: ruleset.Dst, Types: ruleset.AddrTypes(dst), Not: notDst})
 	}
 	return all, nil
-}
-
-// physdevBridged is XT_PHYSDEV_OP_BRIDGED.
-const physdevBridged = 0x04
-
-// physdevMatch reads xt_physdev_info of linux/netfilter/xt_physdev.h and
-// understands --physdev-is-bridged alone.
-func physdevMatch(revision uint8, data []byte) ([]ruleset.Match, error) {
-	b, err := one(revision, 0, data, 66)
-	if err != nil {
-		return nil, err
-	}
-	inverted, asked := b[64], b[65]
-	if asked != physdevBridged || inverted&^physdevBridged != 0 {
-		return nil, errFlags
-	}
-	return []ruleset.Match{ruleset.Bridged{Not: inverted != 0}}, nil
 }
 
 // iprangeMatch reads xt_iprange_mtinfo of linux/netfilter/xt_iprange.h.

@@ -41,6 +41,7 @@ func TestMatchesOfOlderRevisions(t *testing.T) {
 	pair := number16(48, map[int]uint16{0: 1})
 	pair[2], pair[3] = 2, 0b101
 	ip := netip.MustParseAddr
+	tracked := ruleset.CTState{States: ruleset.Invalid | ruleset.Untracked, Not: true}
 	for name, c := range map[string]struct {
 		match    string
 		revision uint8
@@ -51,6 +52,12 @@ func TestMatchesOfOlderRevisions(t *testing.T) {
 		"set 2, padded":           {"set", 2, pair[:8], set(true, dst, src)},
 		"set 3":                   {"set", 3, pair, set(true, dst, src)},
 		"conntrack 1":             {"conntrack", 1, edit(152, map[int]byte{146: 1, 150: 0b1010}), []ruleset.Match{ruleset.CTState{States: ruleset.Established | ruleset.New}}},
+		"conntrack 1, a port":     {"conntrack", 1, edit(152, map[int]byte{146: 0, 147: 2, 140: 1, 141: 2}), []ruleset.Match{tracked, ruleset.Ports{Dir: dst, Ranges: []ruleset.PortRange{{From: 258, To: 258}}}}},
+		"conntrack 1, a status":   {"conntrack", 1, edit(152, map[int]byte{146: 1 << 6, 151: 4}), []ruleset.Match{tracked, ruleset.CTState{States: later}}},
+		"conntrack 2, no status":  {"conntrack", 2, edit(160, map[int]byte{146: 1 << 6, 148: 1 << 6, 152: 4}), []ruleset.Match{tracked}},
+		"a port of a bridge":      {"physdev", 0, edit(72, map[int]byte{0: 'a', 16: 255, 65: 1}), []ruleset.Match{ruleset.BridgePort{Name: "a", Prefix: true}}},
+		"any port of a bridge":    {"physdev", 0, edit(72, map[int]byte{65: 1}), []ruleset.Match{ruleset.BridgePort{Not: true}}},
+		"a loose way back":        {"rpfilter", 0, edit(8, map[int]byte{0: 9}), []ruleset.Match{ruleset.ReversePath{Loose: true, Not: true}}},
 		"conntrack 2":             {"conntrack", 2, number16(160, map[int]uint16{146: 1, 148: 1, 150: 0x1c0}), []ruleset.Match{ruleset.CTState{States: ruleset.SNATed | ruleset.DNATed | ruleset.Untracked, Not: true}}},
 		"state 0":                 {"state", 0, number16(8, map[int]uint16{0: 0x45}), []ruleset.Match{ruleset.CTState{States: ruleset.Invalid | ruleset.Related | ruleset.Untracked}}},
 		"addrtype 0":              {"addrtype", 0, number16(16, map[int]uint16{0: 4, 2: 2, 8: 1}), []ruleset.Match{ruleset.AddrType{Dir: src, Types: ruleset.Local}, ruleset.AddrType{Dir: dst, Types: ruleset.Unicast, Not: true}}},
@@ -59,7 +66,7 @@ func TestMatchesOfOlderRevisions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, _ := Match(ruleset.IPv6, c.match, c.revision, c.data, twoSets{})
-			if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(ruleset.AddrRange{})); diff != "" {
+			if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(ruleset.AddrRange{}, ruleset.Addr{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -86,7 +93,14 @@ func TestAMatchThatIsNotUnderstoodSaysWhy(t *testing.T) {
 		"a set's flags":                           {"set", 3, edit(48, map[int]byte{2: 1, 41: 1}), "unknown flags"},
 		"a mark inverted twice":                   {"mark", 1, edit(16, map[int]byte{8: 2}), "unknown flags"},
 		"a connection's mark inverted twice":      {"connmark", 1, edit(16, map[int]byte{8: 2}), "unknown flags"},
-		"a connection's state and more":           {"conntrack", 3, number16(168, map[int]uint16{146: 3}), "unknown flags"},
+		"a connection's reply's source":           {"conntrack", 3, number16(168, map[int]uint16{146: 1 << 4}), "unknown flags"},
+		"a connection's condition to come":        {"conntrack", 3, number16(168, map[int]uint16{146: 1<<14 | 1, 150: 8}), "unknown flags"},
+		"nothing of a connection":                 {"conntrack", 3, make([]byte, 168), "unknown flags"},
+		"no connection, and its protocol":         {"conntrack", 3, number16(168, map[int]uint16{146: 3, 150: 1}), "unknown flags"},
+		"not a new connection, and its protocol":  {"conntrack", 3, number16(168, map[int]uint16{146: 3, 148: 1, 150: 8}), "unknown flags"},
+		"a connection's protocol beyond all":      {"conntrack", 3, number16(168, map[int]uint16{146: 2, 136: 256}), "a range ends"},
+		"a connection's ports the wrong way":      {"conntrack", 3, number16(168, map[int]uint16{146: 1 << 9, 140: 2, 156: 1}), "a range ends"},
+		"a connection's status without a name":    {"conntrack", 3, number16(168, map[int]uint16{146: 1 << 6, 152: 0x10}), "unknown flags"},
 		"a connection's other inversion":          {"conntrack", 3, number16(168, map[int]uint16{146: 1, 148: 2}), "unknown flags"},
 		"a connection's state to come":            {"conntrack", 3, number16(168, map[int]uint16{146: 1, 150: 0x210}), "unknown flags"},
 		"a state to come":                         {"state", 0, number16(8, map[int]uint16{0: 0x10}), "unknown flags"},
@@ -108,7 +122,14 @@ func TestAMatchThatIsNotUnderstoodSaysWhy(t *testing.T) {
 		"addrtype: nothing":                       {"addrtype", 1, make([]byte, 8), "unknown flags"},
 		"addrtype: an inversion of nothing":       {"addrtype", 1, edit(8, map[int]byte{0: 4, 4: 2}), "unknown flags"},
 		"addrtype: limited to an interface":       {"addrtype", 1, edit(8, map[int]byte{0: 4, 4: 4}), "unknown flags"},
-		"physdev: a port":                         {"physdev", 0, edit(72, map[int]byte{65: 5}), "unknown flags"},
+		"physdev: nothing":                        {"physdev", 0, make([]byte, 72), "unknown flags"},
+		"physdev: a condition to come":            {"physdev", 0, edit(72, map[int]byte{65: 0x21}), "unknown flags"},
+		"physdev: an inversion of nothing":        {"physdev", 0, edit(72, map[int]byte{65: 1, 64: 4}), "unknown flags"},
+		"physdev: not a port out, maybe routed":   {"physdev", 0, edit(72, map[int]byte{65: 2, 64: 2}), "unknown flags"},
+		"physdev: a mask with a hole":             {"physdev", 0, edit(72, map[int]byte{65: 1, 16: 255, 18: 255}), "a range ends"},
+		"rpfilter: with the packet's mark":        {"rpfilter", 0, edit(8, map[int]byte{0: 2}), "unknown flags"},
+		"rpfilter: a local source":                {"rpfilter", 0, edit(8, map[int]byte{0: 4}), "unknown flags"},
+		"a header of IPv6 in IPv4":                {"rt", 0, make([]byte, 280), "not understood"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, _ := Match(ruleset.IPv4, c.match, c.revision, c.data, twoSets{})
@@ -136,6 +157,11 @@ func TestTargetsDoWhatTheirNameSays(t *testing.T) {
 		"a rewritten destination": {"DNAT", 2, make([]byte, 48), kind(ruleset.NewDestination, "DNAT")},
 		"a rewritten source":      {"MASQUERADE", 0, make([]byte, 24), kind(ruleset.NewSource, "MASQUERADE")},
 		"another program":         {"NFQUEUE", 3, make([]byte, 8), kind(ruleset.UnknownTarget, "NFQUEUE")},
+		"another log to come":     {"NFLOG", 1, make([]byte, 80), kind(ruleset.UnknownTarget, "NFLOG")},
+		"a refusal to come":       {"REJECT", 1, make([]byte, 8), kind(ruleset.UnknownTarget, "REJECT")},
+		"a source of IPv6":        {"MASQUERADE", 0, make([]byte, 40), kind(ruleset.UnknownTarget, "MASQUERADE")},
+		"a set that changes":      {"SET", 3, make([]byte, 24), kind(ruleset.UnknownTarget, "SET")},
+		"a source and on":         {"SNPT", 0, make([]byte, 40), kind(ruleset.UnknownTarget, "SNPT")},
 		"no name that is known":   {"NEW", 0, nil, kind(ruleset.UnknownTarget, "NEW")},
 		"no tracking":             {"NOTRACK", 0, nil, kind(ruleset.NoTrack, "NOTRACK")},
 		"CT 0":                    {"CT", 0, edit(40, map[int]byte{0: 1}), kind(ruleset.NoTrack, "CT")},

@@ -10,33 +10,101 @@ import (
 // Target returns what an extension's target does. One that it does not know,
 // or finds malformed, is a ruleset.UnknownTarget with the Name set. The
 // verdicts of the standard target are the caller's.
-func Target(_ ruleset.Family, name string, revision uint8, data []byte) ruleset.Target {
+//
+// Of these another program decides, or what they do depends on more than the
+// model holds: NFQUEUE and QUEUE, SYNPROXY, TPROXY, CLUSTERIP, HMARK (a mark
+// from a hash), NETMAP (either end, by hook), SNPT (which goes on), and SET,
+// as later rules can ask for what it has put into a set.
+func Target(family ruleset.Family, name string, revision uint8, data []byte) ruleset.Target {
 	t := ruleset.Target{Kind: ruleset.UnknownTarget, Name: name}
 	switch name {
-	case "REJECT":
-		t.Kind = ruleset.Drop
-	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "IDLETIMER",
-		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS":
-		// They write what the model's matches never read, and go on.
-		t.Kind = ruleset.Continue
-	case "HL", "TTL":
-		t.Kind = hopsTarget(revision, data)
-	case "NOTRACK":
-		t.Kind = ruleset.NoTrack
-	case "DNAT", "REDIRECT", "DNPT":
-		t.Kind = ruleset.NewDestination
-	case "SNAT", "MASQUERADE", "SNPT":
-		t.Kind = ruleset.NewSource
 	case "MARK":
 		return markTarget(t, revision, data)
 	case "CONNMARK":
 		return connmarkTarget(t, revision, data)
 	case "CT":
 		return ctTarget(t, revision, data)
+	case "TTL", "HL":
+		t.Kind = hopsTarget(revision, data)
+		return t
 	}
-	// Of the rest another program decides, or what they do depends on more
-	// than the model holds.
+	kind, size := plainTarget(family, name, revision)
+	if kind == ruleset.UnknownTarget {
+		return t
+	}
+	if _, err := sized(data, size); err == nil {
+		t.Kind = kind
+	}
 	return t
+}
+
+// plainTarget returns what a target does whatever its struct says, and the
+// size of that.
+func plainTarget(family ruleset.Family, name string, revision uint8) (ruleset.TargetKind, int) {
+	// sizes are those of the revisions, 0 first; -1 for one that never was.
+	kind, sizes := ruleset.Continue, []int(nil)
+	switch name {
+	case "REJECT": // ipt_reject_info, linux/netfilter_ipv4/ipt_REJECT.h, and its twin for IPv6
+		kind, sizes = ruleset.Drop, []int{4}
+	case "NOTRACK": // xt_CT.c
+		kind, sizes = ruleset.NoTrack, []int{0}
+	case "DNAT": // nf_nat_ipv4_multi_range_compat, nf_nat_range, nf_nat_range2, linux/netfilter/nf_nat.h
+		kind, sizes = ruleset.NewDestination, []int{20, 40, 44}
+	case "SNAT":
+		kind, sizes = ruleset.NewSource, []int{20, 40, 44}
+	case "MASQUERADE", "REDIRECT":
+		kind = ruleset.NewDestination
+		if name == "MASQUERADE" {
+			kind = ruleset.NewSource
+		}
+		// One revision, of another struct in each family.
+		sizes = []int{20}
+		if family == ruleset.IPv6 {
+			sizes = []int{40}
+		}
+	case "DNPT": // ip6t_npt_tginfo, linux/netfilter_ipv6/ip6t_NPT.h
+		kind, sizes = ruleset.NewDestination, []int{36}
+
+	// The rest write what the model's matches never read, and go on.
+	case "LOG": // xt_log_info, linux/netfilter/xt_LOG.h
+		sizes = []int{32}
+	case "NFLOG": // xt_nflog_info, xt_NFLOG.h
+		sizes = []int{76}
+	case "TRACE": // xt_TRACE.c
+		sizes = []int{0}
+	case "AUDIT": // xt_audit_info, xt_AUDIT.h
+		sizes = []int{1, 1}
+	case "CHECKSUM": // xt_CHECKSUM_info, xt_CHECKSUM.h
+		sizes = []int{1}
+	case "CLASSIFY": // xt_classify_target_info, xt_CLASSIFY.h
+		sizes = []int{4}
+	case "DSCP": // xt_DSCP_info, xt_DSCP.h
+		sizes = []int{1}
+	case "TOS": // xt_tos_target_info, xt_DSCP.h
+		sizes = []int{-1, 2}
+	case "ECN": // ipt_ECN_info, linux/netfilter_ipv4/ipt_ECN.h
+		sizes = []int{3}
+	case "TCPMSS": // xt_tcpmss_info, xt_TCPMSS.h
+		sizes = []int{2}
+	case "TCPOPTSTRIP": // xt_tcpoptstrip_target_info, xt_TCPOPTSTRIP.h
+		sizes = []int{32}
+	case "TEE": // xt_tee_tginfo, xt_TEE.h
+		sizes = []int{-1, 40}
+	case "IDLETIMER": // idletimer_tg_info and its v1, xt_IDLETIMER.h
+		sizes = []int{40, 48}
+	case "LED": // xt_led_info, xt_LED.h
+		sizes = []int{40}
+	case "RATEEST": // xt_rateest_target_info, xt_RATEEST.h
+		sizes = []int{32}
+	case "SECMARK": // xt_secmark_target_info and its v1, xt_SECMARK.h
+		sizes = []int{264, 264}
+	case "CONNSECMARK": // xt_connsecmark_target_info, xt_CONNSECMARK.h
+		sizes = []int{1}
+	}
+	if int(revision) >= len(sizes) || sizes[revision] < 0 {
+		return ruleset.UnknownTarget, 0
+	}
+	return kind, sizes[revision]
 }
 
 // markTarget reads xt_mark_tginfo2 of linux/netfilter/xt_mark.h.

@@ -58,11 +58,11 @@ func match(family ruleset.Family, name string, revision uint8, data []byte, sets
 	case "mark", "connmark":
 		return markMatch(name == "connmark", revision, data)
 	case "conntrack":
-		return conntrackMatch(revision, data)
+		return conntrackMatch(family, revision, data)
 	case "state":
 		if revision > 0 {
 			// A newer kernel's alias of conntrack.
-			return conntrackMatch(revision, data)
+			return conntrackMatch(family, revision, data)
 		}
 		return stateMatch(data)
 	case "tcp":
@@ -79,6 +79,10 @@ func match(family ruleset.Family, name string, revision uint8, data []byte, sets
 		return addrtypeMatch(revision, data)
 	case "physdev":
 		return physdevMatch(revision, data)
+	case "rpfilter":
+		return rpfilterMatch(revision, data)
+	case "rt", "frag", "hbh", "dst":
+		return headerMatch(family, name, revision, data)
 	}
 	return nil, errUnknown
 }
@@ -113,6 +117,23 @@ func (b blob) boolean(at int) (bool, error) {
 		return false, errFlags
 	}
 	return b[at] == 1, nil
+}
+
+// InterfaceName reads the name of an interface and its mask, of 16 bytes each.
+// The mask covers a name with its NUL, or the start of a name, or nothing for
+// "+"; ok is false if it is another.
+func InterfaceName(name, mask []byte) (text string, prefix, ok bool) {
+	covered := 0
+	for covered < len(mask) && mask[covered] == 0xff {
+		covered++
+	}
+	text = cString(name[:covered])
+	for i := range mask {
+		if (i >= covered && mask[i] != 0) || (i >= len(text) && i < covered && name[i] != 0) {
+			return "", false, false
+		}
+	}
+	return text, len(text) == covered, true
 }
 
 // address reads a union nf_inet_addr.

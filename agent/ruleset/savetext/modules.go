@@ -22,7 +22,7 @@ func (r *ruleParser) module(name string) {
 		r.unknown(append([]string{"-m", name}, words...))
 		return
 	}
-	matches, ok := moduleMatches(name, words)
+	matches, ok := r.moduleMatches(name, words)
 	if !ok {
 		r.unknown(append([]string{"-m", name}, words...))
 		return
@@ -77,13 +77,21 @@ func options(words []string) ([]option, bool) {
 	return all, true
 }
 
-func moduleMatches(name string, words []string) ([]ruleset.Match, bool) {
+func (r *ruleParser) moduleMatches(name string, words []string) ([]ruleset.Match, bool) {
 	if name == "set" {
 		return setMatch(words)
 	}
 	opts, ok := options(words)
 	if !ok {
 		return nil, false
+	}
+	switch name {
+	case "conntrack", "state":
+		return r.connectionMatch(opts)
+	case "rpfilter":
+		return reversePathMatch(opts)
+	case "rt", "frag", "hbh", "dst":
+		return headerMatch(name)
 	}
 	if len(opts) == 0 {
 		// "-m tcp" alone: the protocol was named by -p.
@@ -99,14 +107,8 @@ func moduleMatches(name string, words []string) ([]ruleset.Match, bool) {
 			m, ok = multiportOption(o)
 		case "mark", "connmark":
 			m, ok = markOption(name == "connmark", o)
-		case "conntrack", "state":
-			// Beside its state, conntrack's other options ask for what the
-			// connection was before any rewriting; on an untracked packet
-			// they are skipped. Only the state alone is understood.
-			m, ok = stateOption(o)
-			ok = ok && len(opts) == 1
 		case "physdev":
-			m, ok = ruleset.Bridged{Not: o.not}, o.name == "--physdev-is-bridged" && o.value == ""
+			m, ok = physdevOption(o, opts)
 		case "addrtype":
 			m, ok = addrTypeOption(o)
 		case "iprange":
@@ -286,12 +288,16 @@ func rangeOption(o option) (ruleset.Match, bool) {
 	return m, err == nil && err2 == nil && a.BitLen() == b.BitLen() && a.Zone() == "" && b.Zone() == ""
 }
 
-// setMatch reads "[!] --match-set NAME DIMS". Options that look at the
-// counters or change the meaning of nomatch are not known.
+// setMatch reads "[!] --match-set NAME DIMS". Options that keep the counters
+// as they are do not matter; others look at them or change the meaning of
+// nomatch, and are not known.
 func setMatch(words []string) ([]ruleset.Match, bool) {
 	m := ruleset.Set{}
 	if len(words) > 0 && words[0] == "!" {
 		m.Not, words = true, words[1:]
+	}
+	for len(words) > 3 && words[3] == "!" && len(words) > 4 && (words[4] == "--update-counters" || words[4] == "--update-subcounters") {
+		words = append(words[:3:3], words[5:]...)
 	}
 	if len(words) != 3 || words[0] != "--match-set" {
 		return nil, false

@@ -240,7 +240,7 @@ func target(name string, args []string) ruleset.Target {
 		}
 	case "REJECT":
 		t.Kind = ruleset.Drop
-	case "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "IDLETIMER",
+	case "LOG", "NFLOG", "TRACE", "AUDIT", "CHECKSUM", "CLASSIFY", "DSCP", "ECN", "IDLETIMER",
 		"LED", "RATEEST", "SECMARK", "CONNSECMARK", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS":
 		// They write what this model's matches never read, and go on.
 		t.Kind = ruleset.Continue
@@ -256,9 +256,9 @@ func target(name string, args []string) ruleset.Target {
 		t.Kind = ctTarget(args)
 	case "DNAT", "REDIRECT", "DNPT":
 		t.Kind = ruleset.NewDestination
-	case "SNAT", "MASQUERADE", "SNPT":
+	case "SNAT", "MASQUERADE":
 		t.Kind = ruleset.NewSource
-	case "NFQUEUE", "QUEUE", "TPROXY", "SYNPROXY", "NETMAP", "SET", "CLUSTERIP", "IDENTIFY":
+	case "NFQUEUE", "QUEUE", "TPROXY", "SYNPROXY", "NETMAP", "SET", "CLUSTERIP", "IDENTIFY", "SNPT", "ULOG", "HMARK":
 		// Another program decides, or what they do depends on more than the
 		// model holds.
 	default:
