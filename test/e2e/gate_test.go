@@ -52,6 +52,7 @@ func TestGate(t *testing.T) {
 		{name: "a node without an agent is waited for and named", run: agentAbsent},
 		{name: "an agent's token is refused for anything but its own node's gates", run: stolenToken},
 		{name: "kubectl shows the gate", run: kubectlShows},
+		{name: "kubectl policygate traces what packets meet", run: kubectlTraces},
 		{name: "undeploying lets held Pods go and leaves nothing", run: undeploy},
 	} {
 		t.Run(scenario.name, func(t *testing.T) {

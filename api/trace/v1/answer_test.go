@@ -33,7 +33,7 @@ func flowTo(dst string) flow.Flow {
 func steps(last Step) []Step {
 	const base = "nft ip filter/FORWARD"
 	return []Step{
-		{Hook: "forward", Base: base, Chain: "FORWARD", Rule: "-j KUBE-ROUTER-FORWARD", Effect: "jumps to KUBE-ROUTER-FORWARD"},
+		{Hook: "forward", Base: base, Chain: "FORWARD", Rule: "-A FORWARD -j KUBE-ROUTER-FORWARD", Effect: "jumps to KUBE-ROUTER-FORWARD"},
 		{Hook: "forward", Base: base, Chain: "KUBE-ROUTER-FORWARD", Depth: 1, Rule: "-d 10.0.1.2/32 -j KUBE-POD-FW-X", Effect: "jumps to KUBE-POD-FW-X"},
 		last,
 	}
@@ -62,6 +62,9 @@ func TestTextAndJSON(t *testing.T) {
 	delivered := Hop{Way: "delivered", In: "eth0", Routed: true, Verdict: Allowed, Reason: "no rule refuses it"}
 	noRoute := Hop{Verdict: Inconclusive, Reason: "no route to 10.9.9.9"}
 	sent := Hop{Way: "sent", Out: "eth0", Routed: true, Verdict: Denied, Reason: "policy"}
+	rewritten.Steps = []Step{
+		{Hook: "prerouting", Base: "nft ip nat/PREROUTING", Chain: "PREROUTING", Rule: "-j DNAT", Effect: "may meet any fate", Maybe: "DestinationRewritten: -j DNAT"},
+	}
 	long := accepted()
 	long.Steps = append(long.Steps, long.Steps[2])
 	long.LeftOut = 40

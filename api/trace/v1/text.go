@@ -151,11 +151,12 @@ const deepest = 16
 func (t *text) step(s *Step) {
 	level := 3 + int(min(s.Depth, deepest))
 	words := s.Effect
-	if s.Maybe != "" {
+	if s.Maybe != "" && !strings.HasPrefix(words, "may ") {
 		words = "perhaps " + words
 	}
 	if s.Rule != "" {
-		words += ": " + s.Rule
+		// The chain stands above, behind "jumps to" or as the base chain.
+		words += ": " + strings.TrimPrefix(s.Rule, "-A "+s.Chain+" ")
 	}
 	t.line(level, "%s", words)
 	if s.Maybe != "" && s.Maybe != s.Rule {

@@ -74,8 +74,9 @@ func build(ctx context.Context, progress func(string), database bool) (artifacts
 	if err := a.run(ctx, filepath.Join(root, "test", "cluster"), "go", "run", "./cmd/cluster", "build"); err != nil {
 		return a, err
 	}
-	progress("building manager, agent, hold, the test engine and the probe")
-	if err := a.goBuild(ctx, root, bin, "./cmd/manager", "./cmd/agent", "./cmd/hold", "./test/engine/cmd/engine"); err != nil {
+	progress("building manager, agent, hold, the kubectl plugin, the test engine and the probe")
+	if err := a.goBuild(ctx, root, bin, "./cmd/manager", "./cmd/agent", "./cmd/hold", "./cmd/kubectl-policygate",
+		"./test/engine/cmd/engine"); err != nil {
 		return a, err
 	}
 	if err := a.goBuild(ctx, filepath.Join(root, "test", "e2e"), bin, "./cmd/probe"); err != nil {

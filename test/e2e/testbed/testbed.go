@@ -155,3 +155,8 @@ func (t *Testbed) progress(step string) {
 func (t *Testbed) Probe() string {
 	return filepath.Join(t.artifacts.root, "build", "e2e", "bin", "probe")
 }
+
+// Plugin is the path of kubectl-policygate.
+func (t *Testbed) Plugin() string {
+	return filepath.Join(t.artifacts.root, "build", "e2e", "bin", "kubectl-policygate")
+}
