@@ -25,6 +25,8 @@ var packet = trace.Packet{In: "cni0", Flow: flow.Flow{
 func TestASetIsTestedOnlyForWhatItsTypeHas(t *testing.T) {
 	const src, dst = ruleset.Src, ruleset.Dst
 	type dims = []ruleset.Direction
+	sctp := packet
+	sctp.Flow.Protocol = flow.SCTP
 	marked := packet
 	marked.Mark, marked.MarkKnown = 0x4000, true
 	for name, c := range map[string]struct {
@@ -41,7 +43,8 @@ func TestASetIsTestedOnlyForWhatItsTypeHas(t *testing.T) {
 		"another family":                     {"hash:ip", unix.AF_INET6, dims{src}, packet, "", trace.No},
 		"a destination port":                 {"hash:ip,port", unix.AF_INET, dims{src, dst}, packet, "ip=10.0.0.1 port=80 proto=6", trace.Unknown},
 		"a source port, which may be any":    {"hash:ip,port", unix.AF_INET, dims{dst, src}, packet, "", trace.Unknown},
-		"ports of no family":                 {"bitmap:port", unix.NFPROTO_UNSPEC, dims{dst}, packet, "port=80 proto=6", trace.Unknown},
+		"ports of no family":                 {"bitmap:port", unix.NFPROTO_UNSPEC, dims{dst}, packet, "port=80", trace.Unknown},
+		"ports of a protocol without bitmap": {"bitmap:port", unix.NFPROTO_UNSPEC, dims{dst}, sctp, "", trace.No},
 		"two addresses and a port":           {"hash:ip,port,net", unix.AF_INET, dims{src, dst, dst}, packet, "ip=10.0.0.1 port=80 proto=6 ip2=10.0.0.2", trace.Unknown},
 		"two networks":                       {"hash:net,net", unix.AF_INET, dims{dst, src}, packet, "ip=10.0.0.2 ip2=10.0.0.1", trace.Unknown},
 		"an interface":                       {"hash:net,iface", unix.AF_INET, dims{src, src}, packet, "ip=10.0.0.1 iface=cni0", trace.Unknown},
