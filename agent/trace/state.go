@@ -38,7 +38,7 @@ func (b bits) mix(mask uint32, with bits, withMask uint32) bits {
 
 // join returns what b and other agree on.
 func (b bits) join(other bits) bits {
-	unknown := b.unknown | other.unknown | b.value ^ other.value
+	unknown := b.unknown | other.unknown | (b.value ^ other.value)
 	return bits{value: b.value &^ unknown, unknown: unknown}
 }
 

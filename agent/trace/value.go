@@ -39,6 +39,8 @@ const (
 	// anything was rewritten), of a helper and of offloading.
 	statusSourceNAT = 1 << 4
 	statusUnknown   = 1<<7 | 1<<8 | 1<<10 | 1<<13 | 1<<14 | 1<<15
+	// IFNAMSIZ, linux/if.h.
+	nameBytes = 16
 	// The flags of an IPv4 header's fragment field that a first packet may
 	// have: the reserved one and DF.
 	fragmentFlags = 0xc0
@@ -85,12 +87,12 @@ func (w *walk) field(f ruleset.Field, index int, s *state) (value, unknown byte,
 	case ruleset.DstAddr:
 		return known(w.flow.Dst.AsSlice(), index)
 	case ruleset.L4Proto:
-		return byte(w.flow.Protocol), 0, whole
+		return known([]byte{byte(w.flow.Protocol)}, index)
 	case ruleset.FragOff:
-		if w.flow.Dst.Is6() {
+		switch {
+		case w.flow.Dst.Is6() || index > 1:
 			return 0, 0xff, unreadable
-		}
-		if index == 0 {
+		case index == 0:
 			return 0, fragmentFlags, whole
 		}
 		return 0, 0, whole
@@ -99,7 +101,7 @@ func (w *walk) field(f ruleset.Field, index int, s *state) (value, unknown byte,
 	case ruleset.DstPort:
 		return known(binary.BigEndian.AppendUint16(nil, w.flow.Port), index)
 	case ruleset.TCPFlagBits:
-		if w.flow.Protocol != flow.TCP {
+		if w.flow.Protocol != flow.TCP || index > 0 {
 			// A short datagram has no such byte.
 			return 0, 0xff, unreadable
 		}
@@ -163,7 +165,10 @@ func (b bits) byte(index int) (value, unknown byte, how readable) {
 }
 
 func (d *device) nameByte(index int) (value, unknown byte, how readable) {
-	if d.unnamed {
+	switch {
+	case index >= nameBytes:
+		return 0, 0xff, unreadable
+	case d.unnamed:
 		return 0, 0xff, whole
 	}
 	if index < len(d.name) {

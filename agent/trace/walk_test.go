@@ -109,6 +109,26 @@ func TestRulesThatMultiplyVisitsStayLinear(t *testing.T) {
 	}
 }
 
+func TestWhatALongWalkRemembersIsOfOneHook(t *testing.T) {
+	rules := doubling(15, drop(ruleset.Iface{Out: true, Name: "cni0"}))
+	tables := append(at(ruleset.Prerouting, 0, rules...), at(ruleset.Forward, 0, rules...)...)
+	if got := trace.Trace(tables[:1], forward, asked, namedSets{}); got.Answer != flow.Allowed {
+		t.Errorf("at prerouting, which has no output, got %s", got)
+	}
+	if got := trace.Trace(tables, forward, asked, namedSets{}); got.Answer != flow.Denied {
+		t.Errorf("at forward got %s", got)
+	}
+}
+
+func TestConntrackMayBeCalledBetweenTwoOfItsPriority(t *testing.T) {
+	tables := append(at(ruleset.Prerouting, -200, sets(1, 1, ruleset.CTState{States: ruleset.Invalid})),
+		at(ruleset.Prerouting, -200, drop(ruleset.CTState{States: ruleset.New}, ruleset.Mark{Value: 1, Mask: 1}))...)
+	got := trace.Trace(tables, forward, asked, namedSets{})
+	if got.Answer != flow.Inconclusive || !strings.Contains(got.Reason, "order") {
+		t.Errorf("got %s, want it to depend on the order", got)
+	}
+}
+
 func TestUndecidedMarksOfManyRulesAreJoined(t *testing.T) {
 	var rules []ruleset.Rule
 	for bit := range 32 {
