@@ -121,8 +121,8 @@ func (m *machine) compare(cells []cell, from, to []byte, not bool) {
 	// Nothing is known: the name of what was loaded says more to people.
 	text := "cmp"
 	for _, c := range cells {
-		if c.what != "" {
-			text = c.what
+		if what := c.what.String(); what != "" {
+			text = what
 			break
 		}
 	}

@@ -23,7 +23,7 @@ func (m *machine) ct(a *attrs) {
 		m.spoil("ct set")
 	default:
 		m.unknown("ct")
-		m.forget("ct")
+		m.forget(origin{text: "ct"})
 	}
 }
 
@@ -55,13 +55,13 @@ const originalDirection = 0
 // destination was rewritten is what it is, for no rewritten destination is
 // followed.
 func (m *machine) ctLoad(a *attrs, key uint32) {
-	what := fmt.Sprintf("ct key %d", key)
+	what := origin{"ct key", key, true}
 	direction, directed := uint32(0), a.values[unix.NFTA_CT_DIRECTION] != nil
 	if directed {
 		// One byte.
 		value := a.values[unix.NFTA_CT_DIRECTION]
 		if len(value) != 1 {
-			m.unknown(what)
+			m.unknown(what.String())
 			m.forget(what)
 			return
 		}
@@ -88,7 +88,7 @@ func (m *machine) ctLoad(a *attrs, key uint32) {
 			return
 		}
 		if size == 0 {
-			m.unknown(what)
+			m.unknown(what.String())
 			m.forget(what)
 			return
 		}
@@ -97,7 +97,7 @@ func (m *machine) ctLoad(a *attrs, key uint32) {
 			cells = unknownCells(size, what)
 		}
 		if !isTuple(key) && key != unix.NFT_CT_L3PROTOCOL && key != unix.NFT_CT_PROTOCOL {
-			m.unknown(what)
+			m.unknown(what.String())
 		}
 	}
 	m.tracked()

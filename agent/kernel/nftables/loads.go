@@ -34,7 +34,7 @@ func (m *machine) meta(a *attrs) {
 		m.metaLoad(a, key)
 	default:
 		m.spoil("meta")
-		m.forget("meta")
+		m.forget(origin{text: "meta"})
 	}
 }
 
@@ -55,17 +55,17 @@ func (m *machine) metaSet(a *attrs, key uint32) {
 
 // metaLoad loads what net/netfilter/nft_meta.c does.
 func (m *machine) metaLoad(a *attrs, key uint32) {
-	what := fmt.Sprintf("meta key %d", key)
+	what := origin{"meta key", key, true}
 	cells := m.metaField(key)
 	if cells == nil {
 		size, breaks := metaSize(key)
 		if size == 0 {
-			m.unknown(what)
+			m.unknown(what.String())
 			m.forget(what)
 			return
 		}
 		if breaks {
-			m.unknown(what)
+			m.unknown(what.String())
 		}
 		cells = unknownCells(size, what)
 	}
@@ -134,20 +134,21 @@ type headerField struct {
 }
 
 // headerFields returns those of a family.
-func headerFields(family ruleset.Family) []headerField {
+func headerFields(family ruleset.Family) [7]headerField {
 	const network, transport = unix.NFT_PAYLOAD_NETWORK_HEADER, unix.NFT_PAYLOAD_TRANSPORT_HEADER
-	if family == ruleset.IPv6 {
-		return []headerField{
-			// The next header is the protocol of a packet without extension
-			// headers, as the first one of a flow is.
-			{ruleset.L4Proto, network, 6, 1}, {ruleset.SrcAddr, network, 8, 16}, {ruleset.DstAddr, network, 24, 16},
-			{ruleset.SrcPort, transport, 0, 2}, {ruleset.DstPort, transport, 2, 2}, {ruleset.TCPFlagBits, transport, 13, 1},
-		}
-	}
-	return []headerField{
-		{ruleset.FragOff, network, 6, 2}, {ruleset.L4Proto, network, 9, 1}, {ruleset.SrcAddr, network, 12, 4}, {ruleset.DstAddr, network, 16, 4},
+	fields := [7]headerField{
 		{ruleset.SrcPort, transport, 0, 2}, {ruleset.DstPort, transport, 2, 2}, {ruleset.TCPFlagBits, transport, 13, 1},
+		{ruleset.L4Proto, network, 9, 1}, {ruleset.SrcAddr, network, 12, 4}, {ruleset.DstAddr, network, 16, 4}, {ruleset.FragOff, network, 6, 2},
 	}
+	if family == ruleset.IPv6 {
+		// The next header is the protocol of a packet without extension
+		// headers, as the first one of a flow is.
+		fields[3] = headerField{ruleset.L4Proto, network, 6, 1}
+		fields[4] = headerField{ruleset.SrcAddr, network, 8, 16}
+		fields[5] = headerField{ruleset.DstAddr, network, 24, 16}
+		fields[6] = headerField{}
+	}
+	return fields
 }
 
 // headerSize returns how much of a header is in every first packet of a flow.
@@ -176,20 +177,20 @@ func (m *machine) payload(a *attrs) {
 	if !ok || !ok2 || !ok3 || length == 0 || length > registersSize ||
 		!a.only(unix.NFTA_PAYLOAD_DREG, unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN) {
 		m.unknown("payload")
-		m.forget("payload")
+		m.forget(origin{text: "payload"})
 		return
 	}
-	what := fmt.Sprintf("%s header at %d", headerName(base), offset)
+	what := origin{headerName(base), offset, true}
 	cells := unknownCells(int(length), what)
 	flags := false
 	for _, f := range headerFields(m.family) {
 		if f.base != base {
 			continue
 		}
-		for i, c := range whole(f.field, f.size) {
+		for i := range f.size {
 			at := int64(f.offset) + int64(i) - int64(offset)
 			if at >= 0 && at < int64(length) {
-				cells[at] = c
+				cells[at].Byte = ruleset.Byte{Known: true, Field: f.field, Index: uint8(i), Mask: 0xff} //nolint:gosec // At most 16 bytes.
 				flags = flags || f.field == ruleset.TCPFlagBits
 			}
 		}
@@ -198,7 +199,7 @@ func (m *machine) payload(a *attrs) {
 		// As long as it is known to be TCP, which seal asks for.
 		m.flags = true
 	} else if int64(offset)+int64(length) > headerSize(m.family, base) {
-		m.unknown(what)
+		m.unknown(what.String())
 	}
 	m.load(a, unix.NFTA_PAYLOAD_DREG, cells, what)
 	m.clobber(a, cells, what)
@@ -206,7 +207,7 @@ func (m *machine) payload(a *attrs) {
 
 // clobber forgets the register after a load of whole words. Up to Linux 5.10
 // nft_payload_eval clears it, later ones leave it alone.
-func (m *machine) clobber(a *attrs, cells []cell, what string) {
+func (m *machine) clobber(a *attrs, cells []cell, what origin) {
 	number, _ := a.number(unix.NFTA_PAYLOAD_DREG)
 	at, ok := register(number)
 	if end := at + len(cells); ok && len(cells)%4 == 0 && end+4 <= registersSize {
@@ -219,34 +220,34 @@ func (m *machine) clobber(a *attrs, cells []cell, what string) {
 func headerName(base uint32) string {
 	switch base {
 	case unix.NFT_PAYLOAD_LL_HEADER:
-		return "link layer"
+		return "link layer header at"
 	case unix.NFT_PAYLOAD_NETWORK_HEADER:
-		return "network"
+		return "network header at"
 	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
-		return "transport"
+		return "transport header at"
 	}
-	return "inner"
+	return "inner header at"
 }
 
 // exthdr loads an option or an extension header, which the packet may not have.
 // With its flag NFT_EXTHDR_F_PRESENT it loads whether it has, and never ends
 // the rule.
 func (m *machine) exthdr(a *attrs) {
-	const what = "exthdr"
+	what := origin{text: "exthdr"}
 	if a.values[unix.NFTA_EXTHDR_SREG] != nil {
 		// A rewritten option, such as the maximum segment size.
-		m.unknown(what)
+		m.unknown(what.String())
 		return
 	}
 	flags, present := a.number(unix.NFTA_EXTHDR_FLAGS)
 	if !present || flags != unix.NFT_EXTHDR_F_PRESENT {
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}
 	if operation, ok := a.number(unix.NFTA_EXTHDR_OP); ok && operation > unix.NFT_EXTHDR_OP_TCPOPT {
 		// Those of IPv4 and SCTP do not agree on that over the versions.
-		m.unknown(what)
+		m.unknown(what.String())
 	}
 	m.load(a, unix.NFTA_EXTHDR_DREG, unknownCells(4, what), what)
 }
@@ -254,11 +255,11 @@ func (m *machine) exthdr(a *attrs) {
 // fib loads what the routing tables say (net/ipv4/netfilter/nft_fib_ipv4.c and
 // its twin). It always comes to a result.
 func (m *machine) fib(a *attrs) {
-	const what = "fib"
+	what := origin{text: "fib"}
 	result, ok := a.number(unix.NFTA_FIB_RESULT)
 	flags, ok2 := a.number(unix.NFTA_FIB_FLAGS)
 	if !ok || !ok2 || !a.only(unix.NFTA_FIB_DREG, unix.NFTA_FIB_RESULT, unix.NFTA_FIB_FLAGS) {
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}
@@ -289,7 +290,7 @@ func (m *machine) fib(a *attrs) {
 	case result == unix.NFT_FIB_RESULT_OIFNAME:
 		cells = unknownCells(unix.IFNAMSIZ, what)
 	default:
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}

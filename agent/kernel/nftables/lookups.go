@@ -44,7 +44,7 @@ func (m *machine) lookup(a *attrs) {
 		m.act(ruleset.Target{Kind: ruleset.Decide, Name: "vmap @" + name, Map: &s.plain, Key: key})
 	case dreg != unix.NFT_REG_VERDICT && !s.plain.Verdicts && s.header.dataLength > 0:
 		m.match(ruleset.Lookup{Set: &s.plain, Key: key})
-		m.load(a, unix.NFTA_LOOKUP_DREG, unknownCells(s.header.dataLength, what), what)
+		m.load(a, unix.NFTA_LOOKUP_DREG, unknownCells(s.header.dataLength, origin{text: what}), origin{text: what})
 	default:
 		m.notUnderstood(what)
 	}
@@ -53,7 +53,7 @@ func (m *machine) lookup(a *attrs) {
 // notUnderstood says that an expression may decide, or load anything.
 func (m *machine) notUnderstood(what string) {
 	m.spoil(what)
-	m.forget(what)
+	m.forget(origin{text: what})
 }
 
 // key returns the set of that name and what a register holds of its key.

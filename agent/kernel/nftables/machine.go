@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -84,7 +85,23 @@ func register(number uint32) (int, bool) {
 // loaded.
 type cell struct {
 	ruleset.Byte
-	what string
+	what origin
+}
+
+// origin names what was loaded, as text only when somebody asks.
+type origin struct {
+	text string
+	// number follows the text if numbered is set.
+	number   uint32
+	numbered bool
+}
+
+// String returns a few words such as "meta key 10".
+func (o origin) String() string {
+	if o.numbered {
+		return o.text + " " + strconv.FormatUint(uint64(o.number), 10)
+	}
+	return o.text
 }
 
 // surroundings are what a rule refers to by name or by index.
@@ -284,7 +301,7 @@ func (m *machine) spoil(what string) {
 }
 
 // forget makes all registers unknown.
-func (m *machine) forget(what string) {
+func (m *machine) forget(what origin) {
 	for i := range m.registers {
 		m.registers[i] = cell{what: what}
 	}
@@ -355,15 +372,15 @@ func (m *machine) simple(name string, a *attrs) {
 		if name == "numgen" {
 			dreg = unix.NFTA_NG_DREG
 		}
-		m.load(a, dreg, unknownCells(4, name), name)
+		m.load(a, dreg, unknownCells(4, origin{text: name}), origin{text: name})
 	case "inner", "osf", "rt", "socket", "tunnel", "xfrm":
 		// They put something into registers, or end the rule.
 		m.unknown(name)
-		m.forget(name)
+		m.forget(origin{text: name})
 	default:
 		// queue, tproxy, synproxy and fwd decide, as may what is not known.
 		m.spoil("expression " + name)
-		m.forget(name)
+		m.forget(origin{text: name})
 	}
 }
 
@@ -393,7 +410,7 @@ func (m *machine) nat(a *attrs) {
 func (m *machine) immediate(a *attrs) {
 	if !a.only(unix.NFTA_IMMEDIATE_DREG, unix.NFTA_IMMEDIATE_DATA) {
 		m.spoil("immediate")
-		m.forget("immediate")
+		m.forget(origin{text: "immediate"})
 		return
 	}
 	if dreg, ok := a.number(unix.NFTA_IMMEDIATE_DREG); ok && dreg == unix.NFT_REG_VERDICT {
@@ -402,11 +419,11 @@ func (m *machine) immediate(a *attrs) {
 	}
 	data, ok := a.data(unix.NFTA_IMMEDIATE_DATA)
 	if !ok {
-		m.forget("immediate")
+		m.forget(origin{text: "immediate"})
 		m.unknown("immediate")
 		return
 	}
-	m.load(a, unix.NFTA_IMMEDIATE_DREG, constant(data...), "immediate")
+	m.load(a, unix.NFTA_IMMEDIATE_DREG, constant(data...), origin{text: "immediate"})
 }
 
 func (m *machine) verdict(data []byte) {

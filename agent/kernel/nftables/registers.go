@@ -22,7 +22,7 @@ const (
 
 // whole returns the register that holds all bytes of a field.
 func whole(f ruleset.Field, size int) []cell {
-	cells := make([]cell, size, registersSize)
+	cells := make([]cell, size, words(size))
 	for i := range cells {
 		cells[i].Byte = ruleset.Byte{Known: true, Field: f, Index: uint8(i), Mask: 0xff} //nolint:gosec // At most 16 bytes.
 	}
@@ -30,15 +30,18 @@ func whole(f ruleset.Field, size int) []cell {
 }
 
 func constant(values ...byte) []cell {
-	cells := make([]cell, len(values), max(len(values), registersSize))
+	cells := make([]cell, len(values), words(len(values)))
 	for i, b := range values {
 		cells[i].Byte = ruleset.Byte{Known: true, Xor: b}
 	}
 	return cells
 }
 
-func unknownCells(size int, what string) []cell {
-	cells := make([]cell, size, max(size, registersSize))
+// words returns the length of whole registers for that many bytes.
+func words(size int) int { return (size + 3) &^ 3 }
+
+func unknownCells(size int, what origin) []cell {
+	cells := make([]cell, size, words(size))
 	for i := range cells {
 		cells[i].what = what
 	}
@@ -47,7 +50,7 @@ func unknownCells(size int, what string) []cell {
 
 // put writes cells to a register. One that they do not fit into makes all
 // registers unknown.
-func (m *machine) put(a *attrs, dreg int, cells []cell, what string) bool {
+func (m *machine) put(a *attrs, dreg int, cells []cell, what origin) bool {
 	number, ok := a.number(dreg)
 	at, isRegister := register(number)
 	if !ok || !isRegister || at+len(cells) > registersSize {
@@ -71,12 +74,12 @@ func (m *machine) get(a *attrs, sreg, length int) ([]cell, bool) {
 // load puts cells into a register and clears what is left of its last 4
 // bytes, as nft_data_copy, nft_reg_store8 and 16 and the expressions that copy
 // on their own do.
-func (m *machine) load(a *attrs, dreg int, cells []cell, what string) {
+func (m *machine) load(a *attrs, dreg int, cells []cell, what origin) {
 	for len(cells)%4 != 0 {
 		cells = append(cells, cell{Byte: ruleset.Byte{Known: true}})
 	}
 	if !m.put(a, dreg, cells, what) {
-		m.unknown(what)
+		m.unknown(what.String())
 	}
 }
 
@@ -92,7 +95,7 @@ const (
 )
 
 func (m *machine) bitwise(a *attrs) {
-	const what = "bitwise"
+	what := origin{text: "bitwise"}
 	operation, ok := uint32(0), true
 	if a.values[bitwiseOperation] != nil {
 		operation, ok = a.number(bitwiseOperation)
@@ -101,7 +104,7 @@ func (m *machine) bitwise(a *attrs) {
 	if !ok || !ok2 || length == 0 || length > registersSize || operation > bitwiseLast ||
 		!a.only(unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_LEN, unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR,
 			bitwiseOperation, bitwiseData, bitwiseSource2) {
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}
@@ -111,11 +114,11 @@ func (m *machine) bitwise(a *attrs) {
 	if operation != 0 || a.values[bitwiseData] != nil || a.values[bitwiseSource2] != nil {
 		// Shifts, and operations on two registers. They work on whole words
 		// of 4 bytes and always come to a result.
-		m.load(a, unix.NFTA_BITWISE_DREG, unknownCells((int(length)+3)&^3, what), what)
+		m.load(a, unix.NFTA_BITWISE_DREG, unknownCells(words(int(length)), what), what)
 		return
 	}
 	if !ok || !ok2 || !ok3 || len(mask) != len(from) || len(xor) != len(from) {
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}
@@ -133,20 +136,20 @@ func (m *machine) bitwise(a *attrs) {
 // read and wrote at other places. What is shorter than the number is left
 // alone, also what was in the destination.
 func (m *machine) byteorder(a *attrs) {
-	const what = "byteorder"
+	what := origin{text: "byteorder"}
 	operation, ok := a.number(unix.NFTA_BYTEORDER_OP)
 	length, ok2 := a.number(unix.NFTA_BYTEORDER_LEN)
 	size, ok3 := a.number(unix.NFTA_BYTEORDER_SIZE)
 	if !ok || !ok2 || !ok3 || operation > unix.NFT_BYTEORDER_HTON || length == 0 || length > registersSize ||
 		(size != 2 && size != 4 && size != 8) || (size != 4 && length >= 2*size) ||
 		!a.only(unix.NFTA_BYTEORDER_SREG, unix.NFTA_BYTEORDER_DREG, unix.NFTA_BYTEORDER_OP, unix.NFTA_BYTEORDER_LEN, unix.NFTA_BYTEORDER_SIZE) {
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}
 	from, ok := m.get(a, unix.NFTA_BYTEORDER_SREG, int(length-length%size))
 	if !ok {
-		m.unknown(what)
+		m.unknown(what.String())
 		m.forget(what)
 		return
 	}
@@ -158,7 +161,7 @@ func (m *machine) byteorder(a *attrs) {
 	}
 	// The rest of the last 4 bytes stays what it was.
 	if !m.put(a, unix.NFTA_BYTEORDER_DREG, cells, what) {
-		m.unknown(what)
+		m.unknown(what.String())
 	}
 }
 

@@ -45,28 +45,23 @@ func (h setHeader) verdicts() bool {
 	return h.has(unix.NFT_SET_MAP) && h.dataType == unix.NFT_DATA_VERDICT
 }
 
-// nftSet reads the header of a set. It pins nothing.
-func nftSet(c *nlconn.Conn, table tableKey, name string) (setHeader, error) {
-	request := nlconn.NFGenMsg(table.family, 0)
-	request = nlconn.Attribute(request, unix.NFTA_SET_TABLE, terminated(table.name))
-	request = nlconn.Attribute(request, unix.NFTA_SET_NAME, terminated(name))
-	var header setHeader
-	found := false
-	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETSET, 0, request, func(body []byte) error {
-		of, h, err := readSet(body)
-		if err == nil && of != name {
-			err = fmt.Errorf("answer of set %q", of)
+// nftSets reads the headers of a table's sets, without elements. It pins
+// nothing. The kernel looks for a set by going through all of them, so one list
+// costs less than a question for each.
+func nftSets(c *nlconn.Conn, table tableKey) (map[string]setHeader, error) {
+	headers := map[string]setHeader{}
+	request := nlconn.Attribute(nlconn.NFGenMsg(table.family, 0), unix.NFTA_SET_TABLE, terminated(table.name))
+	err := c.Ask(subsysNFTables|unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, request, func(body []byte) error {
+		name, h, err := readSet(body)
+		if err == nil {
+			headers[name] = h
 		}
-		header, found = h, err == nil
 		return err
 	})
-	if err == nil && !found {
-		err = errors.New("no answer")
-	}
 	if err != nil {
-		return setHeader{}, fmt.Errorf("read set %s of nf_tables table %s: %w", name, table, err)
+		return nil, fmt.Errorf("list the sets of nf_tables table %s: %w", table, err)
 	}
-	return header, nil
+	return headers, nil
 }
 
 // readSet reads the message that describes a set.

@@ -28,6 +28,9 @@ type view struct {
 
 	mu   sync.Mutex // guards the following fields
 	sets map[string]*set
+	// headers are those of all sets of the table; nil as long as nobody has
+	// asked for one.
+	headers map[string]setHeader
 	// readSets are the sets that rules look something up in; nil as long as
 	// nobody has asked.
 	readSets map[string]bool
@@ -93,10 +96,19 @@ func (v *view) set(name string) (*set, error) {
 	if s := v.sets[name]; s != nil {
 		return s, nil
 	}
-	header, err := nftSet(v.of.conn, v.key, name)
-	if err != nil {
+	if v.headers == nil {
+		headers, err := nftSets(v.of.conn, v.key)
+		if err != nil {
+			v.of.fail()
+			return nil, err
+		}
+		v.headers = headers
+	}
+	header, ok := v.headers[name]
+	if !ok {
+		// It was deleted meanwhile; then the generation is another as well.
 		v.of.fail()
-		return nil, err
+		return nil, fmt.Errorf("nf_tables table %s has no set %s", v.key, name)
 	}
 	s := newSet(v, name, header)
 	v.sets[name] = s
