@@ -174,15 +174,16 @@ func decodeRule(family ruleset.Family, chain string, expressions, userdata []byt
 }
 
 // finish returns the rule. One of several steps leads to a chain of its own
-// that has the steps.
+// that has the steps. Only that has a text: of the others Render makes it if
+// somebody asks.
 func (m *machine) finish(chain string) ruleset.Rule {
 	m.seal()
 	steps := append(m.before, m.rule)
 	whole := ruleset.Rule{Matches: steps[0].Matches, Target: steps[0].Target, Comment: m.comment}
-	whole.Raw = ruleset.Render(chain, &whole)
 	if len(steps) == 1 {
 		return whole
 	}
+	whole.Raw = ruleset.Render(chain, &whole)
 	for i := range steps[1:] {
 		whole.Raw += strings.TrimPrefix(ruleset.Render("", &steps[i+1]), "-A ")
 	}
