@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -124,7 +125,7 @@ func TestRun(t *testing.T) {
 
 func TestEveryFlagOfOursSaysWhy(t *testing.T) {
 	var help bytes.Buffer
-	if _, err := parse([]string{"--help"}, &help); err != pflag.ErrHelp {
+	if _, err := parse([]string{"--help"}, &help); !errors.Is(err, pflag.ErrHelp) {
 		t.Fatal(err)
 	}
 	for _, flag := range []string{"--protocol", "--family", "-o, --output", "--install-namespace", "--service-account", "--kubeconfig", "--context", "-n, --namespace"} {

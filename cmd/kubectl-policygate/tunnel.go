@@ -16,11 +16,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
 
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
@@ -84,7 +84,9 @@ func isReady(p *corev1.Pod) bool {
 type tunnel struct {
 	address string
 	stop    chan struct{}
-	ended   chan error
+	// ended is closed after err was set.
+	ended chan struct{}
+	err   error
 }
 
 // openTunnel forwards a port as kubectl port-forward does: through a websocket,
@@ -96,25 +98,28 @@ func openTunnel(ctx context.Context, config *rest.Config, client kubernetes.Inte
 	if err != nil {
 		return nil, fmt.Errorf("make the port-forward's client: %w", err)
 	}
-	overSPDY := spdy.NewDialer(upgrader, &http.Client{Transport: roundTripper}, http.MethodPost, url)
-	overWebsocket, err := portforward.NewSPDYOverWebsocketDialer(url, config)
+	overSPDY := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: roundTripper}, http.MethodPost, url)
+	overWebsocket, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, config)
 	if err != nil {
 		return nil, fmt.Errorf("make the port-forward's client: %w", err)
 	}
-	dialer := portforward.NewFallbackDialer(overWebsocket, overSPDY, func(err error) bool {
+	dialer := portforward.NewFallbackDialerForStreaming(overWebsocket, overSPDY, func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
-	t := &tunnel{stop: make(chan struct{}), ended: make(chan error, 1)}
+	t := &tunnel{stop: make(chan struct{}), ended: make(chan struct{})}
 	ready := make(chan struct{})
-	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", m.port)},
+	forwarder, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", m.port)},
 		t.stop, ready, io.Discard, io.Discard)
 	if err != nil {
 		return nil, fmt.Errorf("make the port-forward: %w", err)
 	}
-	go func() { t.ended <- forwarder.ForwardPorts() }()
+	go func() {
+		defer close(t.ended)
+		t.err = forwarder.ForwardPorts()
+	}()
 	select {
-	case err := <-t.ended:
-		return nil, explained(fmt.Errorf("forward a port to Pod %s/%s: %w", m.namespace, m.name, err), m.namespace)
+	case <-t.ended:
+		return nil, explained(fmt.Errorf("forward a port to Pod %s/%s: %w", m.namespace, m.name, t.err), m.namespace)
 	case <-ctx.Done():
 		close(t.stop)
 		return nil, fmt.Errorf("forward a port to Pod %s/%s: %w", m.namespace, m.name, ctx.Err())
