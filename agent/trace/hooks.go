@@ -159,8 +159,11 @@ func (w *walk) lookUp(b *base, s *states) {
 	if !slices.ContainsFunc(s.list, func(s state) bool { return s.tracking == before }) {
 		return
 	}
-	in := slices.Clone(s.list)
+	in := s.list
 	s.list = s.list[:0]
+	if early {
+		in = slices.Clone(in)
+	}
 	for _, one := range in {
 		if one.tracking == before && early {
 			one.because(&cause{why: "the order of " + b.name() + " and connection tracking, which have one priority"})

@@ -6,6 +6,7 @@ package trace
 import (
 	mathbits "math/bits"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/policygate/policygate/agent/ruleset"
@@ -182,6 +183,7 @@ type device struct {
 // have none.
 func (w *walk) turn(hook ruleset.Hook) {
 	w.at, w.in, w.out = hook, device{}, device{}
+	w.asked = [4]question{}
 	if p := &w.path; p.Way != Sent && hook != ruleset.Output {
 		w.in = newDevice(p.In, p.InIndex, p.InUnknown)
 		w.in.perhaps = hook == ruleset.Postrouting
@@ -296,21 +298,35 @@ func (w *walk) reversePath(m ruleset.ReversePath) Ternary {
 	return Unknown
 }
 
+// question is what a set was asked, and the answer.
+type question struct {
+	set    string
+	dims   []ruleset.Direction
+	answer Ternary
+	why    string
+}
+
 func (w *walk) member(m ruleset.Set, s *state) Ternary {
-	if s.resourced {
-		for _, d := range m.Dims {
-			if d == ruleset.Src {
-				return w.sourceless()
-			}
+	if s.resourced && slices.Contains(m.Dims, ruleset.Src) {
+		return w.sourceless()
+	}
+	// Engines ask the same in two rules after each other: one sets a mark, and
+	// one returns.
+	for i := range w.asked {
+		if q := &w.asked[i]; q.set == m.Name && slices.Equal(q.dims, m.Dims) {
+			w.why = q.why
+			return q.answer
 		}
 	}
-	if w.at == ruleset.Postrouting {
-		// Sets of interfaces are not asked with one that may be forgotten.
-		answer, why := w.sets.Member(m.Name, m.Dims, Packet{Flow: w.flow, Out: w.out.name})
-		w.why = why
-		return answer
+	p := Packet{Flow: w.flow, In: w.in.name, Out: w.out.name}
+	if w.in.perhaps {
+		// A set of interfaces is not asked for one that may be forgotten.
+		p.In = ""
 	}
-	answer, why := w.sets.Member(m.Name, m.Dims, Packet{Flow: w.flow, In: w.in.name, Out: w.out.name})
-	w.why = why
-	return answer
+	q := &w.asked[w.questions%len(w.asked)]
+	w.questions++
+	q.set, q.dims = m.Name, m.Dims
+	q.answer, q.why = w.sets.Member(m.Name, m.Dims, p)
+	w.why = q.why
+	return q.answer
 }

@@ -44,6 +44,9 @@ type walk struct {
 	// value and unknown hold the last value that was put together.
 	bytes, unknown []byte
 	memo           map[entry]*outcome
+	// asked are the latest of the questions that sets were asked at this hook.
+	asked     [4]question
+	questions int
 	// record takes the steps; nil if nobody wants them.
 	record *record
 
