@@ -165,7 +165,7 @@ func TestTargetsDoWhatTheirNameSays(t *testing.T) {
 		"no name that is known":   {"NEW", 0, nil, kind(ruleset.UnknownTarget, "NEW")},
 		"no tracking":             {"NOTRACK", 0, nil, kind(ruleset.NoTrack, "NOTRACK")},
 		"CT 0":                    {"CT", 0, edit(40, map[int]byte{0: 1}), kind(ruleset.NoTrack, "CT")},
-		"CT 1 with a helper":      {"CT", 1, edit(72, map[int]byte{12: 'f'}), kind(ruleset.Continue, "CT")},
+		"CT 1 with a helper":      {"CT", 1, edit(72, map[int]byte{12: 'f'}), kind(ruleset.UnknownTarget, "CT")},
 		"CT to come":              {"CT", 2, edit(72, map[int]byte{0: 0x21}), kind(ruleset.UnknownTarget, "CT")},
 		"CONNMARK 1":              {"CONNMARK", 1, edit(16, map[int]byte{0: 1, 4: 2, 8: 3, 12: 2}), ruleset.Target{Kind: ruleset.RestoreMark, Name: "CONNMARK", CTMask: 2, Mask: 3}},
 		"CONNMARK that shifts":    {"CONNMARK", 2, edit(16, map[int]byte{13: 1}), kind(ruleset.UnknownTarget, "CONNMARK")},

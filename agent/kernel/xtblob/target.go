@@ -165,7 +165,9 @@ const (
 )
 
 // ctTarget reads xt_ct_target_info and, for revisions 1 and 2, its v1. Zones,
-// helpers, timeouts and events leave a new connection new.
+// helpers, timeouts and events are not understood: they leave a new connection
+// new, but give the packet one before conntrack does (a template), which
+// conditions on connections then find and which NOTRACK does not take away.
 func ctTarget(t ruleset.Target, revision uint8, data []byte) ruleset.Target {
 	size := 72
 	if revision == 0 {
@@ -179,12 +181,8 @@ func ctTarget(t ruleset.Target, revision uint8, data []byte) ruleset.Target {
 	if flags&ctNoTrackAlias != 0 {
 		t.Name = "NOTRACK"
 	}
-	switch {
-	case flags&^ctKnown != 0:
-	case flags&ctNoTrack != 0:
+	if flags&^ctKnown == 0 && flags&ctNoTrack != 0 {
 		t.Kind = ruleset.NoTrack
-	default:
-		t.Kind = ruleset.Continue
 	}
 	return t
 }

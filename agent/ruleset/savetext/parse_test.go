@@ -83,7 +83,7 @@ func TestARuleIsReadInFullOrSaysWhatIsUnknown(t *testing.T) {
 		"-j TPROXY --on-port 5 --on-ip 0.0.0.0 --tproxy-mark 0x0/0x0": {nil, ruleset.UnknownTarget},
 		"-j EXOTIC":                           {nil, ruleset.UnknownTarget},
 		"-j CT --notrack":                     {nil, ruleset.NoTrack},
-		"-j CT --zone 5":                      {nil, ruleset.Continue},
+		"-j CT --zone 5":                      {nil, ruleset.UnknownTarget},
 		"-j CT --exotic":                      {nil, ruleset.UnknownTarget},
 		"-j DNAT --to-destination 1.2.3.4:80": {nil, ruleset.NewDestination},
 		"-j MASQUERADE --random-fully":        {nil, ruleset.NewSource},

@@ -338,21 +338,11 @@ func hopsTarget(args []string) ruleset.TargetKind {
 	return ruleset.UnknownTarget
 }
 
-// ctTarget knows --notrack, and the options that leave a new connection new.
+// ctTarget knows --notrack alone: all else attaches a template, which later
+// conditions on connections find.
 func ctTarget(args []string) ruleset.TargetKind {
 	if len(args) == 1 && args[0] == "--notrack" {
 		return ruleset.NoTrack
 	}
-	for len(args) > 0 {
-		switch args[0] {
-		case "--helper", "--zone", "--zone-orig", "--zone-reply", "--timeout", "--ctevents", "--expevents":
-			if len(args) < 2 {
-				return ruleset.UnknownTarget
-			}
-			args = args[2:]
-		default:
-			return ruleset.UnknownTarget
-		}
-	}
-	return ruleset.Continue
+	return ruleset.UnknownTarget
 }
