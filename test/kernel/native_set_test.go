@@ -362,6 +362,58 @@ func askBoth(t *testing.T, reader *nftables.Reader) (in, out, holds bool, err er
 	return yes.In, no.In, holds, errors.Join(err, err2, err3)
 }
 
+// TestConcatenationsAreTheSameListedAndAsked reads as on a kernel that cannot be
+// asked for a key of a concatenation of intervals.
+func TestConcatenationsAreTheSameListedAndAsked(t *testing.T) {
+	r := newRig(t, capturePods[:1], captureRemote[:2])
+	seed := rand.Uint64()
+	g := &generator{rand.New(rand.NewPCG(seed, 2)), false, false}
+	part := func() (uint8, uint8) { a, b := uint8(g.IntN(16)), uint8(g.IntN(16)); return min(a, b), max(a, b) }
+	var elements []string
+	for i := range 60 {
+		// Sources differ, so that no two overlap.
+		from, to := part()
+		elements = append(elements, fmt.Sprintf("10.0.%d.%d-10.0.%d.%d . %d-%d . %s", i, from, i, to, 16*from, 16*to+1, pick(g, "tcp", "udp")))
+	}
+	in := 0
+	for _, declaration := range []string{"set s { type ipv4_addr . inet_service . inet_proto; flags interval; elements = { ", "set s { type ipv4_addr . inet_service . inet_proto; flags interval, timeout; timeout 1h; elements = { "} {
+		r.native(t, declaration+strings.Join(elements, ", ")+" }; }", "ip saddr . th dport . meta l4proto @s drop")
+		r.node.do(t, func() error {
+			conn, err := nlconn.Dial(unix.NETLINK_NETFILTER)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			var sets [2]*ruleset.NativeSet
+			for i, release := range []string{"6.12.0", "5.15.0-91-generic"} {
+				tables, _, err := nftables.NewFor(conn, release).Read(t.Context())
+				if err != nil {
+					return err
+				}
+				sets[i] = lookedUp(t, tables)
+			}
+			for range 1000 {
+				key := []byte{10, 0, uint8(g.IntN(62)), uint8(g.IntN(16)), 0, uint8(g.IntN(256)), 0, 0, pick[uint8](g, 6, 17), 0, 0, 0}
+				asked, err := sets[0].Get(key)
+				listed, err2 := sets[1].Get(key)
+				if err := errors.Join(err, err2); err != nil {
+					return err
+				}
+				if asked.In != listed.In || asked.Unknown != listed.Unknown {
+					t.Errorf("seed %d: %v: asked %+v, listed %+v", seed, key, asked, listed)
+				}
+				if asked.In {
+					in++
+				}
+			}
+			return nil
+		})
+	}
+	if in < 20 {
+		t.Errorf("seed %d: only %d keys are in the set", seed, in)
+	}
+}
+
 // lookedUp returns the set that the only rule of the forward chain asks.
 func lookedUp(t *testing.T, tables []ruleset.Table) *ruleset.NativeSet {
 	t.Helper()

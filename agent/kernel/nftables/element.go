@@ -33,7 +33,10 @@ func elementRequest(table tableKey, set string, key []byte, flags uint32) []byte
 
 // element is an element of a set as nf_tables lists it.
 type element struct {
-	key   []byte
+	key []byte
+	// end is the end of a concatenation of intervals, included; nil if that is
+	// the key.
+	end   []byte
 	flags uint32
 	// verdict is that of a map of verdicts, else nil.
 	verdict *decision
@@ -65,8 +68,20 @@ func (e element) unknown() string {
 
 // readElement reads the message that has one element.
 func readElement(body []byte) (element, error) {
+	all, err := readElements(body)
+	if err != nil {
+		return element{}, err
+	}
+	if len(all) != 1 {
+		return element{}, fmt.Errorf("%d elements: want 1", len(all))
+	}
+	return all[0], nil
+}
+
+// readElements reads a message of a list of elements.
+func readElements(body []byte) ([]element, error) {
 	if len(body) < nlconn.NFGenMsgLen {
-		return element{}, errors.New("answer without header")
+		return nil, errors.New("answer without header")
 	}
 	var list []byte
 	err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
@@ -74,15 +89,13 @@ func readElement(body []byte) (element, error) {
 			list = value
 		}
 	})
-	var elements [][]byte
-	err = errors.Join(err, nlconn.Attributes(list, func(_ uint16, value []byte) { elements = append(elements, value) }))
-	if err != nil {
-		return element{}, err
-	}
-	if len(elements) != 1 {
-		return element{}, fmt.Errorf("%d elements: want 1", len(elements))
-	}
-	return parseElement(elements[0])
+	var all []element
+	var nested error
+	err = errors.Join(err, nlconn.Attributes(list, func(_ uint16, value []byte) {
+		e, err := parseElement(value)
+		all, nested = append(all, e), errors.Join(nested, err)
+	}))
+	return all, errors.Join(err, nested)
 }
 
 // parseElement reads the attributes of one element.
@@ -109,6 +122,13 @@ func parseElement(data []byte) (element, error) {
 			return element{}, errors.New("element with a key that is no value")
 		}
 		e.key = bytes.Clone(key)
+	}
+	if a.values[elementKeyEnd] != nil {
+		end, ok := a.data(elementKeyEnd)
+		if !ok || len(end) != len(e.key) {
+			return element{}, errors.New("element with an end that its key has not")
+		}
+		e.end = bytes.Clone(end)
 	}
 	if e.key == nil && e.flags&elementCatchall == 0 {
 		return element{}, errors.New("element without a key")

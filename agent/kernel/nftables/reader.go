@@ -20,6 +20,8 @@ import (
 // read; base chains of the others are opaque. It is safe for concurrent use.
 type Reader struct {
 	conn *nlconn.Conn
+	// listsConcatenations: see safeConcatenations.
+	listsConcatenations bool
 
 	mu sync.Mutex // guards the following fields
 	// last is what was read last; nil before the first Read and if the
@@ -27,8 +29,30 @@ type Reader struct {
 	last *snapshot
 }
 
-// New returns a Reader that asks over c.
-func New(c *nlconn.Conn) *Reader { return &Reader{conn: c} }
+// New returns a Reader that asks over c the kernel that runs.
+func New(c *nlconn.Conn) *Reader {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return NewFor(c, "")
+	}
+	return NewFor(c, unix.ByteSliceToString(name.Release[:]))
+}
+
+// NewFor returns a Reader that asks over c a kernel of that release, such as
+// "6.1.0-18-amd64". One that cannot be read counts as old.
+func NewFor(c *nlconn.Conn, release string) *Reader {
+	return &Reader{conn: c, listsConcatenations: !safeConcatenations(release)}
+}
+
+// safeConcatenations reports whether a concatenation of intervals may be asked
+// for one key. Before Linux 6.10 nft_pipapo_get looks the key up in the copy
+// that a batch is changing, and freeing parts of, at that moment: so there such
+// sets are listed, which reads what is committed.
+func safeConcatenations(release string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 10)
+}
 
 // Read returns the tables that are loaded now, whole or an error, and a stamp:
 // equal stamps mean equal rules. Rules and elements of sets are read over the
@@ -55,7 +79,7 @@ func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
 			return r.last.tables, stamp, nil
 		}
 		r.last = nil
-		s, err := list(r.conn, gen)
+		s, err := list(r.conn, gen, r.listsConcatenations)
 		if err != nil && !errors.Is(err, nlconn.ErrInterrupted) && !errors.Is(err, ErrUnsettled) {
 			// A change in the middle can be the cause of any error.
 			if now, genErr := generation(r.conn); genErr == nil && now != gen {
@@ -140,6 +164,8 @@ type snapshot struct {
 	generation uint32
 	tables     []ruleset.Table
 	names      *ipsetNames
+	// listsConcatenations: see safeConcatenations.
+	listsConcatenations bool
 	// misses are the keys that were not in an interval set. A batch puts its
 	// new elements into the tree at once, and until it is committed or given
 	// up they can hide those that are there (nft_set_rbtree.c, also in the
@@ -216,7 +242,7 @@ func (m *misses) put(questions []question) {
 // list reads tables and chains. A batch changes the dormant flag of a table
 // before it is committed and takes it back if it is given up: so the flags are
 // read on both sides of a barrier, which waits for the end of a batch.
-func list(c *nlconn.Conn, gen uint32) (*snapshot, error) {
+func list(c *nlconn.Conn, gen uint32, listsConcatenations bool) (*snapshot, error) {
 	before, err := nftDormant(c)
 	if err != nil {
 		return nil, err
@@ -236,7 +262,7 @@ func list(c *nlconn.Conn, gen uint32) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &snapshot{conn: c, generation: gen, names: newIPSetNames(c)}
+	s := &snapshot{conn: c, generation: gen, listsConcatenations: listsConcatenations, names: newIPSetNames(c)}
 	return s, s.build(dormant, chains, func(chain nftChain) (bool, error) {
 		rules, err := nftRules(c, chain.key(), chain.chain)
 		return len(rules) == 0, err

@@ -16,16 +16,19 @@ import (
 
 // linux/netfilter/nf_tables.h, where x/sys has no number.
 const (
-	// setConcat is NFT_SET_CONCAT, Linux 5.6.
-	setConcat = 0x80
 	// elementCatchall is NFT_SET_ELEM_CATCHALL, Linux 5.13.
 	elementCatchall = 0x2
 	// elementKeyEnd and elementExpressions are NFTA_SET_ELEM_KEY_END and
 	// NFTA_SET_ELEM_EXPRESSIONS, Linux 5.6 and 5.11.
 	elementKeyEnd      = 10
 	elementExpressions = 11
-	// longestKey is NFT_DATA_VALUE_MAXLEN.
+	// descConcat and fieldLength are NFTA_SET_DESC_CONCAT and
+	// NFTA_SET_FIELD_LEN, Linux 5.6.
+	descConcat  = 2
+	fieldLength = 1
+	// longestKey is NFT_DATA_VALUE_MAXLEN, and mostFields NFT_REG32_COUNT.
 	longestKey = 64
+	mostFields = 16
 )
 
 // setHeader is what nf_tables says of a set as a whole.
@@ -36,7 +39,13 @@ type setHeader struct {
 	dataLength int
 	// objects is the type of the objects that the set's elements name.
 	objects uint32
+	// fields are the lengths of a concatenation's fields in bytes, of which
+	// the kernel tells for concatenations of intervals only; then zeros.
+	fields [mostFields]uint8
 }
+
+// concatenates reports whether the set has intervals of several fields.
+func (h setHeader) concatenates() bool { return h.has(unix.NFT_SET_INTERVAL) && h.fields[0] != 0 }
 
 func (h setHeader) has(flag uint32) bool { return h.flags&flag != 0 }
 
@@ -70,6 +79,7 @@ func readSet(body []byte) (name string, h setHeader, err error) {
 		return "", setHeader{}, errors.New("answer without header")
 	}
 	keyLength, dataLength := uint32(0), uint32(0)
+	var nested error
 	err = nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
 		switch kind {
 		case unix.NFTA_SET_NAME:
@@ -84,13 +94,37 @@ func readSet(body []byte) (name string, h setHeader, err error) {
 			dataLength = nlconn.BE32(value)
 		case unix.NFTA_SET_OBJ_TYPE:
 			h.objects = nlconn.BE32(value)
+		case unix.NFTA_SET_DESC:
+			h.fields, nested = concatenation(value)
 		}
 	})
+	err = errors.Join(err, nested)
 	if err == nil && (name == "" || keyLength == 0 || keyLength > longestKey || dataLength > longestKey) {
 		err = fmt.Errorf("set %q with keys of %d and data of %d bytes: want 1 to %d and at most %d", name, keyLength, dataLength, longestKey, longestKey)
 	}
 	h.keyLength, h.dataLength = int(keyLength), int(dataLength)
 	return name, h, err
+}
+
+// concatenation reads the lengths of a set's fields from its NFTA_SET_DESC.
+func concatenation(desc []byte) (fields [mostFields]uint8, err error) {
+	a, err := parseAttrs(desc)
+	if err != nil {
+		return fields, err
+	}
+	var nested error
+	count := 0
+	err = nlconn.Attributes(a.values[descConcat], func(_ uint16, value []byte) {
+		field, err := parseAttrs(value)
+		length, ok := field.number(fieldLength)
+		if err != nil || !ok || length == 0 || length > longestKey || count == mostFields {
+			nested = fmt.Errorf("field %d of a concatenation is malformed or too long", count)
+			return
+		}
+		fields[count] = uint8(length)
+		count++
+	})
+	return fields, errors.Join(err, nested)
 }
 
 // set is a set or map of nf_tables in one view.
@@ -106,6 +140,9 @@ type set struct {
 	// catchall is the set's catch-all element, if it was asked for; else nil.
 	// That of a set with timeouts is asked for each time.
 	catchall *answer
+	// listed are the elements of a set that cannot be asked, if they were
+	// listed; those of a set with timeouts are listed each time.
+	listed []element
 }
 
 // answer is the element that was found, if any.
@@ -159,6 +196,9 @@ func (s *set) getInverted(key []byte) (ruleset.Element, error) {
 func (s *set) find(key []byte) (element, bool, error) {
 	if len(key) != s.header.keyLength {
 		return element{}, false, fmt.Errorf("key of %d bytes for set %s, whose keys have %d", len(key), s.name, s.header.keyLength)
+	}
+	if s.header.concatenates() && s.view.of.listsConcatenations {
+		return s.search(key)
 	}
 	e, found, err := s.ask(s.view.of.conn, key, 0)
 	if err != nil {
