@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -140,30 +141,23 @@ func (t *term) number(b []byte) string {
 
 // hostOrder reports whether the term is a whole number in the host's order.
 func (t *term) hostOrder() bool {
-	switch t.field {
-	case InIndex, OutIndex, PacketMark, ConnMark, ConnState, ConnStatus, SrcType, DstType, ReverseIndex:
-		return t.first == 0 && len(t.mask) == 4
-	}
-	return false
+	numbers := []Field{InIndex, OutIndex, PacketMark, ConnMark, ConnState, ConnStatus, SrcType, DstType, ReverseIndex}
+	return slices.Contains(numbers, t.field) && t.first == 0 && len(t.mask) == 4
 }
 
 // literal writes what the term is compared with.
 func (t *term) literal(b []byte) string {
-	switch t.field {
-	case SrcAddr, DstAddr:
-		if addr, ok := netip.AddrFromSlice(b); ok && t.first == 0 {
-			return addr.String()
-		}
-	case SrcPort, DstPort:
-		if len(b) == 2 {
-			return strconv.Itoa(int(binary.BigEndian.Uint16(b)))
-		}
-	case L4Proto:
+	isAddress, isPort, isName := t.field == SrcAddr || t.field == DstAddr, t.field == SrcPort || t.field == DstPort, t.field == InName || t.field == OutName
+	if addr, ok := netip.AddrFromSlice(b); ok && isAddress && t.first == 0 {
+		return addr.String()
+	}
+	switch {
+	case isPort && len(b) == 2:
+		return strconv.Itoa(int(binary.BigEndian.Uint16(b)))
+	case t.field == L4Proto:
 		return protocolName(b[0])
-	case InName, OutName:
-		if t.first == 0 {
-			return interfaceName(b)
-		}
+	case isName && t.first == 0:
+		return interfaceName(b)
 	}
 	return t.number(b)
 }

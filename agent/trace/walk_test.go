@@ -216,7 +216,7 @@ func TestNATChainsAreCalledWhereTheKernelCallsThem(t *testing.T) {
 		"nor whether it is another":                     {[]ruleset.Table{nat(100, masquerade), post(200, other)}, flow.Inconclusive},
 		"nor its set":                                   {[]ruleset.Table{nat(100, masquerade), post(200, drop(ruleset.Set{Name: "no", Dims: []ruleset.Direction{ruleset.Src}}))}, flow.Inconclusive},
 		"the destination's set is known":                {[]ruleset.Table{nat(100, masquerade), post(200, drop(ruleset.Set{Name: "no", Dims: []ruleset.Direction{ruleset.Dst}}))}, flow.Allowed},
-		"nor its bytes":                                 {[]ruleset.Table{nat(100, masquerade), post(200, drop(equal(field(ruleset.SrcAddr, 4), "")))}, flow.Inconclusive},
+		"nor its bytes":                                 {[]ruleset.Table{nat(100, masquerade), post(200, drop(equal(field(ruleset.SrcAddr, 4), "\x01\x02\x03\x04")))}, flow.Inconclusive},
 		"nor whether conntrack calls it rewritten":      {[]ruleset.Table{nat(100, masquerade), post(200, drop(ruleset.CTState{States: ruleset.SNATed}))}, flow.Inconclusive},
 		"nor by ct status":                              {[]ruleset.Table{nat(100, masquerade), post(200, drop(differs(masked(ruleset.ConnStatus, host(0x10), ""), host(0))))}, flow.Inconclusive},
 		"nor the port":                                  {[]ruleset.Table{nat(100, masquerade), post(200, drop(ruleset.Ports{Dir: ruleset.Src, Ranges: []ruleset.PortRange{{From: 1, To: 99}}}))}, flow.Inconclusive},
