@@ -4,7 +4,6 @@
 package kernel_test
 
 import (
-	"fmt"
 	"net/netip"
 	"testing"
 
@@ -138,30 +137,6 @@ func TestWhatIsNotCarriedHasNoRoute(t *testing.T) {
 				t.Errorf("%s: got %s, want %s", f, got, want)
 			}
 		}
-		return nil
-	})
-}
-
-func BenchmarkLook(b *testing.B) {
-	r := newRig(b, capturePods, captureRemote)
-	r.load(b, "iptables-nft", "nft")
-	r.node.do(b, func() error {
-		nf, err := kernel.New(kernel.Options{})
-		if err != nil {
-			return err
-		}
-		defer func() { _ = nf.Close() }()
-		f := flow.Flow{Protocol: flow.TCP, Src: netip.MustParseAddr("10.244.2.20"), Dst: netip.MustParseAddr("10.244.1.10"), Port: 3306}
-		for b.Loop() {
-			look, err := nf.Look(b.Context())
-			if err != nil {
-				return err
-			}
-			if v := look.Verdict(f); v.Answer != flow.Allowed {
-				return fmt.Errorf("%s: %s", f, v)
-			}
-		}
-		b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N), "us/unchanged-look")
 		return nil
 	})
 }
