@@ -4,7 +4,6 @@
 package trace
 
 import (
-	mathbits "math/bits"
 	"net/netip"
 	"slices"
 	"strings"
@@ -248,12 +247,20 @@ func (w *walk) addrType(m ruleset.AddrType) Ternary {
 		w.why = "the address's type is not known"
 		return Unknown
 	}
-	if w.flow.Dst.Is6() && mathbits.OnesCount16(uint16(m.Types)) != 1 {
-		// For IPv6 the kernel wants some of several types together.
-		w.why = "several types of an IPv6 address"
-		return Unknown
+	if w.flow.Dst.Is4() {
+		return Of(have&m.Types != 0)
 	}
-	return Of(have&m.Types != 0)
+	// An IPv6 address has to have all the types that are its own, and one of
+	// those that its route has (match_type6 of net/netfilter/xt_addrtype.c).
+	const own, routed = ruleset.Multicast | ruleset.Unicast | ruleset.Unspec, ruleset.Local | ruleset.Anycast | ruleset.Unreachable
+	switch {
+	case m.Types&^(own|routed) != 0:
+		w.why = "a type that the kernel refuses for IPv6"
+		return Unknown
+	case m.Types&own&^have != 0:
+		return No
+	}
+	return Of(m.Types&routed == 0 || m.Types&routed&have != 0)
 }
 
 // bridgePort compares as xt_physdev does. The port of entry stays known when a

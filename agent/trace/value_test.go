@@ -262,6 +262,38 @@ func TestWhatAnotherProtocolOrFamilyHasNotIsNotKnown(t *testing.T) {
 	}
 }
 
+func TestTypesOfAnIPv6AddressGoTogether(t *testing.T) {
+	const local, unicast, multicast = ruleset.Local, ruleset.Unicast, ruleset.Multicast
+	v6 := asked
+	v6.Src, v6.Dst = v6Src, v6Dst
+	for title, c := range map[string]struct {
+		have, types ruleset.AddrTypes
+		want        trace.Ternary
+	}{
+		"unicast":                        {unicast, unicast, trace.Yes},
+		"unicast, of the node":           {local | unicast, unicast, trace.Yes},
+		"local, of the node":             {local | unicast, local, trace.Yes},
+		"local, of another":              {unicast, local, trace.No},
+		"unicast and local, of another":  {unicast, unicast | local, trace.No},
+		"unicast and local, of the node": {unicast | local, unicast | local, trace.Yes},
+		"unicast and multicast":          {unicast, unicast | multicast, trace.No},
+		"multicast":                      {unicast, multicast, trace.No},
+		"local or anycast, of the node":  {unicast | local, local | ruleset.Anycast, trace.Yes},
+		"what the kernel does not take":  {unicast, ruleset.Broadcast, trace.Unknown},
+		"an address that is not known":   {0, unicast, trace.Unknown},
+	} {
+		t.Run(title, func(t *testing.T) {
+			tables := at(ruleset.Forward, 0, drop(ruleset.AddrType{Dir: ruleset.Dst, Types: c.types}))
+			tables[0].Family = ruleset.IPv6
+			path := forward
+			path.DstType = c.have
+			if got := trace.Trace(tables, path, v6, namedSets{}); got.Answer != ifMatch[c.want] {
+				t.Errorf("got %s, want %s", got, ifMatch[c.want])
+			}
+		})
+	}
+}
+
 func TestWhatConntrackKnows(t *testing.T) {
 	const yes, no = trace.Yes, trace.No
 	notrack := does(ruleset.Target{Kind: ruleset.NoTrack})
