@@ -27,8 +27,8 @@
 // is always found anew, since what could not be read may be readable now.
 //
 // What cannot be read stays in the answer: chains of nf_tables' other families
-// than ip and ip6 as opaque, conditions that are not understood as unknown. A
-// flow that meets one is Inconclusive.
+// than ip, ip6 and inet as opaque, conditions that are not understood as
+// unknown. A flow that meets one is Inconclusive.
 //
 // # What is never done to the node
 //

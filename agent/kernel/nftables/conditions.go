@@ -189,6 +189,7 @@ func (c comparison) match(family ruleset.Family, not bool) (ruleset.Match, bool)
 		return stateMatch(mask32, value32, not)
 	case hasRoute, anyRoute:
 		return ruleset.ReversePath{Loose: c.field == anyRoute, Not: (c.value[0] == 0) != not}, c.mask[0]&1 == 1 && c.value[0] <= 1
+	case ruleset.Constant, ruleset.InIndex, ruleset.OutIndex, ruleset.ConnStatus, ruleset.SrcType, ruleset.DstType, ruleset.ReverseIndex:
 	}
 	return nil, false
 }

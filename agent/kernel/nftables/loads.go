@@ -190,7 +190,7 @@ func (m *machine) payload(a *attrs) {
 		for i := range f.size {
 			at := int64(f.offset) + int64(i) - int64(offset)
 			if at >= 0 && at < int64(length) {
-				cells[at].Byte = ruleset.Byte{Known: true, Field: f.field, Index: uint8(i), Mask: 0xff} //nolint:gosec // At most 16 bytes.
+				cells[at].Byte = ruleset.Byte{Known: true, Field: f.field, Index: uint8(i), Mask: 0xff}
 				flags = flags || f.field == ruleset.TCPFlagBits
 			}
 		}

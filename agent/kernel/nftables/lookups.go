@@ -18,17 +18,11 @@ import (
 func (m *machine) lookup(a *attrs) {
 	name := nlconn.Text(a.values[unix.NFTA_LOOKUP_SET])
 	what := "lookup of set " + name
-	flags, dreg, maps := uint32(0), uint32(0), a.values[unix.NFTA_LOOKUP_DREG] != nil
-	understood := a.only(unix.NFTA_LOOKUP_SET, unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_DREG, unix.NFTA_LOOKUP_FLAGS)
-	if ok := true; a.values[unix.NFTA_LOOKUP_FLAGS] != nil {
-		flags, ok = a.number(unix.NFTA_LOOKUP_FLAGS)
-		understood = understood && ok && flags&^unix.NFT_LOOKUP_F_INV == 0
-	}
-	if ok := true; maps {
-		dreg, ok = a.number(unix.NFTA_LOOKUP_DREG)
-		understood = understood && ok && flags == 0
-	}
-	if !understood {
+	flags, ok := a.optional(unix.NFTA_LOOKUP_FLAGS)
+	dreg, ok2 := a.optional(unix.NFTA_LOOKUP_DREG)
+	maps := a.values[unix.NFTA_LOOKUP_DREG] != nil
+	if !ok || !ok2 || flags&^unix.NFT_LOOKUP_F_INV != 0 || (maps && flags != 0) ||
+		!a.only(unix.NFTA_LOOKUP_SET, unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_DREG, unix.NFTA_LOOKUP_FLAGS) {
 		m.notUnderstood(what)
 		return
 	}

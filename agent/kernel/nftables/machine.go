@@ -58,6 +58,15 @@ func (a *attrs) number(kind int) (uint32, bool) {
 	return nlconn.BE32(a.values[kind]), true
 }
 
+// optional returns a big endian attribute, 0 if it is not there; false if it is
+// not of 4 bytes.
+func (a *attrs) optional(kind int) (uint32, bool) {
+	if a.values[kind] == nil {
+		return 0, true
+	}
+	return a.number(kind)
+}
+
 // data returns the bytes within an NFTA_DATA_VALUE; false if there are none.
 func (a *attrs) data(kind int) ([]byte, bool) {
 	inner, err := parseAttrs(a.values[kind])
@@ -178,7 +187,7 @@ func decodeRule(family ruleset.Family, chain string, expressions, userdata []byt
 // somebody asks.
 func (m *machine) finish(chain string) ruleset.Rule {
 	m.seal()
-	steps := append(m.before, m.rule)
+	steps := slices.Concat(m.before, []ruleset.Rule{m.rule})
 	whole := ruleset.Rule{Matches: steps[0].Matches, Target: steps[0].Target, Comment: m.comment}
 	if len(steps) == 1 {
 		return whole
@@ -438,11 +447,9 @@ func (m *machine) verdict(data []byte) {
 		m.fail(err)
 		return
 	}
-	switch target.Kind {
-	case ruleset.Continue:
-	case ruleset.UnknownTarget:
+	if target.Kind == ruleset.UnknownTarget {
 		m.spoil(target.Name)
-	default:
+	} else if target.Kind != ruleset.Continue {
 		m.act(target)
 	}
 }

@@ -24,7 +24,7 @@ const (
 func whole(f ruleset.Field, size int) []cell {
 	cells := make([]cell, size, words(size))
 	for i := range cells {
-		cells[i].Byte = ruleset.Byte{Known: true, Field: f, Index: uint8(i), Mask: 0xff} //nolint:gosec // At most 16 bytes.
+		cells[i].Byte = ruleset.Byte{Known: true, Field: f, Index: uint8(i), Mask: 0xff}
 	}
 	return cells
 }
@@ -96,10 +96,7 @@ const (
 
 func (m *machine) bitwise(a *attrs) {
 	what := origin{text: "bitwise"}
-	operation, ok := uint32(0), true
-	if a.values[bitwiseOperation] != nil {
-		operation, ok = a.number(bitwiseOperation)
-	}
+	operation, ok := a.optional(bitwiseOperation)
 	length, ok2 := a.number(unix.NFTA_BITWISE_LEN)
 	if !ok || !ok2 || length == 0 || length > registersSize || operation > bitwiseLast ||
 		!a.only(unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_LEN, unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR,
