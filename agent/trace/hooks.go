@@ -238,7 +238,7 @@ func (w *walk) permute(bases []base, in []state, out *states) {
 	}
 	w.record.unmute(muted)
 	if len(out.list) != firsts {
-		w.note(place{base: &bases[0], chain: bases[0].chain}, "may end otherwise", orderOf(bases))
+		w.note(place{base: &bases[0], chain: bases[0].chain}, &cause{why: orderOf(bases)}, "may end otherwise")
 	}
 }
 

@@ -40,9 +40,9 @@ func (r *record) unmute(was bool) {
 	}
 }
 
-// note records a step, if anybody wants it. maybe says why it is only a
+// note records a step, if anybody wants it. A cause says why it is only a
 // possibility. States that differ may take one step together.
-func (w *walk) note(at place, effect, maybe string) {
+func (w *walk) note(at place, c *cause, effect ...string) {
 	r := w.record
 	if r == nil || r.muted || w.exhausted && len(r.steps) >= mostSteps {
 		return
@@ -54,7 +54,7 @@ func (w *walk) note(at place, effect, maybe string) {
 	}
 	step := Step{
 		Hook: w.at, Base: Clean(at.base.name()), Chain: Clean(at.chain.Name), Depth: max(w.depth-1, 0),
-		Effect: Clean(effect), Maybe: Clean(maybe),
+		Effect: Clean(strings.Join(effect, "")), Maybe: Clean(c.text()),
 	}
 	if at.rule != nil {
 		step.Rule = printable(at.text(), longestRule)

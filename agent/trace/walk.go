@@ -41,7 +41,7 @@ type walk struct {
 	visits, calls int
 	// why says what made the last match Unknown, "" if its text does.
 	why string
-	// value and unknown hold the last value that was put together.
+	// bytes and unknown hold the last value that was put together.
 	bytes, unknown []byte
 	memo           map[entry]*outcome
 	// asked are the latest of the questions that sets were asked at this hook.
@@ -87,7 +87,7 @@ func (w *walk) deny(at place, c *cause) {
 
 // unsure notes that nobody knows what becomes of the packet from here on.
 func (w *walk) unsure(at place, what string) {
-	w.note(at, "may meet any fate", what)
+	w.note(at, &cause{why: what}, "may meet any fate")
 	if w.lost == "" {
 		w.lost = what
 	}
@@ -147,7 +147,7 @@ func (w *walk) base(b *base, in []state, out *states) {
 		// Nat chains see tracked connections only, and none that another has
 		// given a new source.
 		if b.chain.Base.NAT && (s.tracking != tracked || s.resourced) {
-			w.note(at, "is passed by, for its connection is not tracked or has its source already", s.cause.text())
+			w.note(at, s.cause, "is passed by, for its connection is not tracked or has its source already")
 			out.add(s)
 			continue
 		}
@@ -164,11 +164,11 @@ func (w *walk) base(b *base, in []state, out *states) {
 	}
 	for _, s := range back.list {
 		if b.chain.Base.Drop {
-			w.note(at, "policy drops", s.cause.text())
+			w.note(at, s.cause, "policy drops")
 			w.deny(at, s.cause)
 			continue
 		}
-		w.note(at, "policy accepts", s.cause.text())
+		w.note(at, s.cause, "policy accepts")
 		out.add(s)
 	}
 	w.top = top
@@ -275,7 +275,7 @@ func (w *walk) fork(at place, t *ruleset.Target, s state, undecided *cause, next
 // apply does what a rule does to a state that it matches.
 func (w *walk) apply(at place, t *ruleset.Target, s state, next, back, accepted *states) {
 	if w.record != nil && t.Kind != ruleset.Decide {
-		w.note(at, effect(t), s.cause.text())
+		w.note(at, s.cause, effect(t))
 	}
 	switch t.Kind {
 	case ruleset.Continue:
@@ -339,7 +339,7 @@ func (w *walk) decide(at place, t *ruleset.Target, s state, next, back, accepted
 	switch {
 	case broken, found != nil && !found.In:
 		// The kernel goes on with the next rule (NFT_BREAK).
-		w.note(at, "finds nothing in map "+t.Map.Name, s.cause.text())
+		w.note(at, s.cause, "finds nothing in map ", t.Map.Name)
 		next.add(s)
 		return
 	case found == nil:
@@ -347,7 +347,7 @@ func (w *walk) decide(at place, t *ruleset.Target, s state, next, back, accepted
 		return
 	}
 	verdict := &found.Verdict
-	w.note(at, "looks into map "+t.Map.Name, s.cause.text())
+	w.note(at, s.cause, "looks into map ", t.Map.Name)
 	switch {
 	case verdict.Kind == ruleset.Decide:
 		w.unsure(at, "map "+t.Map.Name+" holds what is no verdict: "+at.text())

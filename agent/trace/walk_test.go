@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -64,6 +65,20 @@ func TestChainsAreReadWhenTheWalkGetsThere(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWalksAtTheSameTimeShareTheirChains(t *testing.T) {
+	late := &ruleset.Chain{Name: "late", Read: func() ([]ruleset.Rule, error) { return []ruleset.Rule{drop()}, nil }}
+	tables := at(ruleset.Forward, 0, jump(late))
+	var walks sync.WaitGroup
+	for range 8 {
+		walks.Go(func() {
+			if got := trace.Trace(tables, forward, asked, namedSets{}); got.Answer != flow.Denied {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+	walks.Wait()
 }
 
 // doubling returns a base chain's rules that jump twice to a chain that jumps
