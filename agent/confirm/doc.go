@@ -7,10 +7,11 @@
 // # What counts
 //
 //   - A subject is confirmed when every required expectation holds in two
-//     looks at least 50 ms apart. Each look is one consistent snapshot, and
-//     all expectations of a subject are judged on the same one, so that an
-//     Allowed and its controls belong together. Inconclusive never holds, and
-//     a look that failed holds nothing.
+//     looks at least 50 ms apart. All expectations of a subject are judged as
+//     of one moment of a look, so that an Allowed and its controls belong
+//     together; those of another subject may be of another moment.
+//     Inconclusive never holds, and a look that failed, or in which there was
+//     no moment that lasted, holds nothing.
 //   - Advisory expectations are awaited until the required ones have held for
 //     10 s without interruption or over two rewrites of the rules.
 //   - A subject that must settle also waits for two rewrites since its first
@@ -25,6 +26,27 @@
 //     excused.
 //   - Watching goes on after a subject was confirmed, until it is withdrawn;
 //     a required expectation that fails retracts at once.
+//   - Changes of the rules that looks find within 250 ms of each other count
+//     as one rewrite.
+//
+// # When it looks
+//
+// An evaluation is pending until it has been confirmed without interruption for
+// two minutes and all replicas were told: it waits for something, or may have
+// to be retracted before its subject is released. While any is pending,
+//
+//   - looks are taken by the clock, each 100 ms at first and each second from
+//     30 s after the subject was assigned, for what nobody tells of;
+//   - what Notices tells brings the next one forward, 10 ms after the first of
+//     a burst;
+//   - a look never takes more than a fifth of the time, whatever is told;
+//   - a look answers all that are pending and some of the others.
+//
+// While none is, no notices are taken, and each 15 s an audit asks what else
+// could hide the dataplane and takes one look at a sample of the evaluations,
+// those first that were looked at longest ago. What is found not to hold any
+// more is drift: it is logged and counted, retracted, and pending again. Audits
+// go on while something is pending. With nothing assigned there are no looks.
 //
 // Replicas that assign the same content share one evaluation; each is told the
 // answer for its own generation.
