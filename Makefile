@@ -68,8 +68,8 @@ test-unit: ## Tests that need neither root nor a cluster, with the race detector
 	go test -race -count=1 $$(go list ./... | grep -v -e /test/)
 
 .PHONY: test-kernel
-test-kernel: deps ## Rules and packets in network namespaces (root)
-	go test -count=1 ./test/kernel/... ./test/engine/...
+test-kernel: deps ## Rules and packets in network namespaces (root, or a user who may make user namespaces)
+	go test -count=1 -timeout 20m ./test/kernel/... ./test/engine/...
 
 .PHONY: fuzz-verdict
 fuzz-verdict: deps ## Verdicts on random rules against the kernel, for long (N=200000 SEED=...)

@@ -198,7 +198,7 @@ func TestTheEngineTakesItsTimeBesideTheAgent(t *testing.T) {
 	stop := c.start(t, r.node)
 	var alone, beside time.Duration
 	r.node.do(t, func() error {
-		for i := range 400 {
+		for i := range 600 {
 			c.active.Store(i%20 >= 10)
 			if i%20 >= 10 {
 				beside += e.round()
@@ -209,7 +209,7 @@ func TestTheEngineTakesItsTimeBesideTheAgent(t *testing.T) {
 		return nil
 	})
 	stop()
-	t.Logf("200 rounds alone %v, 200 beside the agent %v: %.3f of the time; %d looks, %d answers",
+	t.Logf("300 rounds alone %v, 300 beside the agent %v: %.3f of the time; %d looks, %d answers",
 		alone, beside, float64(beside)/float64(alone), c.looks.Load(), c.answers.Load())
 	if e.failed > 0 || c.answers.Load() == 0 {
 		t.Errorf("%d rounds failed (%s), %d answers", e.failed, e.last, c.answers.Load())
