@@ -125,6 +125,33 @@ func BenchmarkVerdict(b *testing.B) {
 	}
 }
 
+// BenchmarkNativeVerdict walks what an engine writes for nf_tables itself: a
+// map from the address to the pod's chain, and there a lookup for each rule of
+// a policy.
+func BenchmarkNativeVerdict(b *testing.B) {
+	peers := &ruleset.NativeSet{Name: "peers"}
+	pod := &ruleset.Chain{Name: "pod"}
+	for range 56 {
+		pod.Rules = append(pod.Rules, does(ruleset.Target{Kind: ruleset.Accept}, ruleset.Proto{Number: 6},
+			ruleset.Lookup{Set: peers, Key: joined(field(ruleset.SrcAddr, 4), field(ruleset.DstPort, 2), pad)}))
+	}
+	pod.Rules = append(pod.Rules, drop())
+	tables := at(ruleset.Forward, 0,
+		does(ruleset.Target{Kind: ruleset.Accept}, equal(masked(ruleset.ConnState, host(6), ""), host(2))),
+		does(ruleset.Target{Kind: ruleset.Decide, Map: &ruleset.NativeSet{Name: "pods"}, Key: field(ruleset.DstAddr, 4)}))
+	found := elements{of: map[string]ruleset.Element{string(asked.Dst.AsSlice()): {In: true, Verdict: ruleset.Target{Kind: ruleset.Jump, Chain: pod}}}}
+	b.ReportAllocs()
+	n, before := 0, cpu(b)
+	for b.Loop() {
+		if trace.Trace(tables, forward, asked, found).Answer != flow.Denied {
+			b.Fatal("the flow is not denied")
+		}
+		n++
+	}
+	b.ReportMetric((cpu(b)-before).Seconds()*1e9/float64(n), "cpu-ns/verdict")
+	b.ReportMetric(float64(trace.Visits(tables, forward, asked, found)), "rules/verdict")
+}
+
 // cpu returns the CPU time of the process, which says more than a clock where
 // others are at work.
 func cpu(b *testing.B) time.Duration {

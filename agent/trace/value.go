@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	mathbits "math/bits"
+	"net/netip"
 
 	"github.com/policygate/policygate/agent/ruleset"
 	"github.com/policygate/policygate/api/flow"
@@ -83,11 +84,14 @@ func (w *walk) field(f ruleset.Field, index int, s *state) (value, unknown byte,
 		if s.resourced {
 			return 0, 0xff, whole
 		}
-		return known(w.flow.Src.AsSlice(), index)
+		return addressByte(w.flow.Src, index)
 	case ruleset.DstAddr:
-		return known(w.flow.Dst.AsSlice(), index)
+		return addressByte(w.flow.Dst, index)
 	case ruleset.L4Proto:
-		return known([]byte{byte(w.flow.Protocol)}, index)
+		if index > 0 {
+			return 0, 0xff, unreadable
+		}
+		return byte(w.flow.Protocol), 0, whole
 	case ruleset.FragOff:
 		switch {
 		case w.flow.Dst.Is6() || index > 1:
@@ -99,7 +103,13 @@ func (w *walk) field(f ruleset.Field, index int, s *state) (value, unknown byte,
 	case ruleset.SrcPort:
 		return 0, 0xff, whole
 	case ruleset.DstPort:
-		return known(binary.BigEndian.AppendUint16(nil, w.flow.Port), index)
+		switch index {
+		case 0:
+			return byte(w.flow.Port >> 8), 0, whole
+		case 1:
+			return byte(w.flow.Port & 0xff), 0, whole
+		}
+		return 0, 0xff, unreadable
 	case ruleset.TCPFlagBits:
 		if w.flow.Protocol != flow.TCP || index > 0 {
 			// A short datagram has no such byte.
@@ -122,8 +132,7 @@ func (w *walk) field(f ruleset.Field, index int, s *state) (value, unknown byte,
 		}
 		return s.connMark.byte(index)
 	case ruleset.ConnState:
-		state := map[tracking]uint32{before: stateInvalid, tracked: stateNew, untracked: stateUntracked}[s.tracking]
-		return bits{value: state}.byte(index)
+		return bits{value: s.tracking.bit()}.byte(index)
 	case ruleset.ConnStatus:
 		if s.tracking != tracked {
 			return 0, 0, missing
@@ -146,11 +155,27 @@ func (w *walk) field(f ruleset.Field, index int, s *state) (value, unknown byte,
 	return 0, 0xff, unreadable
 }
 
-func known(field []byte, index int) (value, unknown byte, how readable) {
-	if index >= len(field) {
+func addressByte(a netip.Addr, index int) (value, unknown byte, how readable) {
+	all := a.As16()
+	if a.Is4() {
+		index += 12
+	}
+	if index >= len(all) {
 		return 0, 0xff, unreadable
 	}
-	return field[index], 0, whole
+	return all[index], 0, whole
+}
+
+// bit returns the state as the kernel has it in a register.
+func (t tracking) bit() uint32 {
+	switch t {
+	case tracked:
+		return stateNew
+	case untracked:
+		return stateUntracked
+	case before:
+	}
+	return stateInvalid
 }
 
 // byte returns one byte of the number in the host's order.

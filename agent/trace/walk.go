@@ -52,8 +52,9 @@ type walk struct {
 
 	// The fates that ended the walk of some state. denied is where it was
 	// refused first, without a base if nowhere; deniedCause why that is only
-	// a possibility, if no refusal was certain; lost the first thing after
-	// which nothing is known.
+	// a possibility, if no refusal was certain; refusals how many there were;
+	// lost the first thing after which nothing is known; exhausted whether
+	// that was the budget's end.
 	denied      place
 	deniedCause *cause
 	refusals    int
