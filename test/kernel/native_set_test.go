@@ -362,6 +362,60 @@ func askBoth(t *testing.T, reader *nftables.Reader) (in, out, holds bool, err er
 	return yes.In, no.In, holds, errors.Join(err, err2, err3)
 }
 
+func TestAReadingHoldsUntilTheNextCommit(t *testing.T) {
+	r := newRig(t, capturePods[:1], captureRemote[:2])
+	const declaration, rule = "set s { type ipv4_addr; flags interval; elements = { 10.0.0.0/24 }; }; chain a { drop; }", "ip saddr @s jump a"
+	for name, change := range map[string]string{
+		"an element more":     "add element inet mine s { 10.1.0.0/16 }",
+		"a rule more":         "add rule inet mine a accept",
+		"a policy":            "chain inet mine forward { policy drop; }",
+		"another table":       "add table ip other",
+		"a table that sleeps": "add table inet mine { flags dormant; }",
+		"nothing left":        "flush ruleset",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.native(t, declaration, rule)
+			r.node.do(t, func() error {
+				conn, err := nlconn.Dial(unix.NETLINK_NETFILTER)
+				if err != nil {
+					return err
+				}
+				defer func() { _ = conn.Close() }()
+				reader := nftables.New(conn)
+				in, out, holds, err := askBoth(t, reader)
+				if err != nil || in || out || !holds {
+					return fmt.Errorf("before: %t, %t, holds: %t, %w", in, out, holds, err)
+				}
+				tables, stamp, err := reader.Read(t.Context())
+				if err != nil {
+					return err
+				}
+				if _, again, err := reader.Read(t.Context()); err != nil || again != stamp {
+					return fmt.Errorf("read again: %q and %q, %w", stamp, again, err)
+				}
+				cmd := exec.CommandContext(t.Context(), "nft", change)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				for range 2 {
+					if holds, err := reader.Holds(t.Context()); holds || err != nil {
+						return fmt.Errorf("after the commit it holds: %t, %w", holds, err)
+					}
+				}
+				_ = plain(tables)
+				_, now, err := reader.Read(t.Context())
+				if err != nil || now == stamp {
+					return fmt.Errorf("read anew: %q, %w", now, err)
+				}
+				if holds, err := reader.Holds(t.Context()); !holds || err != nil {
+					return fmt.Errorf("the new reading holds: %t, %w", holds, err)
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // TestConcatenationsAreTheSameListedAndAsked reads as on a kernel that cannot be
 // asked for a key of a concatenation of intervals.
 func TestConcatenationsAreTheSameListedAndAsked(t *testing.T) {

@@ -22,11 +22,19 @@ type Reader struct {
 	conn *nlconn.Conn
 	// listsConcatenations: see safeConcatenations.
 	listsConcatenations bool
+	// misses are the keys that were not in an interval set since the last Read
+	// or, if it said yes, Holds. A batch puts its new elements into the tree at
+	// once, and until it is committed or given up they can hide those that are
+	// there (nft_set_rbtree.c, also in the packets' path up to Linux 6.16):
+	// what is found is right, but what is missed has to be asked once more.
+	misses *misses
 
 	mu sync.Mutex // guards the following fields
 	// last is what was read last; nil before the first Read and if the
 	// kernel has no nf_tables.
 	last *snapshot
+	// lost is set once Holds has said no, until the next Read.
+	lost bool
 }
 
 // New returns a Reader that asks over c the kernel that runs.
@@ -41,7 +49,7 @@ func New(c *nlconn.Conn) *Reader {
 // NewFor returns a Reader that asks over c a kernel of that release, such as
 // "6.1.0-18-amd64". One that cannot be read counts as old.
 func NewFor(c *nlconn.Conn, release string) *Reader {
-	return &Reader{conn: c, listsConcatenations: !safeConcatenations(release)}
+	return &Reader{conn: c, listsConcatenations: !safeConcatenations(release), misses: &misses{}}
 }
 
 // safeConcatenations reports whether a concatenation of intervals may be asked
@@ -62,6 +70,8 @@ func safeConcatenations(release string) bool {
 func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.lost = false
+	r.misses.take()
 	for range attempts {
 		if err := ctx.Err(); err != nil {
 			return nil, "", err
@@ -79,7 +89,7 @@ func (r *Reader) Read(ctx context.Context) ([]ruleset.Table, string, error) {
 			return r.last.tables, stamp, nil
 		}
 		r.last = nil
-		s, err := list(r.conn, gen, r.listsConcatenations)
+		s, err := r.list(gen)
 		if err != nil && !errors.Is(err, nlconn.ErrInterrupted) && !errors.Is(err, ErrUnsettled) {
 			// A change in the middle can be the cause of any error.
 			if now, genErr := generation(r.conn); genErr == nil && now != gen {
@@ -115,10 +125,20 @@ func absent(err error) bool {
 // from interval sets. Read has waited for the end of the commit that made the
 // last generation; so as long as the number is the same, no commit has come
 // as far as to change what can be read. What a batch does before it commits
-// stays invisible, but for one thing: see snapshot.misses.
+// stays invisible, but for one thing: see misses. Once Holds has said no, it
+// does so until the next Read.
 func (r *Reader) Holds(context.Context) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.lost {
+		return false, nil
+	}
+	holds, err := r.holds()
+	r.lost = !holds || err != nil
+	return holds && err == nil, err
+}
+
+func (r *Reader) holds() (bool, error) {
 	if r.last == nil {
 		_, err := generation(r.conn)
 		if absent(err) {
@@ -129,9 +149,8 @@ func (r *Reader) Holds(context.Context) (bool, error) {
 	if r.last.torn() {
 		return false, nil
 	}
-	if questions := r.last.misses.take(); len(questions) > 0 {
+	if questions := r.misses.take(); len(questions) > 0 {
 		if ok, err := r.askAgain(questions); !ok || err != nil {
-			r.last.misses.put(questions)
 			return false, err
 		}
 	}
@@ -166,12 +185,7 @@ type snapshot struct {
 	names      *ipsetNames
 	// listsConcatenations: see safeConcatenations.
 	listsConcatenations bool
-	// misses are the keys that were not in an interval set. A batch puts its
-	// new elements into the tree at once, and until it is committed or given
-	// up they can hide those that are there (nft_set_rbtree.c, also in the
-	// packets' path up to Linux 6.16): what is found is right, but what is
-	// missed has to be asked once more.
-	misses misses
+	misses              *misses
 
 	mu     sync.Mutex // guards failed
 	failed bool
@@ -233,16 +247,11 @@ func (m *misses) take() []question {
 	return questions
 }
 
-func (m *misses) put(questions []question) {
-	for _, q := range questions {
-		m.add(q.of, q.key)
-	}
-}
-
 // list reads tables and chains. A batch changes the dormant flag of a table
 // before it is committed and takes it back if it is given up: so the flags are
 // read on both sides of a barrier, which waits for the end of a batch.
-func list(c *nlconn.Conn, gen uint32, listsConcatenations bool) (*snapshot, error) {
+func (r *Reader) list(gen uint32) (*snapshot, error) {
+	c := r.conn
 	before, err := nftDormant(c)
 	if err != nil {
 		return nil, err
@@ -262,7 +271,7 @@ func list(c *nlconn.Conn, gen uint32, listsConcatenations bool) (*snapshot, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &snapshot{conn: c, generation: gen, listsConcatenations: listsConcatenations, names: newIPSetNames(c)}
+	s := &snapshot{conn: c, generation: gen, listsConcatenations: r.listsConcatenations, names: newIPSetNames(c), misses: r.misses}
 	return s, s.build(dormant, chains, func(chain nftChain) (bool, error) {
 		rules, err := nftRules(c, chain.key(), chain.chain)
 		return len(rules) == 0, err
