@@ -355,14 +355,25 @@ func above(value, bound []byte, at int) []byte {
 	return result
 }
 
+// answered says what came of asking a set for an element.
+type answered uint8
+
+const (
+	// told: the element is known.
+	told answered = iota
+	// untold: w.why says why it is not.
+	untold
+	// broken: there is no key, so that the rule does not match (NFT_BREAK).
+	broken
+)
+
 // lookup answers whether the key is in the set.
 func (w *walk) lookup(m *ruleset.Lookup, s *state) Ternary {
-	found, broken := w.element(m.Set, m.Key, s)
+	found, how := w.element(m.Set, m.Key, s)
 	switch {
-	case broken:
-		// Nothing to look for: the rule does not match, negated or not.
+	case how == broken:
 		return No
-	case found == nil:
+	case how == untold:
 		return Unknown
 	case found.In && found.Unknown != "":
 		w.why = found.Unknown
@@ -371,24 +382,23 @@ func (w *walk) lookup(m *ruleset.Lookup, s *state) Ternary {
 	return not(m.Not, Of(found.In))
 }
 
-// element asks a set for a key's element. It is nil if the key is missing, so
-// that the rule breaks off, or if it cannot be told; then w.why says why.
-func (w *walk) element(set *ruleset.NativeSet, key ruleset.Value, s *state) (found *ruleset.Element, broken bool) {
+// element asks a set for a key's element.
+func (w *walk) element(set *ruleset.NativeSet, key ruleset.Value, s *state) (ruleset.Element, answered) {
 	switch w.read(key, s) {
 	case missing:
-		return nil, true
+		return ruleset.Element{}, broken
 	case partly, unreadable:
 		w.why = "the key for " + set.Name + " is not known"
-		return nil, false
+		return ruleset.Element{}, untold
 	case whole:
 	}
-	element, err := w.sets.Element(set, w.bytes)
+	found, err := w.sets.Element(set, w.bytes)
 	if err != nil {
 		w.why = err.Error()
 		if w.why == "" {
 			w.why = set.Name + " cannot be asked"
 		}
-		return nil, false
+		return ruleset.Element{}, untold
 	}
-	return &element, false
+	return found, told
 }

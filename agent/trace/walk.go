@@ -336,14 +336,14 @@ func (s *state) write(t *ruleset.Target) {
 
 // decide does what the map says.
 func (w *walk) decide(at place, t *ruleset.Target, s state, next, back, accepted *states) {
-	found, broken := w.element(t.Map, t.Key, &s)
+	found, how := w.element(t.Map, t.Key, &s)
 	switch {
-	case broken, found != nil && !found.In:
+	case how == broken, how == told && !found.In:
 		// The kernel goes on with the next rule (NFT_BREAK).
 		w.note(at, s.cause, "finds nothing in map ", t.Map.Name)
 		next.add(s)
 		return
-	case found == nil:
+	case how == untold:
 		w.unsure(at, w.why+": "+at.text())
 		return
 	}
