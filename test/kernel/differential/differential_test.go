@@ -159,7 +159,7 @@ func TestShrinkKeepsWhatMatters(t *testing.T) {
 			}
 			return outcomes[0], !outcomes[0].Fate.Arrived
 		})
-		want := "# bridge-nf-call-iptables=false bridge-nf-call-ip6tables=false\n# iptables-legacy-restore\n*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp -m tcp --dport 80 -j DROP\nCOMMIT\n"
+		want := "# bridge-nf-call-iptables=false bridge-nf-call-ip6tables=false, the bridge's own=false\n# iptables-legacy-restore\n*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp -m tcp --dport 80 -j DROP\nCOMMIT\n"
 		if diff := cmp.Diff(want, got.String()); diff != "" || o.Verdict.Answer != flow.Denied || o.Wrong != "" {
 			t.Errorf("%+v (-want +got):\n%s", o, diff)
 		}

@@ -107,7 +107,7 @@ func (g *generator) span(between string) string {
 // ruleset returns everything that is loaded for one try.
 func (g *generator) ruleset() *Ruleset {
 	g.theme = themes[g.IntN(len(themes))]
-	r := &Ruleset{Calls4: g.IntN(3) > 0, Calls6: g.IntN(3) > 0}
+	r := &Ruleset{Calls4: g.IntN(3) > 0, Calls6: g.IntN(3) > 0, Own: g.IntN(8) == 0}
 	var loads []Load
 	for _, e := range engines {
 		if g.IntN(e.of) == 0 {

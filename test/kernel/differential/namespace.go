@@ -22,14 +22,9 @@ import (
 // thing that refers to it.
 type namespace int
 
-// newNamespace makes a namespace. The calling thread, which stays where it is,
-// has to be locked.
-func newNamespace() (ns namespace, err error) {
-	home, err := here()
-	if err != nil {
-		return -1, err
-	}
-	defer func() { err = errors.Join(err, home.enter(), home.close()) }()
+// newNamespace makes a namespace and leaves the calling thread, which has to be
+// locked, in it. Who is not the machine's root cannot go back to its namespace.
+func newNamespace() (namespace, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return -1, fmt.Errorf("make a network namespace: %w", err)
 	}

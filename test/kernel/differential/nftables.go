@@ -26,6 +26,12 @@ var nftHooks = map[hooks]string{prerouting: "prerouting", input: "input", forwar
 // native returns tables in the language of nft.
 func (g *generator) native() Load {
 	l := Load{Tool: "nft"}
+	if g.IntN(30) == 0 {
+		// Other families see the packet, too.
+		g.use("nft of another family")
+		l.Lines = append(l.Lines, lines(false, "add table bridge other", "add chain bridge other c { type filter hook "+g.some("forward", "input", "prerouting")+" priority 0; policy accept; }")...)
+		l.Lines = append(l.Lines, lines(true, "add rule bridge other c "+g.some("drop", "ip saddr 10.244.1.10 drop", "meta mark set 1", "counter"))...)
+	}
 	for i := range 1 + g.IntN(3) {
 		t := &nftTable{generator: g, family: g.some("ip", "ip6", "inet", "inet"), name: fmt.Sprintf("t%d", i), sets: map[string][]string{}, maps: map[string][]string{}}
 		g.use("nft " + t.family)
@@ -40,7 +46,12 @@ func (t *nftTable) linef(to *[]Line, rule bool, format string, args ...any) {
 }
 
 func (t *nftTable) write() {
-	t.linef(&t.define, false, "add table %s %s", t.family, t.name)
+	if t.IntN(80) == 0 {
+		t.use("nft dormant")
+		t.linef(&t.define, false, "add table %s %s { flags dormant; }", t.family, t.name)
+	} else {
+		t.linef(&t.define, false, "add table %s %s", t.family, t.name)
+	}
 	bases := 1 + t.IntN(4)
 	for i := range bases {
 		h := []hooks{forward, forward, forward, input, output, prerouting, postrouting}[t.IntN(7)]

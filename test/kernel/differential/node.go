@@ -123,6 +123,8 @@ type Node struct {
 	// port, number and mark are the last ones used.
 	port         uint16
 	number, mark uint32
+	// own is what the bridge's own switches are.
+	own bool
 	// dirty: there are legacy tables that may have rules.
 	dirty bool
 	buf   []byte
@@ -150,9 +152,6 @@ func NewNode(ctx context.Context, number int) (n *Node, err error) {
 		return n, err
 	}
 	if n.inside, err = newNamespace(); err != nil {
-		return n, err
-	}
-	if err := n.inside.enter(); err != nil {
 		return n, err
 	}
 	if err := n.network(ctx); err != nil {

@@ -20,6 +20,14 @@ type Line struct {
 	Rule bool
 }
 
+func lines(rule bool, texts ...string) []Line {
+	all := make([]Line, len(texts))
+	for i, text := range texts {
+		all[i] = Line{text, rule}
+	}
+	return all
+}
+
 // Load is what one tool loads in one run.
 type Load struct {
 	Tool  string
@@ -30,6 +38,8 @@ type Load struct {
 type Ruleset struct {
 	// Calls4 and Calls6 are what bridge-nf-call-iptables and -ip6tables are.
 	Calls4, Calls6 bool
+	// Own is whether the bridge has both switches on for itself.
+	Own bool
 	// Loads come in the order in which they are loaded, the ipsets first.
 	Loads []Load
 }
@@ -51,7 +61,7 @@ func (l Load) text() string {
 // chains in which nothing happens.
 func (r *Ruleset) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# bridge-nf-call-iptables=%t bridge-nf-call-ip6tables=%t\n", r.Calls4, r.Calls6)
+	fmt.Fprintf(&b, "# bridge-nf-call-iptables=%t bridge-nf-call-ip6tables=%t, the bridge's own=%t\n", r.Calls4, r.Calls6, r.Own)
 	for _, l := range r.Loads {
 		var body, table strings.Builder
 		matters := false
@@ -97,7 +107,7 @@ func (l Load) idle(line Line) bool {
 // without returns a copy that leaves out the rules whose numbers, counted over
 // all loads, are from first to just before end.
 func (r *Ruleset) without(first, end int) *Ruleset {
-	out := &Ruleset{Calls4: r.Calls4, Calls6: r.Calls6}
+	out := &Ruleset{Calls4: r.Calls4, Calls6: r.Calls6, Own: r.Own}
 	number := 0
 	for _, l := range r.Loads {
 		kept := Load{Tool: l.Tool}
@@ -175,6 +185,13 @@ func (n *Node) Load(ctx context.Context, r *Ruleset) error {
 	}
 	if err := sysctl("bridge/bridge-nf-call-ip6tables", onOff(r.Calls6)); err != nil {
 		return err
+	}
+	if r.Own != n.own {
+		on := onOff(r.Own)
+		if err := run(ctx, nil, "link set "+bridge+" type bridge nf_call_iptables "+on+" nf_call_ip6tables "+on+"\n", "ip", "-batch", "-"); err != nil {
+			return err
+		}
+		n.own = r.Own
 	}
 	for i := range r.Loads {
 		l := &r.Loads[i]

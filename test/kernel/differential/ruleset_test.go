@@ -9,14 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func lines(rule bool, texts ...string) []Line {
-	var all []Line
-	for _, text := range texts {
-		all = append(all, Line{text, rule})
-	}
-	return all
-}
-
 func TestRulesAreLeftOutByTheirNumber(t *testing.T) {
 	r := &Ruleset{Calls4: true, Loads: []Load{
 		{"ipset", append(lines(false, "flush a"), lines(true, "add a 1", "add a 2")...)},
@@ -64,7 +56,7 @@ func TestARulesetIsPrintedWithoutWhatDoesNothing(t *testing.T) {
 		{"nft", append(lines(false, "add table ip t", "add chain ip t b { type filter hook forward priority 0; policy accept; }", "add chain ip t u", "add chain ip t u1", "add set ip t s { type mark; }"),
 			lines(true, "add rule ip t b jump u1")...)},
 	}}
-	want := `# bridge-nf-call-iptables=false bridge-nf-call-ip6tables=false
+	want := `# bridge-nf-call-iptables=false bridge-nf-call-ip6tables=false, the bridge's own=false
 # ipset
 add a 1
 # iptables-legacy-restore
@@ -92,5 +84,23 @@ func TestASeedMakesTheSameRulesetAgain(t *testing.T) {
 	}
 	if diff := cmp.Diff(first, newGenerator(6, ipsets).ruleset()); diff == "" {
 		t.Error("another seed makes the same ruleset")
+	}
+}
+
+func TestReasonsAreCountedByWhatTheyAreAbout(t *testing.T) {
+	for reason, want := range map[string]string{
+		"SourceRewritten: -A POSTROUTING -m set --match-set a src -j MASQUERADE":             "SourceRewritten",
+		"-A R3 -p tcp -m length (revision 0: not understood) -m mark --mark 0x1 -j DROP":     "-m length",
+		"-A b1 -m conntrack --ctstate NEW -p tcp -j expression tproxy":                       "expression tproxy",
+		"-A POSTROUTING limit -j NFQUEUE":                                                    "-j NFQUEUE",
+		"-A PREROUTING -m mark --mark 0x1 limit -j ACCEPT":                                   "limit",
+		"the source port is any: -A R4 -m mark --mark 0x1 -p tcp --sport 80 -j DROP":         "--sport",
+		"a kind of reason that is to come":                                                   "others",
+		"-A b1 -m conntrack --ctstate NEW meta key 0 -j ACCEPT":                              "meta key 0",
+		"the source port is any: -A R1 -p tcp -m multiport --ports 22 -m mark --mark 5 -j R": "--ports",
+	} {
+		if got := class(reason); got != want {
+			t.Errorf("%s: got %q, want %q", reason, got, want)
+		}
 	}
 }

@@ -6,6 +6,7 @@ package differential
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/policygate/policygate/api/flow"
@@ -120,27 +121,26 @@ func shrink(r *Ruleset, o Outcome, try func(*Ruleset) (Outcome, bool)) (*Ruleset
 	return r, o
 }
 
-// reasons classifies the reason of an Inconclusive verdict by the first of
-// these that it contains.
-var reasons = []string{
-	"DestinationRewritten", "SourceRewritten", "NoRoute", "have one priority", "nested jumps", "rules visited", "virtual servers",
-	"more than one target", "a condition after the target", "payload written", "dormant",
-	"statistic", "hashlimit", "limit", "quota", "connlimit", "connbytes", "recent", "length", "-m ttl", "-m hl", "numgen", "random", "NFQUEUE", "TPROXY", "SYNPROXY", "HMARK",
-	"-m time", "-m string", "-m u32", "-m bpf", "-m cluster", "-m cpu", "-m owner", "-m socket", "-m policy", "-m realm", "-m devgroup", "-m helper", "-m mac", "-m pkttype", "-m tos", "-m dscp", "-m ecn", "-m ipv6header", "-m frag", "-m rt", "-m hbh", "-m dst", "-m eui64",
-	"physdev", "rpfilter", "addrtype", "--sport", "--ports", "--tcp-option", "--chunk-types", "match-set", "conntrack", "-m icmp6", "-m icmp", "DNAT", "REDIRECT", "NETMAP", "-j TTL", "-j HL", "-j CT",
-	"mark set", "ct key", "meta key", "lookup", "dynset", "fib", "socket", "osf", "exthdr", "byteorder", "transport header", "network header", "link header", "inner header", "bitwise", "cmp", "range", "rt key", "hash", "nat",
+// reasons find what an Inconclusive verdict is about, the first that matches
+// by its first group: what was found to stand in the way, a condition or
+// target that is not understood, and at last what is understood but depends
+// on what nobody knows.
+var reasons = []*regexp.Regexp{
+	regexp.MustCompile(`(DestinationRewritten|SourceRewritten|NoRoute|have one priority|nested jumps|rules visited|several ways|more than one target|a condition after the target|payload written|dormant|link layer)`),
+	regexp.MustCompile(`(-[mj] \S+) \(revision`),
+	regexp.MustCompile(`(expression \S+|(?:ct|meta|rt) key \d+|(?:transport|network|link|inner) header)`),
+	regexp.MustCompile(`(-j (?:NFQUEUE|TPROXY|SYNPROXY|HMARK|CT|TTL|HL|DNAT|REDIRECT|NETMAP|TRACE)\b)`),
+	regexp.MustCompile(`(?: |^)(limit|quota|numgen|exthdr|socket|osf|hash|byteorder|fib|rt|range|dynset|mark set)(?: |:|$)`),
+	regexp.MustCompile(`(-m (?:physdev|rpfilter|addrtype|set)|--sports?|--ports)`),
+	regexp.MustCompile(`(-m \S+)`),
 }
 
 // class returns a short name for an Inconclusive verdict's reason.
 func class(reason string) string {
 	for _, r := range reasons {
-		if strings.Contains(reason, r) {
-			return r
+		if found := r.FindStringSubmatch(reason); found != nil {
+			return found[1]
 		}
 	}
-	// A chain's name says nothing.
-	if _, rest, ok := strings.Cut(reason, ": "); ok {
-		reason = rest
-	}
-	return reason[:min(60, len(reason))]
+	return "others"
 }

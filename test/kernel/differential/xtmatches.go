@@ -91,7 +91,7 @@ var xtMatches = []construct{
 	{"-m quota", 1, everywhere, "", "", fixed("-m quota --quota 500", "-m quota --quota 100000000")},
 	{"-m helper", 1, everywhere, "", "", negatable("helper", "--helper ftp")},
 	{"-m socket", 1, prerouting | input, "mangle", "", fixed("-m socket", "-m socket --transparent")},
-	{"-m owner", 1, output | postrouting, "", "", negatable("owner", "--uid-owner 0", "--uid-owner 12345", "--socket-exists")},
+	{"-m owner", 1, output | postrouting, "", "", negatable("owner", "--uid-owner 0", "--gid-owner 0", "--socket-exists")},
 	{"-m policy", 1, prerouting | input | forward, "", "", fixed("-m policy --dir in --pol none", "-m policy --dir in --pol ipsec")},
 	{"-m devgroup", 1, prerouting | input | forward, "", "", negatable("devgroup", "--src-group 0", "--src-group 5")},
 	{"-m realm", 1, input | forward | output | postrouting, "", "4", negatable("realm", "--realm 0", "--realm 7")},
