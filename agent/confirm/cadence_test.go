@@ -199,7 +199,7 @@ func TestASecondReplicaIsToldAtOnceOfWhatHasLongBeenConfirmed(t *testing.T) {
 // answers as it wants.
 func large(uid string, flows int) *hubv1.Assign {
 	a := assign(uid, 1)
-	for len(a.Expectations) < flows {
+	for len(a.GetExpectations()) < flows {
 		a.Expectations = append(a.Expectations, want(client, flow.Allowed))
 	}
 	return a

@@ -84,7 +84,7 @@ func (g *Generations) Wait() (string, error) {
 	what, problem := "", error(nil)
 	err := g.raw.Read(func(fd uintptr) bool {
 		for {
-			_, _, err := unix.Recvfrom(int(fd), buf[:], unix.MSG_DONTWAIT) //nolint:gosec // A descriptor.
+			_, _, err := unix.Recvfrom(int(fd), buf[:], unix.MSG_DONTWAIT)
 			switch {
 			case err == nil:
 				if what == "" {
