@@ -102,13 +102,13 @@ func TestWhatEnginesWriteIsDecided(t *testing.T) {
 				fill = append(fill, l)
 			}
 		}
-		for _, text := range strings.Split(contents, "\n") {
+		for text := range strings.SplitSeq(contents, "\n") {
 			fill = append(fill, Line{text, true})
 		}
 		for name, c := range decided {
 			for _, backend := range []string{"legacy", "nft"} {
 				r := &Ruleset{Calls4: true, Calls6: true, Loads: []Load{{"ipset", fill}}}
-				for _, version := range strings.Split(c.families, "") {
+				for version := range strings.SplitSeq(c.families, "") {
 					r.Loads = append(r.Loads, restore(backend, version, c.rules))
 				}
 				if c.families == "" {
@@ -127,7 +127,7 @@ func restore(backend, version, rules string) Load {
 	l := Load{Tool: map[string]string{"4": "iptables-", "6": "ip6tables-"}[version] + backend + "-restore"}
 	for _, table := range xtablesTables {
 		var here []Line
-		for _, rule := range strings.Split(rules, "; ") {
+		for rule := range strings.SplitSeq(rules, "; ") {
 			if name, rest, _ := strings.Cut(rule, " "); name == table.name {
 				here = append(here, Line{"-A " + replace.Replace(rest), true})
 			}
@@ -232,10 +232,10 @@ func TestWhatEnginesWriteForNftIsDecided(t *testing.T) {
 	onNode(t, func(n *Node) {
 		for name, rules := range decidedNative {
 			l := Load{Tool: "nft"}
-			for _, text := range strings.Split(nativeChains, "\n") {
+			for text := range strings.SplitSeq(nativeChains, "\n") {
 				l.Lines = append(l.Lines, Line{text, false})
 			}
-			for _, text := range strings.Split(rules, "; add ") {
+			for text := range strings.SplitSeq(rules, "; add ") {
 				l.Lines = append(l.Lines, Line{"add " + strings.TrimPrefix(text, "add "), true})
 			}
 			n.decides(t, name, &Ruleset{Calls4: true, Calls6: true, Loads: []Load{l}})

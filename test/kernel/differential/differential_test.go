@@ -93,6 +93,9 @@ func thorough(t *testing.T, r Report) {
 	if r.Allowed < r.Packets/5 || r.Denied < r.Packets/5 {
 		t.Errorf("of %d packets %d were allowed and %d denied: want at least a fifth of both", r.Packets, r.Allowed, r.Denied)
 	}
+	if r.Refused > r.Rules/10 {
+		t.Errorf("of %d rules %d were refused: want a tenth at most", r.Rules, r.Refused)
+	}
 	all := map[string]bool{}
 	for _, of := range [][]construct{xtProtocols, xtMatches, xtTargets, nftMatches, nftStatements, nftEnds} {
 		for _, c := range of {

@@ -54,6 +54,9 @@ func (d Disagreement) String() string {
 // Report counts what came of it.
 type Report struct {
 	Packets, Rulesets, Allowed, Denied, Disagreements int
+	// Rules is how many were written, elements of sets included, and Refused
+	// how many of these the tools did not take.
+	Rules, Refused int
 	// Inconclusive counts by reason, Constructs by name.
 	Inconclusive, Constructs map[string]int
 	Took                     time.Duration
@@ -72,8 +75,8 @@ func (r Report) String() string {
 	for i, reason := range byCount {
 		words[i] = fmt.Sprintf("%s %d", reason, r.Inconclusive[reason])
 	}
-	return fmt.Sprintf("packets=%d rulesets=%d allowed=%d denied=%d constructs=%d seconds=%.0f packets/s=%.0f\ndisagreements=%d inconclusive=%d (by reason: %s)",
-		r.Packets, r.Rulesets, r.Allowed, r.Denied, len(r.Constructs), r.Took.Seconds(), float64(r.Packets)/r.Took.Seconds(),
+	return fmt.Sprintf("packets=%d rulesets=%d rules=%d refused=%d allowed=%d denied=%d constructs=%d seconds=%.0f packets/s=%.0f\ndisagreements=%d inconclusive=%d (by reason: %s)",
+		r.Packets, r.Rulesets, r.Rules, r.Refused, r.Allowed, r.Denied, len(r.Constructs), r.Took.Seconds(), float64(r.Packets)/r.Took.Seconds(),
 		r.Disagreements, total, strings.Join(words, ", "))
 }
 
@@ -146,11 +149,12 @@ func (f *fuzz) node(ctx context.Context, number int) (err error) {
 func (f *fuzz) try(ctx context.Context, n *Node, seed uint64) error {
 	g := newGenerator(seed, n.sets)
 	r := g.ruleset()
+	rules := r.rules()
 	outcomes, err := n.Try(ctx, r, g.flows(n, flowsPerRuleset))
 	if err != nil {
 		return err
 	}
-	f.count(g, outcomes)
+	f.count(g, outcomes, rules, rules-r.rules())
 	for _, o := range outcomes {
 		if o.Wrong == "" {
 			continue
@@ -169,11 +173,13 @@ func (f *fuzz) try(ctx context.Context, n *Node, seed uint64) error {
 	return nil
 }
 
-func (f *fuzz) count(g *generator, outcomes []Outcome) {
+func (f *fuzz) count(g *generator, outcomes []Outcome, rules, refused int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.report.Packets += len(outcomes) - flowsPerRuleset
 	f.report.Rulesets++
+	f.report.Rules += rules
+	f.report.Refused += refused
 	for construct, count := range g.used {
 		f.report.Constructs[construct] += count
 	}

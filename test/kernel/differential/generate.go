@@ -96,12 +96,12 @@ func (g *generator) network() string {
 		"198.51.100.0/24", "192.168.100.0/24", "172.16.0.0/12", "0.0.0.0/1", "128.0.0.0/1", g.address()+"/32", g.address()+"/32")
 }
 
-// span returns the first and the last address of a range.
-func (g *generator) span(between string) string {
+// span returns a range of addresses.
+func (g *generator) span() string {
 	if g.v6 {
-		return g.some("fd00:10:244:1::5"+between+"fd00:10:244:1::15", "fd00:10:244:1::20"+between+"fd00:10:244:1::20", "fd00:10::"+between+"fd00:10:244:2::ffff", "::1"+between+"fd00:10:244:1::10")
+		return g.some("fd00:10:244:1::5-fd00:10:244:1::15", "fd00:10:244:1::20-fd00:10:244:1::20", "fd00:10::-fd00:10:244:2::ffff", "::1-fd00:10:244:1::10")
 	}
-	return g.some("10.244.1.5"+between+"10.244.1.15", "10.244.1.20"+between+"10.244.1.20", "10.244.1.20"+between+"10.244.3.255", "1.0.0.0"+between+"10.244.1.10", "172.16.0.0"+between+"255.255.255.255")
+	return g.some("10.244.1.5-10.244.1.15", "10.244.1.20-10.244.1.20", "10.244.1.20-10.244.3.255", "1.0.0.0-10.244.1.10", "172.16.0.0-255.255.255.255")
 }
 
 // ruleset returns everything that is loaded for one try.

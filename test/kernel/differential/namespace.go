@@ -97,15 +97,15 @@ func pin(number int) error {
 	return nil
 }
 
-// socket is a file descriptor of a socket that does not block.
+// socket is a file descriptor of a raw socket that does not block.
 type socket int
 
 // receiveBuffer is what the kernel grants without a privilege; it doubles it
 // and counts about 800 bytes for a small packet.
 const receiveBuffer = 212992
 
-func newSocket(domain, kind, protocol int) (socket, error) {
-	fd, err := unix.Socket(domain, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
+func newSocket(domain, protocol int) (socket, error) {
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return -1, fmt.Errorf("open a socket: %w", err)
 	}
@@ -118,7 +118,7 @@ func newSocket(domain, kind, protocol int) (socket, error) {
 // newTap opens a socket that sends and receives whole frames of an interface
 // of the namespace that the thread is in.
 func newTap(index int) (socket, error) {
-	s, err := newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	s, err := newSocket(unix.AF_PACKET, 0)
 	if err != nil {
 		return -1, err
 	}
@@ -162,7 +162,7 @@ func newEars() ([]ear, error) {
 	var all []ear
 	for _, protocol := range []flow.Protocol{flow.TCP, flow.UDP, flow.SCTP} {
 		for _, domain := range []int{unix.AF_INET, unix.AF_INET6} {
-			s, err := newSocket(domain, unix.SOCK_RAW, int(protocol))
+			s, err := newSocket(domain, int(protocol))
 			if err != nil {
 				return all, err
 			}

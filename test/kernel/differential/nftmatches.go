@@ -22,8 +22,8 @@ func transportPort(end string) func(*generator) string {
 func address(end string) func(*generator) string {
 	return func(g *generator) string {
 		which := g.ip() + " " + end + " "
-		return which + g.some(g.equal()+g.address(), g.equal()+g.network(), g.equal()+g.network(), g.equal()+g.span("-"), g.equal()+"{ "+g.address()+" }",
-			g.equal()+"{ "+g.network()+" }", g.equal()+"{ "+g.span("-")+" }", "> "+g.address(), "<= "+g.address())
+		return which + g.some(g.equal()+g.address(), g.equal()+g.network(), g.equal()+g.network(), g.equal()+g.span(), g.equal()+"{ "+g.address()+" }",
+			g.equal()+"{ "+g.network()+" }", g.equal()+"{ "+g.span()+" }", "> "+g.address(), "<= "+g.address())
 	}
 }
 

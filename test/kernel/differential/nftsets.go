@@ -74,7 +74,7 @@ var (
 func proto(g *generator) string { return g.some("tcp", "udp", "sctp") }
 
 func netOrRange(g *generator) string {
-	return g.some(g.network(), g.network(), g.span("-"), g.address())
+	return g.some(g.network(), g.network(), g.span(), g.address())
 }
 
 func portOrRange(g *generator) string { return g.some(g.port(), g.port(), g.portRange("-")) }
@@ -176,7 +176,7 @@ func (t *nftTable) lookup(w where) string {
 func (t *nftTable) vmap(w where) string {
 	if w.table == "nat" || w.table == "user" {
 		// Jumps from chains that come later would lead back.
-		return t.anonymous(w)
+		return t.anonymous()
 	}
 	var able []string
 	for _, s := range nftSets {
@@ -189,14 +189,14 @@ func (t *nftTable) vmap(w where) string {
 		}
 	}
 	if len(able) == 0 {
-		return t.anonymous(w)
+		return t.anonymous()
 	}
 	t.use("nft vmap")
 	return t.some(able...)
 }
 
 // anonymous returns a lookup of a verdict in a map of its own.
-func (t *nftTable) anonymous(where) string {
+func (t *nftTable) anonymous() string {
 	t.use("nft anonymous vmap")
 	return t.some(
 		"meta l4proto vmap { tcp : accept, udp : drop }",

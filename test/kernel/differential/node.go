@@ -37,8 +37,6 @@ type host struct {
 	onBridge bool
 	// segment are hosts that reach each other over the bridge, "" for none.
 	segment string
-	// via is the node's address by which these are reached, if not directly.
-	addresses []netip.Addr
 }
 
 // place is where an address is: at a host or, if nil, on the node.
@@ -230,9 +228,8 @@ func (n *Node) network(ctx context.Context) (err error) {
 			text = "link set " + h.port + " master " + bridge + "\n" + text
 			fdb += "fdb replace " + lladdr + " dev " + h.port + " master static\n"
 		}
-		for _, a := range strings.Fields(h.addresses) {
+		for a := range strings.FieldsSeq(h.addresses) {
 			addr := netip.MustParseAddr(a)
-			far.addresses = append(far.addresses, addr)
 			n.at[addr] = place{host: far, onward: startsWithAny(a, onward)}
 			if !strings.HasPrefix(h.port, "eth") {
 				text += "neigh add " + a + " lladdr " + lladdr + " dev " + device + "\n"
@@ -251,10 +248,10 @@ func (n *Node) network(ctx context.Context) (err error) {
 	if n.ears, err = newEars(); err != nil {
 		return err
 	}
-	if n.send4, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW); err != nil {
+	if n.send4, err = newSocket(unix.AF_INET, unix.IPPROTO_RAW); err != nil {
 		return err
 	}
-	n.send6, err = newSocket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_RAW)
+	n.send6, err = newSocket(unix.AF_INET6, unix.IPPROTO_RAW)
 	return err
 }
 

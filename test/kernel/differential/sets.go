@@ -71,7 +71,7 @@ func (n *Node) createSets(ctx context.Context) error {
 	for _, s := range ipsets {
 		kept := s
 		kept.families = ""
-		for _, version := range strings.Split(s.families, "") {
+		for version := range strings.SplitSeq(s.families, "") {
 			if err := run(ctx, n.env, s.create(s.name+version)+"\n", "ipset", "restore"); err != nil {
 				if strings.Contains(err.Error(), "set type not supported") {
 					continue
@@ -94,7 +94,7 @@ func (g *generator) fill() Load {
 	names := []string{}
 	var adds []Line
 	for _, s := range g.sets {
-		for _, version := range strings.Split(s.families, "") {
+		for version := range strings.SplitSeq(s.families, "") {
 			name := s.name + version
 			names = append(names, name)
 			g.v6 = version == "6"

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/api/flow"
 )
 
@@ -32,18 +33,22 @@ func (n *Node) Try(ctx context.Context, r *Ruleset, flows []flow.Flow) ([]Outcom
 	}
 	// Verdicts come first: what packets leave behind, such as connections,
 	// must not be needed for them.
-	outcomes := make([]Outcome, len(flows))
+	questions := make([]kernel.Question, len(flows))
 	for i, f := range flows {
-		outcomes[i] = Outcome{Flow: f, Verdict: look.Verdict(f)}
+		questions[i] = kernel.Question{Flow: f, External: true}
+	}
+	answers, err := look.Together(ctx, questions)
+	if err != nil {
+		return nil, fmt.Errorf("ask: %w", err)
 	}
 	fates, err := n.Send(flows)
 	if err != nil {
 		return nil, err
 	}
-	for i := range outcomes {
-		o := &outcomes[i]
-		o.Fate = fates[i]
-		o.Wrong = n.wrong(*o)
+	outcomes := make([]Outcome, len(flows))
+	for i, f := range flows {
+		outcomes[i] = Outcome{Flow: f, Verdict: answers[i].Verdict, Fate: fates[i]}
+		outcomes[i].Wrong = n.wrong(outcomes[i])
 	}
 	return outcomes, nil
 }

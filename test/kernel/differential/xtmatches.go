@@ -16,12 +16,13 @@ var xtProtocols = []construct{
 		return g.some("-p tcp -m tcp ", "-p udp -m udp ", "-p sctp -m sctp ") + g.not() + "--sport " + g.some("1024:65535", "0:1023", "80", "0:65535", "20000:60000")
 	}},
 	{"--tcp-flags", 3, everywhere, "", "", func(g *generator) string {
-		return "-p tcp -m tcp " + g.not() + g.some("--syn", "--syn", "--tcp-flags SYN,ACK ACK", "--tcp-flags ALL SYN", "--tcp-flags ALL NONE", "--tcp-flags SYN,RST SYN,RST", "--tcp-flags FIN,RST NONE")
+		return "-p tcp -m tcp " + g.not() + g.some("--syn", "--syn", "--tcp-flags SYN,ACK ACK", "--tcp-flags ALL SYN", "--tcp-flags ALL NONE", "--tcp-flags SYN,RST ALL", "--tcp-flags FIN,RST NONE")
 	}},
 	{"--tcp-option", 1, everywhere, "", "", func(g *generator) string { return "-p tcp -m tcp " + g.not() + "--tcp-option " + g.some("2", "8") }},
 	{"--chunk-types", 1, everywhere, "", "", func(g *generator) string {
 		return "-p sctp -m sctp " + g.not() + "--chunk-types " + g.some("any INIT", "all INIT", "only INIT,DATA", "any DATA")
 	}},
+	{"-m ecn", 1, everywhere, "", "4", fixed("-p tcp -m ecn --ecn-tcp-cwr", "-p tcp -m ecn ! --ecn-tcp-ece")},
 	{"-m multiport", 4, everywhere, "", "", func(g *generator) string {
 		return g.some("-p tcp", "-p udp", "-p sctp") + " -m multiport " + g.not() + g.some("--dports ", "--dports ", "--ports ", "--sports ") +
 			g.some(g.port()+","+g.port(), "80:81,"+g.port(), "22,3000:9000", "1:1023,8080", "1024:65535", "0:65535", "22")
@@ -62,7 +63,7 @@ var xtMatches = []construct{
 	{"-m addrtype", 5, everywhere, "", "6", negatable("addrtype", "--src-type LOCAL", "--dst-type LOCAL", "--dst-type UNICAST", "--dst-type MULTICAST", "--src-type LOCAL,UNICAST", "--dst-type UNREACHABLE", "--dst-type ANYCAST,LOCAL")},
 	{"--limit-iface", 1, prerouting | input | forward, "", "", negatable("addrtype", "--dst-type LOCAL --limit-iface-in", "--src-type UNICAST --limit-iface-in")},
 	{"-m iprange", 5, everywhere, "", "", func(g *generator) string {
-		return "-m iprange " + g.not() + g.some("--src-range ", "--dst-range ") + g.span("-")
+		return "-m iprange " + g.not() + g.some("--src-range ", "--dst-range ") + g.span()
 	}},
 	{"-m comment", 3, everywhere, "", "", fixed(`-m comment --comment "-j DROP"`, `-m comment --comment "a \"b\" \\"`, "-m comment --comment x")},
 	{"--physdev-is-bridged", 5, forward | postrouting, "", "", negatable("physdev", "--physdev-is-bridged")},
@@ -95,7 +96,6 @@ var xtMatches = []construct{
 	{"-m policy", 1, prerouting | input | forward, "", "", fixed("-m policy --dir in --pol none", "-m policy --dir in --pol ipsec")},
 	{"-m devgroup", 1, prerouting | input | forward, "", "", negatable("devgroup", "--src-group 0", "--src-group 5")},
 	{"-m realm", 1, input | forward | output | postrouting, "", "4", negatable("realm", "--realm 0", "--realm 7")},
-	{"-m ecn", 1, everywhere, "", "4", fixed("-m ecn --ecn-ip-ect 0", "-m ecn ! --ecn-ip-ect 0")},
 	{"-m cpu", 1, everywhere, "", "", negatable("cpu", "--cpu 0", "--cpu 1")},
 	{"-m cluster", 1, everywhere, "", "", fixed("-m cluster --cluster-total-nodes 2 --cluster-local-node 1 --cluster-hash-seed 1")},
 	{"-m bpf", 1, everywhere, "", "", fixed(`-m bpf --bytecode "1,6 0 0 65535"`, `-m bpf --bytecode "1,6 0 0 0"`)},
