@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,9 +17,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
+	"github.com/policygate/policygate/test/e2e/testbed"
 )
 
 // kubectlTraces asks as a person does, with the plugin's executable, and holds
@@ -73,6 +76,28 @@ func kubectlTraces(t *testing.T, f fixture) {
 		if status != tracev1.ExitError || stdout != "" || !strings.Contains(stderr, want) {
 			t.Errorf("exit status %d, stdout %q, stderr %q; want 1 and %q", status, stdout, stderr, want)
 		}
+	})
+	t.Run("a person needs the shipped Role and no more", func(t *testing.T) {
+		ask := []string{"trace", "--as=alice", "-n", ns, client.Name, fmt.Sprintf("%s:%d", server.Name, servedPort)}
+		status, _, stderr := f.plugin(t, ask...)
+		if want := "the Role policygate-trace-user in namespace policygate-system allows it"; status != tracev1.ExitError || !strings.Contains(stderr, want) {
+			t.Errorf("without it: exit status %d, stderr %q; want 1 and %q", status, stderr, want)
+		}
+		bindings := f.Client.RbacV1().RoleBindings(testbed.Namespace)
+		_, err := bindings.Create(t.Context(), &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: "alice"},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "policygate-trace-user"},
+			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "alice"}},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := bindings.Delete(context.Background(), "alice", metav1.DeleteOptions{}); err != nil {
+				t.Error(err)
+			}
+		})
+		f.traced(t, tracev1.Allowed, ask[1:]...)
 	})
 	t.Run("a Pod that does not exist is named", func(t *testing.T) {
 		status, _, stderr := f.plugin(t, "trace", "-n", ns, "nobody", fmt.Sprintf("%s:%d", server.Name, servedPort))
