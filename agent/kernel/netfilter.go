@@ -103,6 +103,9 @@ type Netfilter struct {
 // New opens the node's netfilter in the network namespace of the calling
 // thread. Close frees it.
 func New(options Options) (*Netfilter, error) {
+	if err := xtables.CheckArchitecture(); err != nil {
+		return nil, err
+	}
 	options = options.withDefaults()
 	conn, err := nlconn.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
