@@ -65,28 +65,36 @@ func describe(c Conn, name string) description {
 
 func header(c Conn, name string) (description, error) {
 	d := description{}
-	err := c.Ask(subsysIPSet|ipsetHeader, 0, setRequest(nil, name), func(body []byte) error {
-		if len(body) < nlconn.NFGenMsgLen {
-			return errors.New("answer without header")
-		}
-		return nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
-			switch kind {
-			case ipsetAttrTypeName:
-				d.kind = nlconn.Text(value)
-			case ipsetAttrFamily:
-				if len(value) > 0 {
-					d.family = value[0]
-				}
-			}
-		})
+	err := c.Ask(subsysIPSet|ipsetHeader, 0, setRequest(nil, name), func(body []byte) (err error) {
+		d, err = described(body)
+		return err
 	})
 	if err != nil {
 		return d, fmt.Errorf("header of set %s: %w", name, err)
 	}
+	return d, nil
+}
+
+// described reads the answer to HEADER.
+func described(body []byte) (description, error) {
+	d := description{}
+	if len(body) < nlconn.NFGenMsgLen {
+		return d, errors.New("answer without header")
+	}
+	err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
+		switch kind {
+		case ipsetAttrTypeName:
+			d.kind = nlconn.Text(value)
+		case ipsetAttrFamily:
+			if len(value) > 0 {
+				d.family = value[0]
+			}
+		}
+	})
 	if _, fields, ok := strings.Cut(d.kind, ":"); ok {
 		d.fields = strings.Split(fields, ",")
 	}
-	return d, nil
+	return d, err
 }
 
 // errLongList means that a list:set has more members than are told at once, so
@@ -125,10 +133,11 @@ func listed(body []byte) ([]string, error) {
 		case ipsetAttrTypeName:
 			kind = nlconn.Text(value)
 		case ipsetAttrADT:
-			problem = nlconn.Attributes(value, func(_ uint16, element []byte) {
+			err := nlconn.Attributes(value, func(_ uint16, element []byte) {
 				name, err := memberName(element)
 				members, problem = append(members, name), errors.Join(problem, err)
 			})
+			problem = errors.Join(problem, err)
 		}
 	})
 	if err == nil && kind != "list:set" {

@@ -4,6 +4,7 @@
 package ipset
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -255,10 +256,14 @@ func TestANotedQuestionCanBeAskedAgainWithoutTheRules(t *testing.T) {
 	}
 }
 
-func FuzzListed(f *testing.F) {
+func FuzzAnswers(f *testing.F) {
 	answer := attribute([]byte{0, 0, 0, 0}, ipsetAttrTypeName, "list:set\x00")
-	answer = nlconn.Attribute(answer, ipsetAttrADT, nlconn.Attribute(nil, ipsetAttrData, attribute(nil, ipsetAttrName, "a\x00")))
+	answer = attribute(answer, ipsetAttrFamily, "\x02")
+	answer = attribute(answer, ipsetAttrSetName, "a\x00")
+	answer = nlconn.Attribute(answer, ipsetAttrADT, nlconn.Attribute(nil, ipsetAttrData, attribute(nil, ipsetAttrName, "b\x00")))
 	f.Add(answer)
+	// The second of these elements has no name.
+	f.Add([]byte("0000\r\x00\x03\x00list:set\x0000010\x00\x08\x00\f\x000000000000"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		members, err := listed(body)
 		for _, name := range members {
@@ -266,5 +271,61 @@ func FuzzListed(f *testing.F) {
 				t.Errorf("a member without a name of %x", body)
 			}
 		}
+		if d, err := described(body); err == nil && d.kind != "" {
+			element, answer, why := d.element(nil, []ruleset.Direction{ruleset.Src, ruleset.Dst}, packet)
+			if element == nil && answer == trace.Unknown && why == "" {
+				t.Errorf("a set of type %q: unknown without a reason", d.kind)
+			}
+		}
+		if name, _ := named(body); strings.Contains(name, "\x00") {
+			t.Errorf("name %q", name)
+		}
 	})
+}
+
+func TestNamesOfSets(t *testing.T) {
+	kernel := &namedSets{1: "one", 2: "two"}
+	names := NewNames(kernel)
+	for index, want := range map[uint16]string{1: "one", 2: "two", 3: ""} {
+		for range 2 {
+			if name, err := names.SetName(index); name != want || (err == nil) != (want != "") {
+				t.Errorf("set %d: got %q, error %v", index, name, err)
+			}
+		}
+	}
+	if names.Asked() != 3 || !names.Failed() || !names.Same() {
+		t.Errorf("asked %d, failed %t, same %t", names.Asked(), names.Failed(), names.Same())
+	}
+	for name, change := range map[string]func(k namedSets){
+		"another name":             func(k namedSets) { k[1] = "another" },
+		"a set that is gone":       func(k namedSets) { delete(k, 2) },
+		"a set that was not there": func(k namedSets) { k[3] = "three" },
+	} {
+		changed := namedSets{1: "one", 2: "two"}
+		names.conn = &changed
+		if !names.Same() {
+			t.Errorf("%s: another before", name)
+		}
+		if change(changed); names.Same() {
+			t.Errorf("%s: the same", name)
+		}
+	}
+}
+
+// namedSets answers GET_BYINDEX.
+type namedSets map[uint16]string
+
+func (k namedSets) Ask(_, _ uint16, body []byte, each func([]byte) error) error {
+	name := ""
+	if err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
+		if kind == ipsetAttrIndex {
+			name = k[binary.BigEndian.Uint16(value)]
+		}
+	}); err != nil {
+		return err
+	}
+	if name == "" {
+		return unix.ENOENT
+	}
+	return each(attribute([]byte{0, 0, 0, 0}, ipsetAttrSetName, name+"\x00"))
 }

@@ -73,10 +73,6 @@ func (s *Names) Same() bool {
 	return true
 }
 
-// Hold reports whether every index asked for so far was resolved and still has
-// its name.
-func (s *Names) Hold() bool { return !s.Failed() && s.Same() }
-
 // Failed reports whether an index could not be resolved.
 func (s *Names) Failed() bool {
 	s.mu.Lock()
@@ -96,28 +92,15 @@ func (s *Names) Asked() int {
 	return len(s.names)
 }
 
-// String returns the names with their indices, the same for the same names.
-func (s *Names) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return fmt.Sprint(s.names)
-}
-
 // resolve asks for the name of one set, which pins nothing.
 func resolve(c Conn, index uint16) resolved {
 	request := nlconn.NFGenMsg(unix.AF_INET, 0)
 	request = nlconn.Attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
 	request = nlconn.Attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
 	name := ""
-	err := c.Ask(subsysIPSet|ipsetByIndex, 0, request, func(body []byte) error {
-		if len(body) < nlconn.NFGenMsgLen {
-			return errors.New("answer without header")
-		}
-		return nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
-			if kind == ipsetAttrSetName {
-				name = nlconn.Text(value)
-			}
-		})
+	err := c.Ask(subsysIPSet|ipsetByIndex, 0, request, func(body []byte) (err error) {
+		name, err = named(body)
+		return err
 	})
 	if err == nil && name == "" {
 		err = errors.New("answer without a name")
@@ -126,4 +109,17 @@ func resolve(c Conn, index uint16) resolved {
 		return resolved{problem: fmt.Sprintf("name of set %d: %v", index, err)}
 	}
 	return resolved{name: name}
+}
+
+// named reads the answer to GET_BYINDEX.
+func named(body []byte) (name string, err error) {
+	if len(body) < nlconn.NFGenMsgLen {
+		return "", errors.New("answer without header")
+	}
+	err = nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
+		if kind == ipsetAttrSetName {
+			name = nlconn.Text(value)
+		}
+	})
+	return name, err
 }

@@ -41,7 +41,11 @@ func (n *node) read(_ string, buffer []byte) (*table, error) {
 	}
 	// What is in the buffer is overwritten, as the kernel does.
 	t := *n.loaded
-	t.buffer = append(buffer[:0], n.loaded.data...)
+	if cap(buffer) < len(n.loaded.data) {
+		buffer = make([]byte, len(n.loaded.data))
+	}
+	t.buffer = buffer[:len(n.loaded.data)]
+	copy(t.buffer, n.loaded.data)
 	t.data = t.buffer
 	return &t, nil
 }

@@ -5,6 +5,7 @@ package xtblob
 
 import (
 	"encoding/binary"
+	"math"
 
 	"github.com/policygate/policygate/agent/ruleset"
 )
@@ -79,10 +80,11 @@ func conntrackMatch(family ruleset.Family, revision uint8, data []byte) ([]rules
 func (b blob) connection(family ruleset.Family, revision uint8, asked, inverted uint16) ([]ruleset.Match, error) {
 	var all []ruleset.Match
 	if asked&ctProto != 0 {
-		if b.u16(136) > 255 {
+		number := b.u16(136)
+		if number > math.MaxUint8 {
 			return nil, errRange
 		}
-		all = append(all, ruleset.Proto{Number: uint8(b.u16(136)), Not: inverted&ctProto != 0})
+		all = append(all, ruleset.Proto{Number: uint8(number), Not: inverted&ctProto != 0})
 	}
 	for _, end := range []struct {
 		flag uint16
