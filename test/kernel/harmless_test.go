@@ -118,7 +118,7 @@ func (c *confirmer) start(t *testing.T, ns *namespace) (stop func()) {
 	var questions []kernel.Question
 	for i := range 4 * engineSets {
 		questions = append(questions, kernel.Question{Flow: flow.Flow{
-			Protocol: flow.TCP, Src: addr(fmt.Sprintf("10.244.2.%d", i+1)), Dst: addr("10.244.1.10"), Port: uint16(3000 + i%engineSets)}}) //nolint:gosec // A port.
+			Protocol: flow.TCP, Src: addr(fmt.Sprintf("10.244.2.%d", i+1)), Dst: addr("10.244.1.10"), Port: uint16(3000 + i%engineSets)}})
 	}
 	go func() {
 		defer close(ended)

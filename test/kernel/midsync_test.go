@@ -168,7 +168,7 @@ func (o *objects) flowsOf(subject string) []flow.Flow {
 			others = append(others, addr(p.Status.PodIP))
 		}
 		for _, port := range p.Spec.Containers[0].Ports {
-			if number := uint16(port.ContainerPort); !slices.Contains(ports, number) { //nolint:gosec // A port.
+			if number := uint16(port.ContainerPort); !slices.Contains(ports, number) {
 				ports = append(ports, number)
 			}
 		}
