@@ -46,9 +46,9 @@ func BenchmarkAgent(b *testing.B) {
 				window   time.Duration
 			}{
 				// Longer than the pause between two audits of an idle agent.
-				{"idle", nil, 20 * time.Second},
-				{"1-pending", subjects[:1], 10 * time.Second},
-				{"30-pending", subjects[1:], 10 * time.Second},
+				{"idle", nil, 16 * time.Second},
+				{"1-pending", subjects[:1], 6 * time.Second},
+				{"30-pending", subjects[1:], 6 * time.Second},
 			} {
 				b.Run(stage.name, func(b *testing.B) {
 					for b.Loop() {
