@@ -235,6 +235,7 @@ func (c *Confirmer) Withdraw(from Source, uid string) {
 	if s := c.subjects[uid]; s != nil {
 		delete(s.assignments, from.Replica)
 		c.tidy(uid, s)
+		c.count()
 	}
 }
 
@@ -248,6 +249,7 @@ func (c *Confirmer) Forget(replica string, before uint64) {
 			c.tidy(uid, s)
 		}
 	}
+	c.count()
 }
 
 // tidy drops what has no assignment any more.

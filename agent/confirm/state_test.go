@@ -176,7 +176,9 @@ func TestInterval(t *testing.T) {
 		age, cost, want time.Duration
 	}{
 		"a cheap look is taken every 100 ms":           {cost: time.Millisecond, want: 100 * time.Millisecond},
-		"a look takes at most a fifth of the time":     {cost: 40 * time.Millisecond, want: 160 * time.Millisecond},
+		"a look takes two percent of the time":         {cost: 4 * time.Millisecond, want: 200 * time.Millisecond},
+		"within 250 ms":                                {cost: 40 * time.Millisecond, want: 250 * time.Millisecond},
+		"but never more than a fifth":                  {cost: 70 * time.Millisecond, want: 280 * time.Millisecond},
 		"a costly look, too":                           {cost: time.Second, want: 4 * time.Second},
 		"after 30 s once in a second, however cheaply": {age: 30 * time.Second, cost: time.Millisecond, want: time.Second},
 		"an old subject's look may take as much":       {age: 30 * time.Second, cost: time.Second, want: 4 * time.Second},

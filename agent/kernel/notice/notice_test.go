@@ -72,9 +72,17 @@ func TestASourceThatFailsIsOpenedAgain(t *testing.T) {
 		var lines []string
 		log := funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{})
 		r := New(Options{Clock: clock.RealClock{}, Log: log})
+		var mu sync.Mutex // guards opened
 		var opened []*fake
+		at := func(i int) *fake {
+			mu.Lock()
+			defer mu.Unlock()
+			return opened[i]
+		}
 		refused := 2
 		r.commits = func() (source, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if refused > 0 {
 				refused--
 				return nil, errors.New("not yet")
@@ -97,17 +105,17 @@ func TestASourceThatFailsIsOpenedAgain(t *testing.T) {
 		}
 		expect(2*again-time.Millisecond, []string(nil)...)
 		expect(time.Millisecond, Begun)
-		opened[0].told <- Commits
+		at(0).told <- Commits
 		expect(0, Commits)
-		opened[0].fails <- errors.New("broken")
+		at(0).fails <- errors.New("broken")
 		expect(0, []string(nil)...)
-		<-opened[0].closed
+		<-at(0).closed
 		expect(again, Begun)
-		opened[1].told <- Lost
+		at(1).told <- Lost
 		expect(0, Lost)
 		cancel()
 		<-ended
-		<-opened[1].closed
+		<-at(1).closed
 		if len(lines) != 4 {
 			t.Errorf("log %q, want a line for each failure and for each end of one", lines)
 		}
