@@ -10,11 +10,11 @@ import (
 
 const (
 	// shortest and longest bound the time between looks while a subject is
-	// young. Within them a look takes two percent of the time. Nothing tells of
+	// young. Within them a look takes one percent of the time. Nothing tells of
 	// a change of sets, or of legacy tables that are written with another lock.
 	shortest = 100 * time.Millisecond
 	longest  = 250 * time.Millisecond
-	calm     = 50
+	calm     = 100
 	// patience is the age from which a subject is looked after once in slow.
 	patience = 30 * time.Second
 	slow     = time.Second

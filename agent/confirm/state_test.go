@@ -176,7 +176,7 @@ func TestInterval(t *testing.T) {
 		age, cost, want time.Duration
 	}{
 		"a cheap look is taken every 100 ms":           {cost: time.Millisecond, want: 100 * time.Millisecond},
-		"a look takes two percent of the time":         {cost: 4 * time.Millisecond, want: 200 * time.Millisecond},
+		"a look takes one percent of the time":         {cost: 2 * time.Millisecond, want: 200 * time.Millisecond},
 		"within 250 ms":                                {cost: 40 * time.Millisecond, want: 250 * time.Millisecond},
 		"but never more than a fifth":                  {cost: 70 * time.Millisecond, want: 280 * time.Millisecond},
 		"a costly look, too":                           {cost: time.Second, want: 4 * time.Second},
