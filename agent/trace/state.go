@@ -3,7 +3,11 @@
 
 package trace
 
-import "github.com/policygate/policygate/agent/ruleset"
+import (
+	"slices"
+
+	"github.com/policygate/policygate/agent/ruleset"
+)
 
 // tracking is what conntrack knows of the packet.
 type tracking uint8
@@ -187,4 +191,45 @@ next:
 		joined = append(joined, one)
 	}
 	s.list = joined
+}
+
+// tracks reports whether the kernel tracks the connections of the rule's
+// family because there is this rule (nf_ct_netns_get). Without any such rule
+// it does not, and then nat chains see no packet at all.
+func tracks(r *ruleset.Rule) bool {
+	for _, m := range r.Matches {
+		switch m := m.(type) {
+		case ruleset.CTState:
+			return true
+		case ruleset.Mark:
+			if m.Conn {
+				return true
+			}
+		case ruleset.Compare:
+			if ofConnection(m.Value) {
+				return true
+			}
+		case ruleset.Lookup:
+			if ofConnection(m.Key) {
+				return true
+			}
+		}
+	}
+	switch r.Target.Kind {
+	case ruleset.SetConnMark, ruleset.SaveMark, ruleset.RestoreMark:
+		return true
+	case ruleset.NewDestination, ruleset.NewSource:
+		// These two translate prefixes of IPv6 without.
+		return r.Target.Name != "DNPT" && r.Target.Name != "SNPT"
+	case ruleset.Decide:
+		return ofConnection(r.Target.Key)
+	default:
+		return false
+	}
+}
+
+func ofConnection(v ruleset.Value) bool {
+	return slices.ContainsFunc(v, func(b ruleset.Byte) bool {
+		return b.Known && (b.Field == ruleset.ConnMark || b.Field == ruleset.ConnState || b.Field == ruleset.ConnStatus)
+	})
 }

@@ -44,6 +44,8 @@ type walk struct {
 	// bytes and unknown hold the last value that was put together.
 	bytes, unknown []byte
 	memo           map[entry]*outcome
+	// connections: a rule was met that makes the kernel track connections.
+	connections bool
 	// asked are the latest of the questions that sets were asked at this hook.
 	asked     [4]question
 	questions int
@@ -144,6 +146,7 @@ func (w *walk) base(b *base, in []state, out *states) {
 	w.header = ruleset.NewHeader(w.flow.Src, w.flow.Dst, uint8(w.flow.Protocol), w.flow.Port)
 	top := w.top
 	enter, back := w.list(), w.list()
+	var untouched []state
 	for _, s := range in {
 		// Nat chains see tracked connections only, and none that another has
 		// given a new source.
@@ -156,6 +159,9 @@ func (w *walk) base(b *base, in []state, out *states) {
 			w.header = w.header.AnySource()
 		}
 		enter.add(s)
+		if b.chain.Base.NAT && !w.connections {
+			untouched = append(untouched, s)
+		}
 	}
 	if b.priority == conntrackPriority {
 		w.lookUp(b, &enter)
@@ -171,6 +177,12 @@ func (w *walk) base(b *base, in []state, out *states) {
 		}
 		w.note(at, s.cause, "policy accepts")
 		out.add(s)
+	}
+	if !w.connections {
+		for _, s := range untouched {
+			s.because(&cause{at: at, why: b.name() + " sees tracked connections only, and no rule shows that there are any"})
+			out.add(s)
+		}
 	}
 	w.top = top
 }
@@ -226,6 +238,7 @@ func (w *walk) chain(c *ruleset.Chain, in []state, back, accepted *states) {
 // rule shows a rule to the states. If it matches none of them nothing has
 // changed. Else it returns those that go on with the next rule.
 func (w *walk) rule(at place, current []state, next, back, accepted *states) (left []state, changed bool) {
+	w.connections = w.connections || tracks(at.rule)
 	for i := range current {
 		s := current[i]
 		hit := w.matches(at.rule, &s)

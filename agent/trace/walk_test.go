@@ -237,7 +237,10 @@ func TestNATChainsAreCalledWhereTheKernelCallsThem(t *testing.T) {
 		"nor the port":                                  {[]ruleset.Table{nat(100, masquerade), post(200, drop(ruleset.Ports{Dir: ruleset.Src, Ranges: []ruleset.PortRange{{From: 1, To: 99}}}))}, flow.Inconclusive},
 		"a nat chain's own priority counts for nothing": {[]ruleset.Table{nat(-50, masquerade), post(0, fromSource)}, flow.Denied},
 		"a second nat chain is not asked":               {[]ruleset.Table{nat(100, masquerade), nat(101, drop())}, flow.Allowed},
-		"among nat chains the own priority counts":      {[]ruleset.Table{nat(101, masquerade), nat(100, drop())}, flow.Denied},
+		"among nat chains the own priority counts":      {[]ruleset.Table{nat(101, masquerade), nat(100, drop(ruleset.CTState{States: ruleset.New}))}, flow.Denied},
+		"who says that there are connections":           {[]ruleset.Table{nat(100, drop())}, flow.Inconclusive},
+		"a rule before it that asks for them":           {[]ruleset.Table{post(-1, drop(ruleset.Mark{Conn: true, Value: 1, Mask: 1})), nat(100, drop())}, flow.Denied},
+		"it need not be known where it changes nothing": {[]ruleset.Table{nat(100, does(ruleset.Target{Kind: ruleset.Accept}))}, flow.Allowed},
 	} {
 		t.Run(title, func(t *testing.T) {
 			if got := trace.Trace(c.tables, forward, asked, namedSets{}); got.Answer != c.want {

@@ -37,3 +37,30 @@ func TestWhatWasFoundWrongStaysRight(t *testing.T) {
 		}
 	})
 }
+
+// foundNative are nft's own.
+var foundNative = map[string]string{
+	"nat chains see nothing where no rule needs connections": "add table inet t; add chain inet t c { type nat hook input priority 100; policy drop; }; add chain inet t p { type nat hook prerouting priority -100; policy drop; }",
+	"nor do they mark anything":                              "add table inet t; add chain inet t p { type nat hook prerouting priority -100; policy accept; }; add rule inet t p meta mark set 1; add chain inet t c { type filter hook forward priority 0; policy accept; }; add rule inet t c meta mark 1 drop",
+}
+
+func TestWhatWasFoundWrongInNftStaysRight(t *testing.T) {
+	onNode(t, func(n *Node) {
+		for name, rules := range foundNative {
+			texts := strings.Split(rules, "; add ")
+			for i := range texts {
+				texts[i] = "add " + strings.TrimPrefix(texts[i], "add ")
+			}
+			outcomes, err := n.Try(t.Context(), &Ruleset{Loads: []Load{{"nft", lines(false, texts...)}}}, newGenerator(1, n.sets).flows(n, 400))
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for _, o := range outcomes {
+				if o.Wrong != "" {
+					t.Errorf("%s: %s: %s, %s", name, o.Flow, o.Verdict, o.Wrong)
+					break
+				}
+			}
+		}
+	})
+}
