@@ -342,6 +342,44 @@ func TestWhatOneEvaluationAsksIsOneBatch(t *testing.T) {
 	})
 }
 
+func TestWhatIsLackingIsAskedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, out := &dataplane{verdicts: map[flow.Flow]flow.Answer{client: flow.Allowed, stranger: flow.Allowed}}, &outbox{}
+		c, _, _ := newNoticed(t, d, out)
+		must(t, c.Assign(replicaA, assign("u", 1)))
+		pass(time.Second)
+		out.taken()
+		d.set(func(d *dataplane) { d.batches = nil })
+		pass(10 * time.Second)
+		all, first := 0, 0
+		d.set(func(d *dataplane) {
+			for _, b := range d.batches {
+				switch {
+				case len(b) == 2:
+					all++
+				case len(b) == 1 && b[0].Flow == stranger:
+					first++
+				default:
+					t.Errorf("asked %v", b)
+				}
+			}
+			// Now the other one is lacking.
+			d.verdicts = map[flow.Flow]flow.Answer{client: flow.Denied, stranger: flow.Denied}
+		})
+		if all < 8 || all > 11 || first < 80 {
+			t.Errorf("in 10 s all were asked %d times and what is lacking %d times, want about 10 and 90", all, first)
+		}
+		pass(2 * shortest)
+		expect(t, out, sent{replicaA, &hubv1.Report{
+			Uid: "u", Generation: 1, UnmetRequired: 1,
+			Unmet: []*hubv1.Unmet{{Expectation: 0, Reason: "denied (rule)"}},
+		}})
+		d.set(func(d *dataplane) { d.verdicts = programmed() })
+		pass(shortest + secondLook)
+		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1, Confirmed: true}})
+	})
+}
+
 func TestChangesInABurstAreOneRewrite(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	type observation struct {

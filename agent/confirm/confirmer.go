@@ -120,6 +120,9 @@ type evaluation struct {
 	observed bool
 	seenAt   time.Time
 	answer   answer
+	// judgedAt is when answer was made of all expectations; zero if they could
+	// not be judged.
+	judgedAt time.Time
 	// confirmedSince is when the answer became confirmed, if it is.
 	confirmedSince time.Time
 	// told is the answer that was reported last, at toldAt.
@@ -280,10 +283,15 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 	if seen.began.Before(e.seenAt) {
 		return
 	}
+	if of.idle {
+		e.seenAt = seen.began
+		return
+	}
 	before := e.answer.confirmed
 	if of.err != nil {
 		reason := printable("the dataplane could not be read: " + of.err.Error())
 		e.answer = e.state.fail(reason, requiredIn(e.expectations))
+		e.judgedAt = time.Time{}
 	} else {
 		var excused [families]bool
 		if e.excuse {
@@ -291,6 +299,7 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 		}
 		m := moment{began: seen.began, ended: j.ended, rewrites: c.rewrites.observe(of.changes, j.ended)}
 		e.answer = e.state.observe(m, of.findings.result(excused))
+		e.judgedAt = j.ended
 	}
 	e.observed, e.seenAt = true, seen.began
 	switch {

@@ -41,7 +41,9 @@
 //   - what Notices tells brings the next one forward, 10 ms after the first of
 //     a burst;
 //   - a look never takes more than a fifth of the time, whatever is told;
-//   - a look answers all that are pending and some of the others.
+//   - a look answers all that are pending and some of the others. Of one that
+//     lacks something, it asks for that first, and for the rest only if it has
+//     come to hold or a second has passed.
 //
 // While none is, no notices are taken, and each 15 s an audit asks what else
 // could hide the dataplane and takes one look at a sample of the evaluations,

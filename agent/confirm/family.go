@@ -161,6 +161,9 @@ func find(expectations []expectation, answers []Answer) findings {
 	return all
 }
 
+// unmet reports whether a required expectation does not hold.
+func (d findings) unmet() bool { return d[ipv4].requiredCount+d[ipv6].requiredCount > 0 }
+
 // stranger counts the answer to a flow that must be denied.
 func (d *finding) stranger(f flow.Flow, a flow.Answer) {
 	switch a {

@@ -162,11 +162,13 @@ type judgement struct {
 }
 
 // judged is what a look says about one evaluation. There are no findings with
-// an err.
+// an err, nor if it is idle.
 type judged struct {
 	findings findings
 	changes  uint64
 	err      error
+	// idle: what was unmet still is, and nothing else was asked.
+	idle bool
 }
 
 // cost is how long the look took.
@@ -182,12 +184,7 @@ func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *
 			j.each[e] = judged{err: seen.err}
 			continue
 		}
-		answers, changes, err := seen.together(ctx, e.questions)
-		if err != nil {
-			j.each[e] = judged{err: err}
-			continue
-		}
-		j.each[e] = judged{findings: find(e.expectations, answers), changes: changes}
+		j.each[e] = e.judge(ctx, seen, c.lacking(e))
 	}
 	if seen.err == nil {
 		for f, witnesses := range c.witnesses() {
@@ -199,6 +196,44 @@ func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *
 		c.metrics.took(j.cost())
 	}
 	return j
+}
+
+// lacking returns the expectations, by their index, that have to come to hold
+// before it is worth while to ask for the others: the required ones that were
+// named as unmet. There are none if all are to be asked, which is the case once
+// in slow for the report and for what is learned of the engine.
+func (c *Confirmer) lacking(e *evaluation) []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.subjects[e.uid]
+	if s == nil || !s.toldOf(e) || e.answer.confirmed || c.clock.Since(e.judgedAt) >= slow {
+		return nil
+	}
+	var all []int
+	for _, u := range e.answer.unmet[:min(e.answer.required, len(e.answer.unmet))] {
+		all = append(all, u.index)
+	}
+	return all
+}
+
+// judge holds e's expectations against the look: all of them, unless one that
+// is lacking still does not hold.
+func (e *evaluation) judge(ctx context.Context, seen *sight, lacking []int) judged {
+	if len(lacking) > 0 {
+		expectations, first := make([]expectation, len(lacking)), make([]Question, len(lacking))
+		for i, index := range lacking {
+			expectations[i], first[i] = e.expectations[index], e.questions[index]
+		}
+		answers, _, err := seen.together(ctx, first)
+		if err == nil && find(expectations, answers).unmet() {
+			return judged{idle: true}
+		}
+	}
+	answers, changes, err := seen.together(ctx, e.questions)
+	if err != nil {
+		return judged{err: err}
+	}
+	return judged{findings: find(e.expectations, answers), changes: changes}
 }
 
 // anyDenied reports whether the look denies any of the flows.
@@ -237,6 +272,8 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 	for _, e := range evaluations {
 		of := j.each[e]
 		switch {
+		case of.idle:
+			// Nothing was learned, and nothing ends.
 		case of.err != nil:
 			e.open = openSince{}
 		case !j.seen.began.Before(e.seenAt) && e.malformed == nil:
