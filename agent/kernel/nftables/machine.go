@@ -406,6 +406,15 @@ func (m *machine) log(a *attrs) {
 }
 
 func (m *machine) nat(a *attrs) {
+	other := uint32(unix.NFPROTO_IPV6)
+	if m.family == ruleset.IPv6 {
+		other = unix.NFPROTO_IPV4
+	}
+	if family, ok := a.number(unix.NFTA_NAT_FAMILY); ok && family == other {
+		// In a table of family inet it lets packets of the other one pass on
+		// (nft_nat_inet_eval).
+		return
+	}
 	kind, ok := a.number(unix.NFTA_NAT_TYPE)
 	switch {
 	case ok && kind == unix.NFT_NAT_SNAT:

@@ -41,6 +41,7 @@ func TestWhatWasFoundWrongStaysRight(t *testing.T) {
 // foundNative are nft's own.
 var foundNative = map[string]string{
 	"nat chains see nothing where no rule needs connections": "add table inet t; add chain inet t c { type nat hook input priority 100; policy drop; }; add chain inet t p { type nat hook prerouting priority -100; policy drop; }",
+	"nat of the other family does nothing":                   "add table inet t; add chain inet t c { type nat hook postrouting priority 100; policy drop; }; add rule inet t c ct state new snat ip6 to fd00:192:168:100::10; add chain inet t p { type nat hook prerouting priority -100; policy drop; }; add rule inet t p ct state new dnat ip to 10.244.1.10",
 	"nor do they mark anything":                              "add table inet t; add chain inet t p { type nat hook prerouting priority -100; policy accept; }; add rule inet t p meta mark set 1; add chain inet t c { type filter hook forward priority 0; policy accept; }; add rule inet t c meta mark 1 drop",
 }
 
