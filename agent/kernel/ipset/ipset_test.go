@@ -315,17 +315,21 @@ func TestNamesOfSets(t *testing.T) {
 // namedSets answers GET_BYINDEX.
 type namedSets map[uint16]string
 
-func (k namedSets) Ask(_, _ uint16, body []byte, each func([]byte) error) error {
-	name := ""
-	if err := nlconn.Attributes(body[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
-		if kind == ipsetAttrIndex {
-			name = k[binary.BigEndian.Uint16(value)]
+func (k namedSets) AskEach(_ uint16, requests [][]byte, each func(i int, body []byte, refusal error)) error {
+	for i, request := range requests {
+		name := ""
+		if err := nlconn.Attributes(request[nlconn.NFGenMsgLen:], func(kind uint16, value []byte) {
+			if kind == ipsetAttrIndex {
+				name = k[binary.BigEndian.Uint16(value)]
+			}
+		}); err != nil {
+			return err
 		}
-	}); err != nil {
-		return err
+		if name == "" {
+			each(i, nil, unix.ENOENT)
+			continue
+		}
+		each(i, attribute([]byte{0, 0, 0, 0}, ipsetAttrSetName, name+"\x00"), nil)
 	}
-	if name == "" {
-		return unix.ENOENT
-	}
-	return each(attribute([]byte{0, 0, 0, 0}, ipsetAttrSetName, name+"\x00"))
+	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,14 +23,22 @@ const (
 	ipsetByIndexProtocol = 7
 
 	ipsetAttrIndex = 11
+
+	// requestSpace holds a request for a name.
+	requestSpace = 20
 )
+
+// BulkConn asks the kernel many things of one kind, as nlconn.Conn does.
+type BulkConn interface {
+	AskEach(kind uint16, requests [][]byte, each func(i int, body []byte, refusal error)) error
+}
 
 // Names resolves the indices by which rules refer to ipsets, each once. A
 // set that a rule refers to can be neither destroyed nor renamed, and a swap
 // moves the contents only, so a name holds as long as the rule does. It is
 // safe for concurrent use.
 type Names struct {
-	conn Conn
+	conn BulkConn
 
 	mu    sync.Mutex // guards names
 	names map[uint16]resolved
@@ -39,7 +49,7 @@ type Names struct {
 type resolved struct{ name, problem string }
 
 // NewNames returns names of which none is resolved yet, asked for over c.
-func NewNames(c Conn) *Names {
+func NewNames(c BulkConn) *Names {
 	return &Names{conn: c, names: map[uint16]resolved{}}
 }
 
@@ -47,17 +57,32 @@ var _ xtblob.Sets = (*Names)(nil)
 
 // SetName implements xtblob.Sets.
 func (s *Names) SetName(index uint16) (string, error) {
+	s.Resolve([]uint16{index})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, ok := s.names[index]
-	if !ok {
-		r = resolve(s.conn, index)
-		s.names[index] = r
-	}
+	r := s.names[index]
 	if r.problem != "" {
 		return "", errors.New(r.problem)
 	}
 	return r.name, nil
+}
+
+// Resolve resolves indices at once, which is cheaper than one by one.
+func (s *Names) Resolve(indices []uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var unknown []uint16
+	for _, index := range indices {
+		if _, ok := s.names[index]; !ok {
+			unknown = append(unknown, index)
+		}
+	}
+	if len(unknown) == 0 {
+		return
+	}
+	for i, r := range resolve(s.conn, unknown) {
+		s.names[unknown[i]] = r
+	}
 }
 
 // Same reports whether every index asked for so far is resolved now as it was
@@ -65,8 +90,9 @@ func (s *Names) SetName(index uint16) (string, error) {
 func (s *Names) Same() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for index, r := range s.names {
-		if resolve(s.conn, index) != r {
+	indices := slices.Collect(maps.Keys(s.names))
+	for i, r := range resolve(s.conn, indices) {
+		if r != s.names[indices[i]] {
 			return false
 		}
 	}
@@ -92,23 +118,32 @@ func (s *Names) Asked() int {
 	return len(s.names)
 }
 
-// resolve asks for the name of one set, which pins nothing.
-func resolve(c Conn, index uint16) resolved {
-	request := nlconn.NFGenMsg(unix.AF_INET, 0)
-	request = nlconn.Attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
-	request = nlconn.Attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
-	name := ""
-	err := c.Ask(subsysIPSet|ipsetByIndex, 0, request, func(body []byte) (err error) {
-		name, err = named(body)
-		return err
+// resolve asks for the names of sets, which pins nothing.
+func resolve(c BulkConn, indices []uint16) []resolved {
+	all, requests := make([]resolved, len(indices)), make([][]byte, len(indices))
+	for i, index := range indices {
+		request := append(make([]byte, 0, requestSpace), nlconn.NFGenMsg(unix.AF_INET, 0)...)
+		request = nlconn.Attribute(request, ipsetAttrProtocol, []byte{ipsetByIndexProtocol})
+		requests[i] = nlconn.Attribute(request, ipsetAttrIndex|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint16(nil, index))
+		all[i].problem = fmt.Sprintf("name of set %d: no answer", index)
+	}
+	err := c.AskEach(subsysIPSet|ipsetByIndex, requests, func(i int, body []byte, refusal error) {
+		name, err := "", refusal
+		if err == nil {
+			name, err = named(body)
+		}
+		if err != nil {
+			all[i] = resolved{problem: fmt.Sprintf("name of set %d: %v", indices[i], err)}
+			return
+		}
+		all[i] = resolved{name: name}
 	})
-	if err == nil && name == "" {
-		err = errors.New("answer without a name")
-	}
 	if err != nil {
-		return resolved{problem: fmt.Sprintf("name of set %d: %v", index, err)}
+		for i, index := range indices {
+			all[i] = resolved{problem: fmt.Sprintf("name of set %d: %v", index, err)}
+		}
 	}
-	return resolved{name: name}
+	return all
 }
 
 // named reads the answer to GET_BYINDEX.
@@ -121,5 +156,8 @@ func named(body []byte) (name string, err error) {
 			name = nlconn.Text(value)
 		}
 	})
+	if err == nil && name == "" {
+		err = errors.New("answer without a name")
+	}
 	return name, err
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/policygate/policygate/agent/kernel/nlconn"
-	"github.com/policygate/policygate/agent/kernel/xtblob"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
@@ -19,7 +18,7 @@ var errPolicy = errors.New("no policy at its end")
 // split returns the table in terms of the model. Its chains and their policies
 // are there, and the rules of a chain are decoded when they are first asked
 // for. sets is asked then, and has to be safe for concurrent use.
-func (t *table) split(sets xtblob.Sets) (ruleset.Table, error) {
+func (t *table) split(sets names) (ruleset.Table, error) {
 	s := splitter{
 		table:   ruleset.Table{Family: t.family, Backend: ruleset.Legacy, Name: t.name},
 		decoder: &decoder{layout: layoutOf(t.family), data: t.data, sets: sets, heads: map[int]*ruleset.Chain{}},

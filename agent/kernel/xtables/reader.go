@@ -43,7 +43,7 @@ var ErrUnsettled = errors.New("the legacy tables kept changing while they were r
 // Reader reads the legacy tables, and only those that exist: to read another
 // would create it. It is safe for concurrent use.
 type Reader struct {
-	conn ipset.Conn
+	conn ipset.BulkConn
 	// proc is the directory with ip_tables_names.
 	proc string
 	dial func(ruleset.Family) (source, error)
@@ -85,7 +85,7 @@ type loaded struct {
 
 // New returns a Reader that takes the names of the tables from proc and those
 // of the sets from the kernel over c.
-func New(c ipset.Conn, proc string) *Reader { return &Reader{conn: c, proc: proc, dial: dial} }
+func New(c ipset.BulkConn, proc string) *Reader { return &Reader{conn: c, proc: proc, dial: dial} }
 
 // Read returns the tables that are loaded now, whole or an error, and a stamp:
 // two equal stamps of one Reader mean equal rules and sets of equal names.
@@ -175,7 +175,9 @@ func (r *Reader) load(s source, id tableID, last *loaded) (*loaded, error) {
 // Read was still loaded after the names of its sets were looked up, so that
 // all that was read of it is of one moment. It costs a read of every table for
 // which a name was looked up since, and nothing if none was. It says nothing
-// about two tables, nor about one that a later Read has replaced.
+// about two tables, nor about one that a later Read has replaced. A table that
+// was replaced and put back in between, with other sets under its indices, is
+// found by the next Read.
 func (r *Reader) Holds(ctx context.Context) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -197,13 +199,9 @@ func (r *Reader) Holds(ctx context.Context) (bool, error) {
 	return holds && err == nil, err
 }
 
-// check reports whether the table is still loaded and its sets have the names
-// that they had before.
+// check reports whether the table is still loaded.
 func (l *loaded) check(s source) (bool, error) {
 	asked := l.names.Asked()
-	if !l.names.Same() {
-		return false, nil
-	}
 	now, err := s.read(l.name, l.spare)
 	switch {
 	case errors.Is(err, errGone):

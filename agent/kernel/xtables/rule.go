@@ -24,11 +24,18 @@ const (
 	verdictReturn = -5
 )
 
+// names has the names of sets by their indices.
+type names interface {
+	xtblob.Sets
+	// Resolve announces indices of which the names will be asked for.
+	Resolve(indices []uint16)
+}
+
 // decoder makes rules of the entries of one table.
 type decoder struct {
 	layout layout
 	data   []byte
-	sets   xtblob.Sets
+	sets   names
 	// heads are the chains that a jump can lead to, by the offset of their
 	// first entry.
 	heads map[int]*ruleset.Chain
@@ -36,6 +43,7 @@ type decoder struct {
 
 // rules decodes the entries from one offset to another.
 func (d *decoder) rules(from, to int) ([]ruleset.Rule, error) {
+	d.sets.Resolve(d.asked(from, to))
 	var all []ruleset.Rule
 	for at := from; at < to; {
 		e, err := d.layout.entryAt(d.data[:to], at)
@@ -50,6 +58,29 @@ func (d *decoder) rules(from, to int) ([]ruleset.Rule, error) {
 		at = e.end()
 	}
 	return all, nil
+}
+
+// asked returns the indices of the sets that entries ask, as far as these are
+// well-formed. Each revision of the match begins with the index.
+func (d *decoder) asked(from, to int) []uint16 {
+	var indices []uint16
+	for at := from; at < to; {
+		e, err := d.layout.entryAt(d.data[:to], at)
+		if err != nil {
+			break
+		}
+		at = e.end()
+		matches, err := extensions(e.bytes[d.layout.size:e.target])
+		if err != nil {
+			break
+		}
+		for _, m := range matches {
+			if extensionName(m) == "set" && len(m) > extensionData+2 {
+				indices = append(indices, binary.NativeEndian.Uint16(m[extensionData:]))
+			}
+		}
+	}
+	return indices
 }
 
 func (d *decoder) rule(e entry) (ruleset.Rule, error) {

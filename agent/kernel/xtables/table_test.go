@@ -23,6 +23,8 @@ func (setless) SetName(index uint16) (string, error) {
 	return "", fmt.Errorf("set %d does not exist", index)
 }
 
+func (setless) Resolve([]uint16) {}
+
 // extension returns a match or target with its head, padded.
 func extensionOf(name string, data []byte) []byte {
 	b := make([]byte, extensionData, extensionData+len(data)+7)
