@@ -81,9 +81,9 @@ func (w work) run() (cost, error) {
 		sum.allocs += after.Mallocs - before.Mallocs
 	}
 	slices.Sort(walls)
-	n := uint64(w.rounds) * uint64(w.perRound) //nolint:gosec // Both are small.
+	n := uint64(w.rounds) * uint64(w.perRound)
 	return cost{
-		wall: walls[len(walls)/2] / time.Duration(w.perRound), cpu: sum.cpu / time.Duration(n), //nolint:gosec // It is small.
+		wall: walls[len(walls)/2] / time.Duration(w.perRound), cpu: sum.cpu / time.Duration(n),
 		bytes: sum.bytes / n, allocs: sum.allocs / n,
 	}, nil
 }

@@ -63,7 +63,7 @@ func serveHub(b *testing.B) (*fakeHub, string, error) {
 		return nil, "", err
 	}
 	h := &fakeHub{
-		port: int32(listener.Addr().(*net.TCPAddr).Port), opened: make(chan struct{}), //nolint:gosec,forcetypeassert // A port of TCP.
+		port: int32(listener.Addr().(*net.TCPAddr).Port), opened: make(chan struct{}), //nolint:forcetypeassert // It listens for TCP.
 		send: make(chan *hubv1.HubMessage, 64), reports: make(chan *hubv1.Report, 4096),
 	}
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{

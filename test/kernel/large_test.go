@@ -123,7 +123,7 @@ func copyOf(text string, n int) string {
 	rest := text
 	for end := nextHashed(rest); end >= 0; end = nextHashed(rest) {
 		b.WriteString(rest[:end-1])
-		b.WriteByte(byte('a' + n)) //nolint:gosec // n is below ten.
+		b.WriteByte(byte('a' + n))
 		rest = rest[end:]
 	}
 	b.WriteString(rest)
@@ -209,13 +209,13 @@ const localPods = 110
 // than the last, or with one all of the first; a few stay on the node. They
 // are the same each time.
 func (l *large) flows(n int, one bool) []flow.Flow {
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // It only has to be the same each time.
+	r := rand.New(rand.NewPCG(1, 2))
 	ports := []flow.Flow{
 		{Protocol: flow.TCP, Port: 3306}, {Protocol: flow.TCP, Port: 8080}, {Protocol: flow.TCP, Port: 443},
 		{Protocol: flow.UDP, Port: 53}, {Protocol: flow.TCP, Port: 80},
 	}
 	address := func(copied, node, host int) netip.Addr {
-		return netip.AddrFrom4([4]byte{10, byte(244 + copied), byte(node), byte(host)}) //nolint:gosec // All are bytes.
+		return netip.AddrFrom4([4]byte{10, byte(244 + copied), byte(node), byte(host)})
 	}
 	flows := make([]flow.Flow, 0, n)
 	seen := map[flow.Flow]bool{}
