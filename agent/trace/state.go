@@ -223,9 +223,9 @@ func tracks(r *ruleset.Rule) bool {
 		return r.Target.Name != "DNPT" && r.Target.Name != "SNPT"
 	case ruleset.Decide:
 		return ofConnection(r.Target.Key)
-	default:
-		return false
+	case ruleset.UnknownTarget, ruleset.Continue, ruleset.Accept, ruleset.Drop, ruleset.Return, ruleset.Jump, ruleset.Goto, ruleset.SetMark, ruleset.NoTrack:
 	}
+	return false
 }
 
 func ofConnection(v ruleset.Value) bool {

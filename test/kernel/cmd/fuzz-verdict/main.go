@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"syscall"
 
 	"github.com/policygate/policygate/test/kernel/differential"
 	"github.com/policygate/policygate/test/kernel/rootless"
@@ -26,7 +27,7 @@ func main() {
 }
 
 func run(packets int, seed uint64, nodes int) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if seed == 0 {
 		seed = uint64(rand.Uint32())
