@@ -75,7 +75,7 @@ func TestAPIServer(t *testing.T) {
 		return patch
 	}
 	patch := func(body []byte) outcome {
-		err := ClientPods(client).PatchStatus(t.Context(), before.Namespace, before.Name, body)
+		err := ClientPods(client.CoreV1().RESTClient()).PatchStatus(t.Context(), before.Namespace, before.Name, body)
 		t.Logf("patch: %v", err)
 		return outcomeOf(err)
 	}

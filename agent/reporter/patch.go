@@ -15,7 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/programmed"
@@ -40,15 +40,17 @@ type Pods interface {
 	PatchStatus(ctx context.Context, namespace, name string, patch []byte) error
 }
 
-// ClientPods returns Pods of the cluster of client.
-func ClientPods(client kubernetes.Interface) Pods { return clientPods{client: client} }
+// ClientPods returns Pods of the cluster of coreV1, a client of core/v1. It
+// need not know the type of Pods: what the API server returns of one is dropped.
+func ClientPods(coreV1 rest.Interface) Pods { return clientPods{coreV1: coreV1} }
 
-type clientPods struct{ client kubernetes.Interface }
+type clientPods struct{ coreV1 rest.Interface }
 
 func (p clientPods) PatchStatus(ctx context.Context, namespace, name string, patch []byte) error {
-	_, err := p.client.CoreV1().Pods(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch,
-		metav1.PatchOptions{FieldManager: fieldManager}, "status")
-	return err
+	return p.coreV1.Patch(types.StrategicMergePatchType).
+		Namespace(namespace).Resource("pods").Name(name).SubResource("status").
+		VersionedParams(&metav1.PatchOptions{FieldManager: fieldManager}, metav1.ParameterCodec).
+		Body(patch).Do(ctx).Error()
 }
 
 // statusPatch is the patch. Maps and structs of just these fields, because

@@ -19,9 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	coreinformers "k8s.io/client-go/informers/core/v1"
-	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -37,7 +35,11 @@ const (
 // Discovery tells a Client where the hub's replicas are and whom to trust. It
 // lists and watches one Service's EndpointSlices and one ConfigMap.
 type Discovery struct {
-	Client kubernetes.Interface
+	// CoreV1 begins requests of core/v1; it decodes ConfigMaps.
+	CoreV1 cache.Getter
+	// DiscoveryV1 begins requests of discovery.k8s.io/v1; it decodes
+	// EndpointSlices.
+	DiscoveryV1 cache.Getter
 	// Namespace is where both are.
 	Namespace string
 	// Service is the name of the hub's.
@@ -50,14 +52,12 @@ type Discovery struct {
 // Run passes on to c what it sees until ctx ends; then it returns nil. It
 // returns an error if it cannot begin.
 func (d *Discovery) Run(ctx context.Context, c *Client) error {
-	endpoints := discoveryinformers.NewFilteredEndpointSliceInformer(d.Client, d.Namespace, 0, cache.Indexers{},
-		func(o *metav1.ListOptions) {
-			o.LabelSelector = labels.Set{discoveryv1.LabelServiceName: d.Service}.String()
-		})
-	bundles := coreinformers.NewFilteredConfigMapInformer(d.Client, d.Namespace, 0, cache.Indexers{},
-		func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, d.ConfigMap).String()
-		})
+	endpoints := newInformer(d.DiscoveryV1, "endpointslices", d.Namespace, &discoveryv1.EndpointSlice{}, func(o *metav1.ListOptions) {
+		o.LabelSelector = labels.Set{discoveryv1.LabelServiceName: d.Service}.String()
+	})
+	bundles := newInformer(d.CoreV1, "configmaps", d.Namespace, &corev1.ConfigMap{}, func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, d.ConfigMap).String()
+	})
 	_, err := endpoints.AddEventHandler(onAny(func() {
 		// Before the first list is complete, what is missing is not gone.
 		if endpoints.HasSynced() {
@@ -65,7 +65,7 @@ func (d *Discovery) Run(ctx context.Context, c *Client) error {
 		}
 	}))
 	if err != nil {
-		return fmt.Errorf("watch endpointendpoints: %w", err)
+		return fmt.Errorf("watch endpointslices: %w", err)
 	}
 	_, err = bundles.AddEventHandler(onAny(func() { d.trust(c, bundles.GetStore().List()) }))
 	if err != nil {
@@ -94,6 +94,12 @@ func (d *Discovery) trust(c *Client, objects []any) {
 		}
 		c.SetRoots(roots)
 	}
+}
+
+// newInformer returns an informer of the objects, of example's type, that
+// selected leaves.
+func newInformer(client cache.Getter, resource, namespace string, example runtime.Object, selected func(*metav1.ListOptions)) cache.SharedInformer {
+	return cache.NewSharedInformer(cache.NewFilteredListWatchFromClient(client, resource, namespace, selected), example, 0)
 }
 
 // onAny calls f for each event.

@@ -13,9 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
@@ -32,9 +29,9 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	if err != nil {
 		return fmt.Errorf("configure the client: %w", err)
 	}
-	client, err := kubernetes.NewForConfig(config)
+	api, err := newClients(config)
 	if err != nil {
-		return fmt.Errorf("make the client: %w", err)
+		return fmt.Errorf("make the clients: %w", err)
 	}
 	bootID, err := kernel.BootID()
 	if err != nil {
@@ -67,12 +64,13 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})
 	gates := reporter.New(reporter.Options{
-		Subjects: confirmer, Pods: reporter.ClientPods(client),
+		Subjects: confirmer, Pods: reporter.ClientPods(api.coreV1),
 		ConditionType: corev1.PodConditionType(o.ConditionType), BootID: bootID,
 		Clock: clock.RealClock{}, Log: log.WithName("reporter"), Registerer: registry,
 	})
 	discovery := &session.Discovery{
-		Client: client, Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
+		CoreV1: api.coreV1, DiscoveryV1: api.discoveryV1,
+		Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
 	}
 
 	log.Info("The agent starts", "version", version(), "bootID", bootID)
@@ -83,23 +81,6 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	group.Go(func() error { return discovery.Run(ctx, sessions) })
 	group.Go(func() error { return serve(ctx, o.MetricsBindAddress, newHandler(registry, sessions.Synced)) })
 	return group.Wait()
-}
-
-// clientConfig returns how to reach the API server: by the kubeconfig, or as
-// the Pod's ServiceAccount if that is empty.
-func clientConfig(kubeconfig string) (*rest.Config, error) {
-	load := rest.InClusterConfig
-	if kubeconfig != "" {
-		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", kubeconfig) }
-	}
-	config, err := load()
-	if err != nil {
-		return nil, err
-	}
-	// A node's 110 Pods may be released at once, with a patch each; the
-	// default of 5 a second would hold the last for 20 s.
-	config.QPS, config.Burst = 50, 200
-	return config, nil
 }
 
 // dataplane is the netfilter dataplane as package confirm consumes it.
