@@ -86,8 +86,9 @@ type backend interface {
 // Netfilter is the dataplane of iptables, ip6tables and ipset on one node. It
 // is safe for concurrent use.
 type Netfilter struct {
-	conn  *nlconn.Conn
-	route *route.Reader
+	conn   *nlconn.Conn
+	route  *route.Reader
+	legacy *xtables.Reader
 
 	mu       sync.Mutex // guards the following fields and serializes batches
 	backends []backend
@@ -115,15 +116,18 @@ func New(options Options) (*Netfilter, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+	legacy := xtables.New(conn, options.ProcNet)
 	return &Netfilter{
-		conn: conn, route: topology,
-		backends: []backend{nftables.New(conn), xtables.New(conn, options.ProcNet)},
+		conn: conn, route: topology, legacy: legacy,
+		backends: []backend{nftables.New(conn), legacy},
 		memory:   newMemory(),
 	}, nil
 }
 
-// Close frees the sockets. Looks taken before answer Inconclusive from then on.
-func (n *Netfilter) Close() error { return errors.Join(n.conn.Close(), n.route.Close()) }
+// Close frees the sockets and files. Looks taken before answer Inconclusive from then on.
+func (n *Netfilter) Close() error {
+	return errors.Join(n.conn.Close(), n.route.Close(), n.legacy.Close())
+}
 
 // Unsupported returns why the node's dataplane cannot be seen, or "" if
 // nothing was found that decides before or beside netfilter.

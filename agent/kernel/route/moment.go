@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,12 +39,12 @@ type portKey struct {
 // packet that they redirected through output in place of forward.
 func (t *Topology) virtualServers() (bool, error) {
 	if t.look.virtual == nil {
-		servers, err := os.ReadFile(filepath.Join(t.proc, "ip_vs"))
+		servers, err := t.files.virtual.Read()
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return false, fmt.Errorf("read virtual servers: %w", err)
 		}
 		// Three lines of heading.
-		t.look.virtual = new(bytes.Count(servers, []byte("\n")) > 3)
+		t.look.virtual = new(strings.Count(servers, "\n") > 3)
 	}
 	return *t.look.virtual, nil
 }
@@ -56,15 +56,15 @@ func (t *Topology) bridgeCalls(family ruleset.Family) (calls, error) {
 	if c, ok := t.look.calls[family]; ok {
 		return c, nil
 	}
-	file := "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	file := t.files.callIPTables
 	if family == ruleset.IPv6 {
-		file = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
+		file = t.files.callIP6Tables
 	}
-	value, err := os.ReadFile(file)
+	value, err := file.Read()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return calls{}, fmt.Errorf("read whether bridged packets meet the rules: %w", err)
 	}
-	c := calls{loaded: err == nil, on: err == nil && string(bytes.TrimSpace(value)) != "0"}
+	c := calls{loaded: err == nil, on: err == nil && strings.TrimSpace(value) != "0"}
 	if t.look.calls == nil {
 		t.look.calls = map[ruleset.Family]calls{}
 	}

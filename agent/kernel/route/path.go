@@ -36,7 +36,7 @@ var ErrNoRoute = errors.New("NoRoute")
 type Topology struct {
 	known *known
 	conn  *nlconn.Conn
-	proc  string
+	files *files
 
 	mu   sync.Mutex // guards moment and what known remembers
 	look moment

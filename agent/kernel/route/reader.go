@@ -7,12 +7,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/policygate/policygate/agent/kernel/nlconn"
+	"github.com/policygate/policygate/agent/kernel/procfile"
 )
 
 // attempts bounds how often a read is begun again because something changed
@@ -27,8 +29,7 @@ var ErrUnsettled = errors.New("interfaces and routes kept changing while they we
 type Reader struct {
 	conn   *nlconn.Conn
 	handle *netlink.Handle
-	// proc is the directory with ip_vs.
-	proc string
+	files  *files
 
 	mu      sync.Mutex // guards the following fields
 	changes *changes
@@ -52,7 +53,28 @@ func New(proc string) (*Reader, error) {
 		handle.Close()
 		return nil, errors.Join(err, conn.Close())
 	}
-	return &Reader{conn: conn, handle: handle, proc: proc, changes: changes}, nil
+	return &Reader{conn: conn, handle: handle, files: newFiles(proc), changes: changes}, nil
+}
+
+// files are what is read in each look that needs it.
+type files struct {
+	// virtual lists the virtual servers (IPVS).
+	virtual *procfile.File
+	// callIPTables and callIP6Tables are the switches of all bridges.
+	callIPTables, callIP6Tables *procfile.File
+}
+
+// newFiles returns the files, of which ip_vs is in the directory proc.
+func newFiles(proc string) *files {
+	return &files{
+		virtual:       procfile.New(filepath.Join(proc, "ip_vs")),
+		callIPTables:  procfile.New("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+		callIP6Tables: procfile.New("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+	}
+}
+
+func (f *files) close() error {
+	return errors.Join(f.virtual.Close(), f.callIPTables.Close(), f.callIP6Tables.Close())
 }
 
 // Close frees the sockets.
@@ -60,7 +82,7 @@ func (r *Reader) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.handle.Close()
-	return errors.Join(r.conn.Close(), r.changes.close())
+	return errors.Join(r.conn.Close(), r.changes.close(), r.files.close())
 }
 
 // Read returns the topology as it is now, whole or an error.
@@ -73,7 +95,7 @@ func (r *Reader) Read() (*Topology, error) {
 			return nil, err
 		}
 		if r.known != nil && !changed {
-			return &Topology{known: r.known, conn: r.conn, proc: r.proc}, nil
+			return &Topology{known: r.known, conn: r.conn, files: r.files}, nil
 		}
 		r.known = nil
 		if err := r.settle(); err != nil {

@@ -23,12 +23,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 
 	"github.com/policygate/policygate/agent/kernel/ipset"
+	"github.com/policygate/policygate/agent/kernel/procfile"
 	"github.com/policygate/policygate/agent/ruleset"
 )
 
@@ -43,10 +43,9 @@ var ErrUnsettled = errors.New("the legacy tables kept changing while they were r
 // Reader reads the legacy tables, and only those that exist: to read another
 // would create it. It is safe for concurrent use.
 type Reader struct {
-	conn ipset.BulkConn
-	// proc is the directory with ip_tables_names.
-	proc string
-	dial func(ruleset.Family) (source, error)
+	conn  ipset.BulkConn
+	lists [2]list
+	dial  func(ruleset.Family) (source, error)
 
 	mu sync.Mutex // guards the following fields
 	// loaded are the tables as they were read last, in the order of tables.
@@ -83,9 +82,26 @@ type loaded struct {
 	spare []byte
 }
 
-// New returns a Reader that takes the names of the tables from proc and those
-// of the sets from the kernel over c.
-func New(c ipset.BulkConn, proc string) *Reader { return &Reader{conn: c, proc: proc, dial: dial} }
+// list is the file with the names of a family's tables.
+type list struct {
+	family ruleset.Family
+	names  *procfile.File
+}
+
+// New returns a Reader that takes the names of the tables from ip_tables_names
+// and ip6_tables_names in the directory proc, and those of the sets from the
+// kernel over c. Close frees it.
+func New(c ipset.BulkConn, proc string) *Reader {
+	return &Reader{conn: c, dial: dial, lists: [...]list{
+		{ruleset.IPv4, procfile.New(filepath.Join(proc, "ip_tables_names"))},
+		{ruleset.IPv6, procfile.New(filepath.Join(proc, "ip6_tables_names"))},
+	}}
+}
+
+// Close closes the files with the tables' names.
+func (r *Reader) Close() error {
+	return errors.Join(r.lists[0].names.Close(), r.lists[1].names.Close())
+}
 
 // Read returns the tables that are loaded now, whole or an error, and a stamp:
 // two equal stamps of one Reader mean equal rules and sets of equal names.
@@ -245,15 +261,12 @@ func (r *Reader) each(ids []tableID, f func(i int, s source) error) error {
 // list of them.
 func (r *Reader) list() ([]tableID, error) {
 	var ids []tableID
-	for _, of := range []struct {
-		family ruleset.Family
-		file   string
-	}{{ruleset.IPv4, "ip_tables_names"}, {ruleset.IPv6, "ip6_tables_names"}} {
-		names, err := os.ReadFile(filepath.Join(r.proc, of.file))
+	for _, of := range r.lists {
+		names, err := of.names.Read()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("list legacy tables: %w", err)
 		}
-		for name := range strings.FieldsSeq(string(names)) {
+		for name := range strings.FieldsSeq(names) {
 			ids = append(ids, tableID{of.family, name})
 		}
 	}
