@@ -30,7 +30,7 @@ import (
 // often. A measurement takes a fixed time.
 func BenchmarkAgent(b *testing.B) {
 	binary := filepath.Join(b.TempDir(), "agent")
-	build := []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "github.com/policygate/policygate/cmd/agent"}
+	build := []string{"env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "github.com/policygate/policygate/cmd/agent"}
 	if err := run(b.Context(), "", build...); err != nil {
 		b.Fatal(err)
 	}
