@@ -62,6 +62,15 @@ func idle(c *ruleset.Chain) bool {
 	return c.Read == nil && len(c.Rules) == 0 && c.Opaque == "" && !c.Base.Drop
 }
 
+// empty reports whether a base chain turns out to be idle once it is read.
+func empty(c *ruleset.Chain) bool {
+	if c.Opaque != "" || c.Base.Drop {
+		return false
+	}
+	listing, err := c.Listing()
+	return err == nil && len(listing.Rules) == 0
+}
+
 // link takes note of the link layer chains that can see the packet. Their
 // rules are never readable, so one of them decides that nothing is decided.
 func (w *walk) link(tables []ruleset.Table) {
@@ -186,6 +195,17 @@ const permuted = 4
 // another could see, there is one outcome. Else they are walked in every
 // order, and where they end in different states all stay.
 func (w *walk) tied(bases []base, in []state, out *states) {
+	if len(bases) > 1 {
+		// Next to an engine's own chains there often are those that iptables
+		// made and nobody filled.
+		bases = slices.DeleteFunc(bases, func(b base) bool { return empty(b.chain) })
+	}
+	if len(bases) == 0 {
+		for _, s := range in {
+			out.add(s)
+		}
+		return
+	}
 	if len(bases) == 1 {
 		w.base(&bases[0], in, out)
 		return

@@ -189,6 +189,8 @@ func TestBaseChainsOfOnePriorityHaveNoOrder(t *testing.T) {
 		"four, in an order deep within":         {[][]ruleset.Rule{{ifMarked(4)}, {sets(4, 4, ruleset.Mark{Value: 2, Mask: 2})}, {sets(2, 2, ruleset.Mark{Value: 1, Mask: 1})}, {marks(1)}}, idle, open},
 		"five that do nothing":                  {[][]ruleset.Rule{{idle}, {idle}, {idle}, {idle}, {idle}}, idle, yes},
 		"five, one of which marks":              {[][]ruleset.Rule{{idle}, {idle}, {idle}, {idle}, {marks(1)}}, idle, open},
+		"five, of which four turn out empty":    {[][]ruleset.Rule{{}, {}, {marks(1)}, {}, {}}, unless(1), yes},
+		"five that turn out empty":              {[][]ruleset.Rule{{}, {}, {}, {}, {}}, idle, yes},
 		"five, one of which drops":              {[][]ruleset.Rule{{idle}, {idle}, {drop()}, {idle}, {idle}}, idle, no},
 		"a drop and one that nobody can read":   {[][]ruleset.Rule{{drop()}, {does(ruleset.Target{})}}, idle, open},
 	} {
@@ -197,6 +199,7 @@ func TestBaseChainsOfOnePriorityHaveNoOrder(t *testing.T) {
 			for i, rules := range c.chains {
 				tables = append(tables, at(ruleset.Forward, 0, rules...)...)
 				tables[i].Name = fmt.Sprintf("t%d", i)
+				tables[i].Chains[0].Read = func() ([]ruleset.Rule, error) { return rules, nil }
 			}
 			tables = append(tables, at(ruleset.Forward, 1, c.after)...)
 			got := trace.Trace(tables, forward, asked, namedSets{})
