@@ -148,8 +148,9 @@ func New(o Options) *Confirmer {
 // Assign takes in what a replica assigned, in place of its earlier assignment
 // for the uid. It returns an error if a has no subject's uid, so that there is
 // nothing to report on; anything else that is malformed is reported to the
-// replica. The message must not be changed afterwards.
-func (c *Confirmer) Assign(from Source, a *hubv1.Assign) error {
+// replica. d holds its expectations; nil if it names a description that was
+// not sent, which is malformed. The message must not be changed afterwards.
+func (c *Confirmer) Assign(from Source, a *hubv1.Assign, _ *Description) error {
 	uid := a.GetSubject().GetUid()
 	if uid == "" {
 		return errors.New("assignment without subject: want a subject with a uid")

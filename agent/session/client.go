@@ -36,7 +36,7 @@ type Replica struct {
 // Subjects is told what replicas assign. Its methods must not block.
 type Subjects interface {
 	// Assign returns an error if nothing can be reported on a.
-	Assign(from confirm.Source, a *hubv1.Assign) error
+	Assign(from confirm.Source, a *hubv1.Assign, d *confirm.Description) error
 	Withdraw(from confirm.Source, uid string)
 	// Forget ends what the replica assigned in sessions before the given one.
 	Forget(replica string, before uint64)

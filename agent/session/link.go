@@ -233,7 +233,7 @@ func (l *link) handle(source confirm.Source, m *hubv1.HubMessage, subjects Subje
 	case *hubv1.HubMessage_Assign:
 		// What waits answers the assignment before.
 		l.outbox.drop(m.Assign.GetSubject().GetUid())
-		if err := subjects.Assign(source, m.Assign); err != nil {
+		if err := subjects.Assign(source, m.Assign, nil); err != nil {
 			l.log.Error(err, "Assignment is dropped")
 		}
 	case *hubv1.HubMessage_Withdraw:

@@ -92,7 +92,7 @@ func NewCluster() *Cluster {
 }
 
 // SetPod adds p, or replaces the Pod of the same UID.
-func (c *Cluster) SetPod(p *Pod) {
+func (c *Cluster) SetPod(p *Pod) Footprint {
 	c.DeletePod(p.UID)
 	c.pods[p.UID] = p
 	clear(c.members)
@@ -102,7 +102,7 @@ func (c *Cluster) SetPod(p *Pod) {
 		}
 	}
 	if !p.Peer() {
-		return
+		return Footprint{}
 	}
 	c.peers = insert(c.peers, p, byAge)
 	c.byNamespace[p.Namespace] = insert(c.byNamespace[p.Namespace], p, byAge)
@@ -114,13 +114,14 @@ func (c *Cluster) SetPod(p *Pod) {
 		}
 		c.ports[key][port.Number]++
 	}
+	return Footprint{Everything: true}
 }
 
 // DeletePod removes a Pod; one that is not there is no error.
-func (c *Cluster) DeletePod(uid types.UID) {
+func (c *Cluster) DeletePod(uid types.UID) Footprint {
 	p, ok := c.pods[uid]
 	if !ok {
-		return
+		return Footprint{}
 	}
 	delete(c.pods, uid)
 	clear(c.members)
@@ -131,7 +132,7 @@ func (c *Cluster) DeletePod(uid types.UID) {
 		}
 	}
 	if !p.Peer() {
-		return
+		return Footprint{}
 	}
 	c.peers = remove(c.peers, p, byAge)
 	removeFrom(c.byNamespace, p.Namespace, p, byAge)
@@ -145,6 +146,7 @@ func (c *Cluster) DeletePod(uid types.UID) {
 			delete(c.ports, key)
 		}
 	}
+	return Footprint{Everything: true}
 }
 
 // Pod returns the Pod of that UID, or nil.
@@ -159,7 +161,7 @@ func (c *Cluster) PeersOn(node string) []*Pod { return c.byNode[node] }
 func (c *Cluster) PeersIn(namespace string) []*Pod { return c.byNamespace[namespace] }
 
 // SetNamespace adds or replaces a namespace.
-func (c *Cluster) SetNamespace(ns *Namespace) {
+func (c *Cluster) SetNamespace(ns *Namespace) Footprint {
 	c.namespaces[ns.Name] = ns
 	clear(c.members)
 	var naming []*Policy
@@ -172,20 +174,22 @@ func (c *Cluster) SetNamespace(ns *Namespace) {
 	}
 	slices.SortFunc(naming, byName)
 	c.namedIn[ns.Name] = naming
+	return Footprint{Everything: true}
 }
 
 // DeleteNamespace removes a namespace; one that is not there is no error.
-func (c *Cluster) DeleteNamespace(name string) {
+func (c *Cluster) DeleteNamespace(name string) Footprint {
 	delete(c.namespaces, name)
 	clear(c.members)
 	delete(c.namedIn, name)
+	return Footprint{Everything: true}
 }
 
 // Namespace returns the namespace of that name, or nil.
 func (c *Cluster) Namespace(name string) *Namespace { return c.namespaces[name] }
 
 // SetPolicy adds q, or replaces the policy of the same namespace and name.
-func (c *Cluster) SetPolicy(q *Policy) {
+func (c *Cluster) SetPolicy(q *Policy) Footprint {
 	c.DeletePolicy(q.Namespace, q.Name)
 	c.policies[q.Namespace] = insert(c.policies[q.Namespace], q, byName)
 	c.sharing[q.concatenation()]++
@@ -194,13 +198,14 @@ func (c *Cluster) SetPolicy(q *Policy) {
 			c.namedIn[ns.Name] = insert(c.namedIn[ns.Name], q, byName)
 		}
 	}
+	return Footprint{Everything: true}
 }
 
 // DeletePolicy removes a policy; one that is not there is no error.
-func (c *Cluster) DeletePolicy(namespace, name string) {
+func (c *Cluster) DeletePolicy(namespace, name string) Footprint {
 	q := c.Policy(namespace, name)
 	if q == nil {
-		return
+		return Footprint{}
 	}
 	removeFrom(c.policies, namespace, q, byName)
 	clear(c.members)
@@ -210,6 +215,7 @@ func (c *Cluster) DeletePolicy(namespace, name string) {
 	for _, ns := range c.namespaces {
 		c.namedIn[ns.Name] = remove(c.namedIn[ns.Name], q, byName)
 	}
+	return Footprint{Everything: true}
 }
 
 // Policy returns the policy of that name, or nil.
@@ -294,17 +300,19 @@ func (c *Cluster) Naming(p *Pod) []*Policy {
 }
 
 // SetNode adds or replaces a node.
-func (c *Cluster) SetNode(n *Node) {
+func (c *Cluster) SetNode(n *Node) Footprint {
 	if _, ok := c.nodes[n.Name]; !ok {
 		c.nodeNames = insert(c.nodeNames, n.Name, strings.Compare)
 	}
 	c.nodes[n.Name] = n
+	return Footprint{Everything: true}
 }
 
 // DeleteNode removes a node; one that is not there is no error.
-func (c *Cluster) DeleteNode(name string) {
+func (c *Cluster) DeleteNode(name string) Footprint {
 	delete(c.nodes, name)
 	c.nodeNames = remove(c.nodeNames, name, strings.Compare)
+	return Footprint{Everything: true}
 }
 
 // Node returns the node of that name, or nil.

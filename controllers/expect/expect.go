@@ -38,6 +38,11 @@ type Expectation struct {
 	// Policy is the policy that demands it: of several that isolate a Pod, one
 	// of them. It is zero if none does.
 	Policy types.NamespacedName
+	// Generation is that policy's metadata.generation.
+	Generation int64
+	// Witness is set for an Allowed that does not concern the subject: see
+	// Subject.Witnesses. It is never awaited.
+	Witness bool
 }
 
 // Families says which address families are asked.
@@ -95,6 +100,9 @@ type Subject struct {
 	Predecessors map[netip.Addr][]*Pod
 	// LocalOnly asks the Pod's own node only.
 	LocalOnly bool
+	// Witnesses asks beside each rule's flows one between older Pods that the
+	// same rule allows: if that is not realized either, the rule is not.
+	Witnesses bool
 }
 
 // NoteKind says what a Note is about.
@@ -141,6 +149,8 @@ type Result struct {
 	// Policies are those that select the subject or name it as a peer, whether
 	// or not anything is asked because of them, sorted.
 	Policies []types.NamespacedName
+	// Footprint is what all this was computed from.
+	Footprint Footprint
 }
 
 // plan is one computation.
@@ -214,6 +224,7 @@ func (c *Cluster) Expect(s Subject, options Options) Result {
 	}
 	k.limitForeignNodes()
 	k.askGroups()
+	k.result.Footprint = Footprint{Everything: true}
 	k.result.Span = []string{}
 	for node := range k.result.Nodes {
 		if !k.beyond[node] {

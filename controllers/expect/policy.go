@@ -42,13 +42,15 @@ func (d Direction) opposite() Direction { return 1 - d }
 type Policy struct {
 	UID             types.UID
 	Namespace, Name string
+	// Generation is metadata.generation.
+	Generation int64
 	// Pods selects the Pods of Namespace that the policy isolates.
 	Pods labels.Selector
 	// Isolates says in which directions.
 	Isolates [2]bool
 	// Rules are those of each direction, in order.
 	Rules [2][]Rule
-	// Err is set, and the other fields but UID, Namespace and Name are not, if
+	// Err is set, and the other fields but UID, Namespace, Name and Generation are not, if
 	// the policy could not be understood: then nothing is known of the Pods of
 	// its namespace.
 	Err error
@@ -89,10 +91,10 @@ type Port struct {
 // NewPolicy compiles np. On an error it returns a policy whose Err is that
 // error.
 func NewPolicy(np *networkingv1.NetworkPolicy) (*Policy, error) {
-	q := &Policy{UID: np.UID, Namespace: np.Namespace, Name: np.Name}
+	q := &Policy{UID: np.UID, Namespace: np.Namespace, Name: np.Name, Generation: np.Generation}
 	if err := q.compile(&np.Spec); err != nil {
 		err = fmt.Errorf("network policy %s/%s: %w", np.Namespace, np.Name, err)
-		return &Policy{UID: np.UID, Namespace: np.Namespace, Name: np.Name, Err: err}, err
+		return &Policy{UID: np.UID, Namespace: np.Namespace, Name: np.Name, Generation: np.Generation, Err: err}, err
 	}
 	return q, nil
 }

@@ -46,6 +46,15 @@ func (c indexCoverage) Assignment(uid types.UID) *Assignment {
 	return out
 }
 
+// Standing implements Coverage.
+func (c indexCoverage) Standing(uid types.UID) (*hubv1.Basis, bool) {
+	b, ok := c.Index.Standing(uid)
+	if !ok {
+		return nil, false
+	}
+	return &hubv1.Basis{NetworkPolicies: b.NetworkPolicies, Namespaces: b.Namespaces, Pod: b.Pod}, true
+}
+
 // demandOf returns the expectations as they are sent, each text once.
 func demandOf(expectations []expect.Expectation) Demand {
 	d := Demand{Expectations: make([]*hubv1.Expectation, len(expectations))}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/hub"
 )
 
 const (
@@ -236,7 +237,7 @@ func (l *Ledger) recompute(e *entry, renew bool) {
 			OwnNode:        node == e.pod.node,
 			Settle:         a.Settle,
 			ExcuseFamilies: a.ExcuseFamilies,
-		})
+		}, hub.Description{})
 	}
 }
 

@@ -31,6 +31,13 @@ type Coverage interface {
 	// Assignment computes the assignment of uid from all that is known at the
 	// time of the call. It returns nil if there is nothing to confirm it at.
 	Assignment(uid types.UID) *Assignment
+	// Standing returns the basis that the assignment of uid which was computed
+	// last has by now, if it would come out the same; false if it has to be
+	// computed again.
+	Standing(uid types.UID) (*hubv1.Basis, bool)
+	// Suspect has the assignments of uid ask of older Pods as well, from now
+	// on, whether the rules that it waits for are realized for anybody.
+	Suspect(uid types.UID)
 }
 
 // Barrier says whether all that existed before a Pod was seen is known.
@@ -44,7 +51,7 @@ type Barrier interface {
 
 // Hub reaches the agents.
 type Hub interface {
-	Assign(node string, a *hubv1.Assign)
+	Assign(node string, a *hubv1.Assign, d hub.Description)
 	Withdraw(node, uid string)
 	Release(node string, r *hubv1.Release) bool
 }

@@ -141,8 +141,9 @@ func New(o Options) *Hub {
 // earlier one. The generation of a is the caller's and must grow for a uid; it
 // comes back in reports, the one on the wire is the hub's own. The hub keeps
 // a, which must not be changed afterwards. A release of the uid that was not
-// sent yet is dropped: it was decided without a.
-func (h *Hub) Assign(nodeName string, a *hubv1.Assign) {
+// sent yet is dropped: it was decided without a. What a says of a description
+// is ignored: it is d, under an id of each session's own.
+func (h *Hub) Assign(nodeName string, a *hubv1.Assign, _ Description) {
 	n := h.node(nodeName)
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -1,0 +1,52 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package expect
+
+import (
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/api/flow"
+)
+
+// Footprint names parts of a Cluster. A Result has the footprint of all that
+// it was computed from, a change the footprint of all that it changed. The
+// contract between them: computed again after a change whose footprint has
+// nothing in common with the result's, the result is the same but for
+// NotAsked. No part holds an element twice.
+type Footprint struct {
+	// Everything meets any other footprint.
+	Everything bool
+	// Sets are label sets: those whose policies, or what these mean, were
+	// looked at or have changed.
+	Sets []*LabelSet
+	// Pods are Pods that were looked at or have changed, whether they are an
+	// end of a flow or were passed over.
+	Pods []types.UID
+	// Addresses are those of which it was looked at, or changed, who has them.
+	Addresses []netip.Addr
+	// Nodes are nodes that were looked at, or of which changed, whether they
+	// are awaited.
+	Nodes []string
+	// Ranges is set if the pod CIDRs or addresses of any nodes were looked at
+	// or have changed.
+	Ranges bool
+	// Ports are names of container ports of which it was looked at, or
+	// changed, which numbers they stand for.
+	Ports []PortName
+}
+
+// PortName is a container port's name, which each Pod may give a number.
+type PortName struct {
+	Name     string
+	Protocol flow.Protocol
+}
+
+// LabelSet is all Pods of one namespace that have the same labels and the same
+// named ports: no selector and no port name can tell them apart. It exists as
+// long as one of its Pods does. Pointers to it are compared.
+type LabelSet struct {
+	Namespace string
+}
