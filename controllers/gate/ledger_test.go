@@ -31,6 +31,9 @@ type fakeCoverage struct {
 	assignments map[types.UID]*Assignment
 	affected    []types.UID
 	computed    int
+	// standing has the present bases of assignments that still stand.
+	standing  map[types.UID]*hubv1.Basis
+	suspected []types.UID
 }
 
 func (c *fakeCoverage) Wake() <-chan struct{} { return nil }
@@ -45,6 +48,13 @@ func (c *fakeCoverage) Assignment(uid types.UID) *Assignment {
 	c.computed++
 	return c.assignments[uid]
 }
+
+func (c *fakeCoverage) Standing(uid types.UID) (*hubv1.Basis, bool) {
+	b, ok := c.standing[uid]
+	return b, ok
+}
+
+func (c *fakeCoverage) Suspect(uid types.UID) { c.suspected = append(c.suspected, uid) }
 
 // fakeBarrier passes whom the test says.
 type fakeBarrier struct {
@@ -63,7 +73,7 @@ type fakeHub struct {
 	last map[string]uint64
 }
 
-func (h *fakeHub) Assign(node string, a *hubv1.Assign) {
+func (h *fakeHub) Assign(node string, a *hubv1.Assign, _ hub.Description) {
 	own := ""
 	if a.GetOwnNode() {
 		own = " own"
