@@ -167,7 +167,7 @@ func (r *record) add(format string, args ...any) {
 	r.told = append(r.told, fmt.Sprintf(format, args...))
 }
 
-func (r *record) Assign(from confirm.Source, a *hubv1.Assign) error {
+func (r *record) Assign(from confirm.Source, a *hubv1.Assign, _ *confirm.Description) error {
 	if a.GetSubject().GetUid() == "" {
 		return errors.New("no uid")
 	}

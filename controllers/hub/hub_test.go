@@ -230,16 +230,16 @@ func releaseOfA() *hubv1.Release { return &hubv1.Release{Subject: &hubv1.Subject
 
 func TestSessionSyncsInFullAndThenSendsDeltas(t *testing.T) {
 	f := serve(t, clock.RealClock{}, reviews{})
-	f.Assign("n1", assign("b", 1))
-	f.Assign("n1", assign("a", 2))
-	f.Assign("n2", assign("c", 3))
+	f.Assign("n1", assign("b", 1), Description{})
+	f.Assign("n1", assign("a", 2), Description{})
+	f.Assign("n2", assign("c", 3), Description{})
 	if f.Release("n1", releaseOfA()) {
 		t.Error("a release to a node without a session was accepted")
 	}
 
 	a := f.connect(t, "token-of-n1")
 	first := a.expect("assign a", "assign b", "synced")
-	f.Assign("n1", assign("a", 4))
+	f.Assign("n1", assign("a", 4), Description{})
 	second := a.expect("assign a")
 	if second[0] <= first[0] || second[0] <= first[1] {
 		t.Errorf("generations %v after %v do not grow", second, first)
@@ -261,7 +261,7 @@ func TestSessionSyncsInFullAndThenSendsDeltas(t *testing.T) {
 
 func TestANewerSessionReplacesAnOlderOne(t *testing.T) {
 	f := serve(t, clock.RealClock{}, reviews{})
-	f.Assign("n1", assign("a", 1))
+	f.Assign("n1", assign("a", 1), Description{})
 	older := f.connect(t, "token-of-n1")
 	before := older.expect("assign a", "synced")
 	newer := f.connect(t, "token-of-n1")
@@ -319,7 +319,7 @@ func TestAMalformedReportEndsTheSession(t *testing.T) {
 	f := serve(t, clock.RealClock{}, reviews{})
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			f.Assign("n1", assign("a", 1))
+			f.Assign("n1", assign("a", 1), Description{})
 			a := f.connect(t, "token-of-n1")
 			tc.report.Generation = a.expect("assign a", "synced")[0]
 			a.report(tc.report)
@@ -369,7 +369,7 @@ func TestAnAgentThatDoesNotReadIsCutOff(t *testing.T) {
 	for i := range 64 {
 		big := assign(fmt.Sprintf("uid-%d", i), 1)
 		big.Whys = []string{strings.Repeat("x", 64<<10)}
-		f.Assign("n1", big)
+		f.Assign("n1", big, Description{})
 	}
 	f.connect(t, "token-of-n1")
 	connected := `n1 connected boot=b unsupported=""`
