@@ -113,7 +113,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 
 	ordered := barrier.New(barrier.Options{
 		Listers: barrier.MetadataListers(lists), Index: versions{index},
-		Clock: clock.RealClock{}, Log: log.WithName("barrier"),
+		Clock: clock.RealClock{}, Log: log.WithName("barrier"), Registerer: metrics.Registry,
 	})
 	messages := gate.NewMessages(podStatus{clients}, conditionType, clock.RealClock{}, log.WithName("messages"))
 	gates := gate.New(gate.Options{

@@ -20,10 +20,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 )
@@ -38,6 +40,9 @@ const (
 	// pollInterval is how often listed objects that the index lacks are
 	// looked up again. Only those few are, so a look costs microseconds.
 	pollInterval = 20 * time.Millisecond
+	// maxLook bounds what one look asks the index. A relist can leave it
+	// without thousands of objects: they take turns.
+	maxLook = 512
 )
 
 // Kind is a kind of object that the barrier lists.
@@ -59,6 +64,8 @@ type Version struct {
 
 // Lister lists all objects of one kind.
 type Lister interface {
+	// Kind is what it lists.
+	Kind() Kind
 	// List returns every object that existed when it was called, or an error.
 	// It must not answer from a cache that may be older than the call.
 	List(ctx context.Context) ([]Version, error)
@@ -71,13 +78,15 @@ type Index interface {
 	Holds(v Version) bool
 }
 
-// Options are what a Barrier needs; all fields but Log are required.
+// Options are what a Barrier needs; all fields but the last two are required.
 type Options struct {
 	// Listers are one per kind, called at the same time.
 	Listers []Lister
 	Index   Index
 	Clock   clock.Clock
 	Log     logr.Logger
+	// Registerer exposes the metrics. nil: they are counted for nobody.
+	Registerer prometheus.Registerer
 }
 
 // Barrier hands out tickets and passes them. Its methods may be called at any
@@ -87,6 +96,7 @@ type Barrier struct {
 	index   Index
 	clock   clock.Clock
 	log     logr.Logger
+	metrics *metrics
 
 	wanted chan struct{}
 	wake   chan struct{}
@@ -103,6 +113,7 @@ func New(o Options) *Barrier {
 		index:   o.Index,
 		clock:   o.Clock,
 		log:     o.Log,
+		metrics: newMetrics(o.Registerer),
 		wanted:  make(chan struct{}, 1),
 		wake:    make(chan struct{}, 1),
 		rounds:  newRounds(),
@@ -126,6 +137,15 @@ func (b *Barrier) Passed(uid types.UID) bool {
 	return b.rounds.passed(uid)
 }
 
+// TakePassed returns, once, the uids that have passed since the last call, in
+// no order. One that was forgotten meanwhile may be among them. It is for one
+// caller.
+func (b *Barrier) TakePassed() []types.UID {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rounds.takePassed()
+}
+
 // Forget drops the ticket of uid, if it has one.
 func (b *Barrier) Forget(uid types.UID) {
 	b.mu.Lock()
@@ -133,8 +153,8 @@ func (b *Barrier) Forget(uid types.UID) {
 	b.rounds.forget(uid)
 }
 
-// Wake returns a channel that receives after tickets passed. It is for one
-// receiver and may receive once for many.
+// Wake returns a channel that receives after TakePassed has got something to
+// return. It is for one receiver and may receive once for many.
 func (b *Barrier) Wake() <-chan struct{} { return b.wake }
 
 // NeedLeaderElection reports false: every replica releases Pods, so each has
@@ -183,10 +203,7 @@ func (b *Barrier) Start(ctx context.Context) error {
 				}
 				break
 			}
-			b.mu.Lock()
-			b.rounds.listed(r.round, r.versions)
-			b.mu.Unlock()
-			b.look()
+			b.listed(r)
 		case <-due:
 			b.look()
 		case <-b.wanted:
@@ -195,18 +212,25 @@ func (b *Barrier) Start(ctx context.Context) error {
 	}
 }
 
+// listed takes a round's result. What the index holds of it already, which is
+// nearly all of it, is not kept.
+func (b *Barrier) listed(r result) {
+	lacking := slices.DeleteFunc(r.versions, b.index.Holds)
+	b.mu.Lock()
+	passed := b.rounds.listed(r.round, lacking)
+	b.mu.Unlock()
+	if passed {
+		notify(b.wake)
+	}
+}
+
 // look asks the index for what the rounds miss, and wakes the receiver if a
 // round is now complete.
 func (b *Barrier) look() {
 	b.mu.Lock()
-	missing := b.rounds.missing()
+	missing := b.rounds.missing(maxLook)
 	b.mu.Unlock()
-	held := make(map[Version]bool, len(missing))
-	for _, v := range missing {
-		if b.index.Holds(v) {
-			held[v] = true
-		}
-	}
+	held := slices.DeleteFunc(missing, func(v Version) bool { return !b.index.Holds(v) })
 	b.mu.Lock()
 	passed := b.rounds.held(held)
 	b.mu.Unlock()
@@ -234,6 +258,7 @@ func (b *Barrier) list(ctx context.Context, round uint64) result {
 	for _, l := range b.listers {
 		go func() {
 			versions, err := l.List(ctx)
+			b.metrics.listed(l.Kind(), err)
 			answers <- answer{versions, err}
 		}()
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-logr/logr/testr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -24,6 +25,8 @@ type answers struct {
 	asked  chan struct{}
 	answer chan func() ([]Version, error)
 }
+
+func (a *answers) Kind() Kind { return NetworkPolicies }
 
 func (a *answers) List(ctx context.Context) ([]Version, error) {
 	a.asked <- struct{}{}
@@ -57,7 +60,8 @@ func TestBarrierPassesOnceTheIndexHoldsWhatWasListed(t *testing.T) {
 	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
 	lister := &answers{asked: make(chan struct{}, 8), answer: make(chan func() ([]Version, error))}
 	idx := &index{held: map[types.UID]uint64{"allow": 6}}
-	b := start(t, Options{Listers: []Lister{lister}, Index: idx, Clock: clk, Log: testr.New(t)})
+	registry := prometheus.NewRegistry()
+	b := start(t, Options{Listers: []Lister{lister}, Index: idx, Clock: clk, Log: testr.New(t), Registerer: registry})
 
 	b.Ticket("p")
 	receive(t, lister.asked, "no LIST begins for a ticket")
@@ -86,6 +90,23 @@ func TestBarrierPassesOnceTheIndexHoldsWhatWasListed(t *testing.T) {
 	receive(t, b.Wake(), "nobody is woken when the index caught up")
 	if !b.Passed("p") {
 		t.Fatal("not passed though the index holds a newer version than was listed")
+	}
+	if diff := cmp.Diff([]types.UID{"p"}, b.TakePassed()); diff != "" {
+		t.Errorf("who passed (-want +got):\n%s", diff)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := map[string]float64{}
+	for _, m := range families[0].GetMetric() {
+		for _, label := range m.GetLabel() {
+			counted[label.GetName()+"="+label.GetValue()] += m.GetCounter().GetValue()
+		}
+	}
+	want := map[string]float64{"kind=NetworkPolicy": 2, "failed=false": 1, "failed=true": 1}
+	if diff := cmp.Diff(want, counted); diff != "" {
+		t.Errorf("LISTs counted (-want +got):\n%s", diff)
 	}
 }
 

@@ -36,6 +36,9 @@ type metadataLister struct {
 	client   metadata.Interface
 }
 
+// Kind implements Lister.
+func (l metadataLister) Kind() Kind { return l.kind }
+
 // List leaves the resourceVersion unset, which makes the LIST consistent, and
 // sets no limit, which lets the API server answer it from its watch cache once
 // that has caught up.

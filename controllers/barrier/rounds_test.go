@@ -5,8 +5,10 @@ package barrier
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -43,7 +45,7 @@ func TestRounds(t *testing.T) {
 			steps: func(r *rounds) {
 				r.ticket(pod)
 				r.listed(r.begin(), []Version{allow, deny})
-				r.held(map[Version]bool{allow: true})
+				r.held([]Version{allow})
 			},
 			wantRound: true,
 		},
@@ -51,8 +53,8 @@ func TestRounds(t *testing.T) {
 			steps: func(r *rounds) {
 				r.ticket(pod)
 				r.listed(r.begin(), []Version{allow, deny})
-				r.held(map[Version]bool{allow: true})
-				r.held(map[Version]bool{deny: true})
+				r.held([]Version{allow})
+				r.held([]Version{deny})
 			},
 			wantPassed: true,
 		},
@@ -101,27 +103,89 @@ func TestRoundsRememberABoundedNumber(t *testing.T) {
 	for i := range 3 * maxIncomplete {
 		r.listed(r.begin(), []Version{{UID: types.UID(fmt.Sprint(i)), ResourceVersion: 1}})
 	}
-	if got := len(r.incomplete); got != maxIncomplete {
-		t.Errorf("%d incomplete rounds are remembered, want %d", got, maxIncomplete)
+	if got := len(r.lacks); got != maxIncomplete {
+		t.Errorf("%d lacks are remembered, want %d", got, maxIncomplete)
 	}
-	held := map[Version]bool{}
-	for _, v := range r.missing() {
-		held[v] = true
-	}
-	if !r.held(held) || !r.passed("first") {
+	if !r.held(r.missing(len(r.lacks))) || !r.passed("first") {
 		t.Errorf("the ticket of a dropped round does not pass with a later one")
 	}
 	if r.pending() {
-		t.Errorf("rounds are pending after the last one is complete: %v", r.incomplete)
+		t.Errorf("rounds are pending after the last one is complete: %v", r.lacks)
 	}
 }
 
-// complete runs one round whose objects the index holds.
-func complete(r *rounds, versions ...Version) {
-	held := map[Version]bool{}
-	for _, v := range versions {
-		held[v] = true
+// A frozen watch makes every round lack the same objects.
+func TestWhatManyRoundsLackIsRememberedOnce(t *testing.T) {
+	var lacking []Version
+	for i := range 5000 {
+		lacking = append(lacking, Version{NetworkPolicies, types.UID(fmt.Sprint(i)), 1})
 	}
+	r := newRounds()
+	r.ticket("p")
+	for range 2 * maxIncomplete {
+		r.listed(r.begin(), lacking)
+	}
+	if got := len(r.lacks); got != len(lacking) {
+		t.Errorf("%d lacks are remembered, want %d", got, len(lacking))
+	}
+	// All have their turn, a part in each look.
+	looks := 0
+	for ; r.pending(); looks++ {
+		r.held(r.missing(maxLook))
+	}
+	if want := (len(lacking) + maxLook - 1) / maxLook; looks != want {
+		t.Errorf("%d looks until nothing lacks, want %d", looks, want)
+	}
+	if diff := cmp.Diff([]types.UID{"p"}, r.takePassed()); diff != "" {
+		t.Errorf("passed (-want +got):\n%s", diff)
+	}
+}
+
+func TestWhoPassedIsToldOnce(t *testing.T) {
+	r := newRounds()
+	r.ticket("a")
+	r.ticket("b")
+	r.ticket("forgotten")
+	r.forget("forgotten")
+	n := r.begin()
+	r.ticket("late")
+	r.listed(n, nil)
+	got := r.takePassed()
+	slices.Sort(got)
+	if diff := cmp.Diff([]types.UID{"a", "b"}, got); diff != "" {
+		t.Errorf("passed (-want +got):\n%s", diff)
+	}
+	if got := r.takePassed(); len(got) > 0 {
+		t.Errorf("%v passed twice", got)
+	}
+	complete(&r)
+	if diff := cmp.Diff([]types.UID{"late"}, r.takePassed()); diff != "" {
+		t.Errorf("passed (-want +got):\n%s", diff)
+	}
+}
+
+// complete runs one round whose objects the index comes to hold.
+func complete(r *rounds, versions ...Version) {
 	r.listed(r.begin(), versions)
-	r.held(held)
+	r.held(versions)
+}
+
+// BenchmarkTickets takes and forgets a ticket while others wait.
+func BenchmarkTickets(b *testing.B) {
+	for _, waiting := range []int{300, 3000} {
+		b.Run(fmt.Sprintf("%d wait", waiting), func(b *testing.B) {
+			r := newRounds()
+			for i := range waiting {
+				r.ticket(types.UID(fmt.Sprint(i)))
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				r.ticket("p")
+				if !r.wantsRound() {
+					b.Fatal("tickets wait and no round is wanted")
+				}
+				r.forget("p")
+			}
+		})
+	}
 }

@@ -44,6 +44,8 @@ func (nodeTokens) Review(_ context.Context, token string) (hub.Identity, error) 
 // listed is a barrier.Lister of what the API server has.
 type listed func() []barrier.Version
 
+func (l listed) Kind() barrier.Kind { return barrier.NetworkPolicies }
+
 func (l listed) List(context.Context) ([]barrier.Version, error) { return l(), nil }
 
 // heldVersions is an index as package barrier consumes it.
