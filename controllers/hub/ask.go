@@ -79,13 +79,12 @@ func (q *questions) end() {
 }
 
 // answered passes r on to who asked. It returns an error if r is malformed.
-func (h *Hub) answered(nodeName string, s *session, r *hubv1.TraceResult) error {
+func (h *Hub) answered(s *session, r *hubv1.TraceResult) error {
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	n := h.node(nodeName)
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	s.node.mu.Lock()
+	defer s.node.mu.Unlock()
 	answer, ok := s.questions.waiting[r.GetId()]
 	if !ok {
 		return nil // whoever asked has gone

@@ -174,25 +174,3 @@ func TestAMalformedTraceResultEndsTheSession(t *testing.T) {
 		})
 	}
 }
-
-func TestTheQueueSendsTracesLast(t *testing.T) {
-	q := newQueue()
-	q.trace(&hubv1.Trace{Id: 1})
-	q.trace(&hubv1.Trace{Id: 2})
-	q.assign("a", assign("a", 1))
-	q.synced()
-	var got []string
-	for m := q.next(); m != nil; m = q.next() {
-		switch x := m.GetMessage().(type) {
-		case *hubv1.HubMessage_Assign:
-			got = append(got, "assign")
-		case *hubv1.HubMessage_Synced:
-			got = append(got, "synced")
-		case *hubv1.HubMessage_Trace:
-			got = append(got, "trace "+string(rune('0'+x.Trace.GetId())))
-		}
-	}
-	if diff := cmp.Diff([]string{"assign", "synced", "trace 1", "trace 2"}, got); diff != "" {
-		t.Errorf("sent (-want +got):\n%s", diff)
-	}
-}

@@ -38,6 +38,14 @@ const (
 	keepaliveTimeout = 10 * time.Second
 	// minPing is how often an agent may ping.
 	minPing = 5 * time.Second
+	// connectRate is how many agents a second may connect again after a
+	// replica has gone. Each costs a TLS handshake (1 to 2 ms of CPU) and a
+	// TokenReview, of which the manager's client sends at most 100 a second,
+	// among other things. A thousand agents take 20 s so.
+	connectRate = 50
+	// maxSpread bounds it: from 3,000 agents on the reviews in flight are what
+	// slows them down.
+	maxSpread = time.Minute
 	// handshakeTimeout bounds a connection that does not get to TLS and HTTP/2.
 	handshakeTimeout = 10 * time.Second
 )
@@ -95,26 +103,58 @@ type Hub struct {
 	generations atomic.Uint64
 	listening   atomic.Pointer[net.TCPAddr]
 
-	// mu guards nodes. A node's own lock is taken after it, or without it.
+	// mu guards nodes and is held for no longer than to look one up: whoever
+	// has a node does without.
 	mu    sync.Mutex
 	nodes map[string]*node
 }
 
 // node is what the hub keeps of one node.
 type node struct {
+	name string
 	// mu guards the following fields and the session's queue. It is held
 	// while the sink is called, so that the sink hears of things in order.
 	mu          sync.Mutex
-	assignments map[string]assignment
+	assignments map[string]*assignment
 	session     *session
 }
 
-// assignment is what a node was told of one uid.
+// assignment is what a node is told of one uid. It is never written to.
 type assignment struct {
-	// message carries the wire's generation. It is never written to.
-	message *hubv1.Assign
-	// generation is the caller's.
+	// message is the caller's, and so is its generation.
+	message     *hubv1.Assign
+	description Description
+	// generation is the wire's.
 	generation uint64
+}
+
+// expectations and whys return how many the assignment has.
+func (a *assignment) expectations() uint64 {
+	if a == nil {
+		return 0
+	}
+	return uint64(a.description.value().expectations + len(a.message.GetExpectations()))
+}
+
+func (a *assignment) whys() uint64 {
+	return uint64(a.description.value().whys + len(a.message.GetWhys()))
+}
+
+// wire returns the message for an agent that knows the description by id.
+// Others may be sent parts of it: nobody writes to them.
+func (a *assignment) wire(id uint64) *hubv1.Assign {
+	return &hubv1.Assign{
+		Subject:        a.message.GetSubject(),
+		Generation:     a.generation,
+		Basis:          a.message.GetBasis(),
+		Expectations:   a.message.GetExpectations(),
+		Whys:           a.message.GetWhys(),
+		OwnNode:        a.message.GetOwnNode(),
+		Settle:         a.message.GetSettle(),
+		ExcuseFamilies: a.message.GetExcuseFamilies(),
+		Description:    id,
+		Excused:        a.message.GetExcused(),
+	}
 }
 
 // New returns a Hub that serves when Start is called. Assignments may be made
@@ -143,14 +183,21 @@ func New(o Options) *Hub {
 // a, which must not be changed afterwards. A release of the uid that was not
 // sent yet is dropped: it was decided without a. What a says of a description
 // is ignored: it is d, under an id of each session's own.
-func (h *Hub) Assign(nodeName string, a *hubv1.Assign, _ Description) {
+func (h *Hub) Assign(nodeName string, a *hubv1.Assign, d Description) {
 	n := h.node(nodeName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	h.assign(n, a, d)
+}
+
+// assign makes a, under the next generation of the wire, the assignment of a
+// node whose lock is held.
+func (h *Hub) assign(n *node, a *hubv1.Assign, d Description) {
 	uid := a.GetSubject().GetUid()
-	n.assignments[uid] = h.stamp(a, a.GetGeneration())
+	next := &assignment{message: a, description: d, generation: h.generations.Add(1)}
+	n.assignments[uid] = next
 	if n.session != nil {
-		n.session.queue.assign(uid, n.assignments[uid].message)
+		n.session.queue.assign(uid, next)
 	}
 }
 
@@ -160,12 +207,13 @@ func (h *Hub) Withdraw(nodeName, uid string) {
 	n := h.node(nodeName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, ok := n.assignments[uid]; !ok {
+	a, ok := n.assignments[uid]
+	if !ok {
 		return
 	}
 	delete(n.assignments, uid)
 	if n.session != nil {
-		n.session.queue.withdraw(uid)
+		n.session.queue.withdraw(uid, a.message.GetSubject().GetNamespace())
 	}
 }
 
@@ -242,85 +290,86 @@ func (h *Hub) node(name string) *node {
 	defer h.mu.Unlock()
 	n, ok := h.nodes[name]
 	if !ok {
-		n = &node{assignments: map[string]assignment{}}
+		n = &node{name: name, assignments: map[string]*assignment{}}
 		h.nodes[name] = n
 	}
 	return n
 }
 
-// stamp gives a the next generation of the wire.
-func (h *Hub) stamp(a *hubv1.Assign, generation uint64) assignment {
-	// The caller may hand the same message to several nodes and sessions.
-	// The parts of it are shared: nobody writes to them.
-	return assignment{generation: generation, message: &hubv1.Assign{
-		Subject:        a.GetSubject(),
-		Generation:     h.generations.Add(1),
-		Basis:          a.GetBasis(),
-		Expectations:   a.GetExpectations(),
-		Whys:           a.GetWhys(),
-		OwnNode:        a.GetOwnNode(),
-		Settle:         a.GetSettle(),
-		ExcuseFamilies: a.GetExcuseFamilies(),
-	}}
+// spread returns the time within which agents connect again, in milliseconds.
+// It goes by the nodes that the hub has heard of, not by the sessions that it
+// has now: in the middle of a storm these are few.
+func (h *Hub) spread() uint32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return spreadMillis(len(h.nodes))
 }
 
-// open makes s the node's session, queues the full sync for it and ends the
+// spreadMillis returns how long a number of agents may take to connect.
+func spreadMillis(agents int) uint32 {
+	spread := min(time.Duration(agents)*time.Second/connectRate, maxSpread)
+	return uint32(spread.Milliseconds()) //nolint:gosec // at most maxSpread
+}
+
+// open makes s its node's session, queues the full sync for it and ends the
 // session that it replaces.
-func (h *Hub) open(nodeName string, s *session, hello Hello) {
-	n := h.node(nodeName)
+func (h *Hub) open(s *session, hello Hello) {
+	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.session != nil {
 		close(n.session.replaced)
 		n.session.questions.end()
-		h.sink.Disconnected(nodeName)
+		h.sink.Disconnected(n.name)
 	}
 	n.session = s
 	for _, uid := range slices.Sorted(maps.Keys(n.assignments)) {
 		// Under a new generation, so that the agent reports on it again and
 		// no report of an earlier session can be taken for this one's.
-		n.assignments[uid] = h.stamp(n.assignments[uid].message, n.assignments[uid].generation)
-		s.queue.assign(uid, n.assignments[uid].message)
+		h.assign(n, n.assignments[uid].message, n.assignments[uid].description)
 	}
 	s.queue.synced()
-	h.sink.Connected(nodeName, hello)
+	h.sink.Connected(n.name, hello)
 }
 
 // end forgets s, unless another session has replaced it.
-func (h *Hub) end(nodeName string, s *session) {
-	n := h.node(nodeName)
+func (h *Hub) end(s *session) {
+	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s.questions.end()
 	if n.session == s {
 		n.session = nil
-		h.sink.Disconnected(nodeName)
+		h.sink.Disconnected(n.name)
 	}
 }
 
 // report passes r on if it answers the current assignment, and drops it if
 // not: it crossed a newer one on the way. It returns an error if r is
 // malformed.
-func (h *Hub) report(nodeName string, s *session, r *hubv1.Report) error {
-	n := h.node(nodeName)
+func (h *Hub) report(s *session, r *hubv1.Report) error {
+	n := s.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	current, ok := n.assignments[r.GetUid()]
-	if !ok || n.session != s || current.message.GetGeneration() != r.GetGeneration() {
+	current := n.assignments[r.GetUid()]
+	if current == nil || n.session != s || current.generation != r.GetGeneration() {
 		return validateReport(r, nil)
 	}
-	if err := validateReport(r, current.message); err != nil {
+	if err := validateReport(r, current); err != nil {
 		return err
 	}
-	h.sink.Reported(nodeName, &hubv1.Report{
+	h.sink.Reported(n.name, &hubv1.Report{
 		Uid:            r.GetUid(),
-		Generation:     current.generation,
+		Generation:     current.message.GetGeneration(),
 		Confirmed:      r.GetConfirmed(),
 		Unmet:          r.GetUnmet(),
 		UnmetRequired:  r.GetUnmetRequired(),
 		UnmetAdvisory:  r.GetUnmetAdvisory(),
 		Ipv4Unenforced: r.GetIpv4Unenforced(),
 		Ipv6Unenforced: r.GetIpv6Unenforced(),
+		Unrealized:     r.GetUnrealized(),
+		Realized:       r.GetRealized(),
+		Steady:         r.GetSteady(),
 	})
 	return nil
 }

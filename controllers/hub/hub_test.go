@@ -201,6 +201,10 @@ func (a agent) expect(want ...string) []uint64 {
 			got = append(got, "release "+x.Release.GetSubject().GetUid())
 		case *hubv1.HubMessage_Synced:
 			got = append(got, "synced")
+		case *hubv1.HubMessage_Describe:
+			got = append(got, "describe")
+		case *hubv1.HubMessage_Forget:
+			got = append(got, "forget")
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

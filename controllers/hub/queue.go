@@ -9,58 +9,98 @@ import (
 
 // queue is what waits to be sent to one agent: per uid the latest Assign or
 // Withdraw and at most one Release behind it, and behind all that the traces.
+// It holds no more uids than the node has assignments, the agent holds and
+// releases wait for. What an assignment needs besides, its description, is
+// found out when it is taken, so that nothing is described that is superseded.
 // It is not safe for use by several goroutines.
 type queue struct {
-	// order holds each uid with something to send once, and syncedMark.
-	order []string
+	// items are what there is to send of each uid: never nothing.
 	items map[string]*item
+	// releases and states are the uids that have one of them, in the order in
+	// which they are sent.
+	releases, states turns
+	// syncing: Synced was not taken yet. unsynced counts the items that it has
+	// to wait for.
+	syncing  bool
+	unsynced int
 	// traces are bounded by who puts them in.
 	traces []*hubv1.HubMessage
+	// agent is what the agent holds.
+	agent *holdings
 	// ready receives after something was put in. It has room for one.
 	ready chan struct{}
 }
 
-// item is what there is to send of one uid.
+// item is what there is to send of one uid. A ticket is nil if there is
+// nothing of the kind.
 type item struct {
-	state   *hubv1.HubMessage
-	release *hubv1.HubMessage
+	namespace string
+	state     *ticket
+	// assignment is nil if the state is a Withdraw.
+	assignment *assignment
+	// full: Synced waits for the state.
+	full bool
+
+	released *ticket
+	release  *hubv1.Release
 }
 
-// syncedMark stands for Synced in a queue's order; no Pod has an empty uid.
-const syncedMark = ""
-
 func newQueue() *queue {
-	return &queue{items: map[string]*item{}, ready: make(chan struct{}, 1)}
+	return &queue{items: map[string]*item{}, agent: newHoldings(), ready: make(chan struct{}, 1)}
 }
 
 // assign puts in an Assign, in place of an unsent Assign, Withdraw or Release
 // of the uid.
-func (q *queue) assign(uid string, a *hubv1.Assign) {
-	q.put(uid, &item{state: &hubv1.HubMessage{Message: &hubv1.HubMessage_Assign{Assign: a}}})
+func (q *queue) assign(uid string, a *assignment) {
+	i := q.item(uid, a.message.GetSubject().GetNamespace())
+	q.dropRelease(i)
+	i.assignment = a
+	if i.state == nil {
+		i.state = q.states.add(i.namespace, uid)
+	}
+	q.wake()
 }
 
-// withdraw puts in a Withdraw, in place of whatever of the uid is unsent.
-func (q *queue) withdraw(uid string) {
-	q.put(uid, &item{state: &hubv1.HubMessage{Message: &hubv1.HubMessage_Withdraw{
-		Withdraw: &hubv1.Withdraw{Uid: uid},
-	}}})
+// withdraw puts in a Withdraw if the agent holds the uid, in place of whatever
+// of the uid is unsent. What the agent does not hold needs none; it has what
+// it holds of an earlier session until Synced.
+func (q *queue) withdraw(uid, namespace string) {
+	i := q.item(uid, namespace)
+	q.dropRelease(i)
+	i.assignment = nil
+	switch {
+	case !q.agent.holds(uid):
+		q.dropState(i)
+		q.tidy(uid, i)
+	case i.state == nil:
+		i.state = q.states.add(namespace, uid)
+	}
+	// Synced may have waited for it.
+	q.wake()
 }
 
 // release puts in a Release behind what is unsent of the uid, in place of an
 // unsent Release.
 func (q *queue) release(uid string, r *hubv1.Release) {
-	next := &item{release: &hubv1.HubMessage{Message: &hubv1.HubMessage_Release{Release: r}}}
-	if old, ok := q.items[uid]; ok {
-		next.state = old.state
+	i := q.item(uid, r.GetSubject().GetNamespace())
+	i.release = r
+	if i.released == nil {
+		i.released = q.releases.add(i.namespace, uid)
 	}
-	q.put(uid, next)
+	q.wake()
 }
 
-// synced puts in the mark that the full sync ends here.
+// synced says that what was put in so far is the full sync.
 func (q *queue) synced() {
-	q.put(syncedMark, &item{state: &hubv1.HubMessage{Message: &hubv1.HubMessage_Synced{
-		Synced: &hubv1.Synced{},
-	}}})
+	q.syncing = true
+	q.unsynced = 0
+	for _, i := range q.items {
+		if i.state != nil {
+			i.full = true
+			q.unsynced++
+		}
+	}
+	q.wake()
 }
 
 // trace puts in a Trace behind everything else: a person's question delays no
@@ -70,38 +110,93 @@ func (q *queue) trace(t *hubv1.Trace) {
 	q.wake()
 }
 
-// next removes and returns what is to be sent next, or nil. Uids take their
-// turn in the order in which they were put in.
-func (q *queue) next() *hubv1.HubMessage {
-	if len(q.order) == 0 {
-		if len(q.traces) == 0 {
-			return nil
+// next removes what is to be sent next and appends it to out, which stays as
+// it is if there is nothing. What it appends belongs together and is sent in
+// its order. A release comes first, but behind the state of its own uid; then
+// Synced, once it is due; then the states, by turns of their namespaces. The
+// spread is for Synced.
+func (q *queue) next(out []*hubv1.HubMessage, spread func() uint32) []*hubv1.HubMessage {
+	if uid, ok := q.releases.first(); ok {
+		i := q.items[uid]
+		if i.state != nil {
+			return q.takeState(out, uid, i)
 		}
-		m := q.traces[0]
+		r := i.release
+		q.dropRelease(i)
+		q.tidy(uid, i)
+		return append(out, &hubv1.HubMessage{Message: &hubv1.HubMessage_Release{Release: r}})
+	}
+	if q.syncing && q.unsynced == 0 {
+		q.syncing = false
+		return append(out, &hubv1.HubMessage{Message: &hubv1.HubMessage_Synced{
+			Synced: &hubv1.Synced{SpreadMillis: spread()},
+		}})
+	}
+	if uid, ok := q.states.first(); ok {
+		return q.takeState(out, uid, q.items[uid])
+	}
+	if len(q.traces) > 0 {
+		out = append(out, q.traces[0])
+		q.traces[0] = nil
 		q.traces = q.traces[1:]
-		return m
 	}
-	uid := q.order[0]
-	i := q.items[uid]
-	if i.state != nil && i.release != nil {
-		m := i.state
-		i.state = nil
-		return m
-	}
-	q.order = q.order[1:]
-	delete(q.items, uid)
-	if i.state != nil {
-		return i.state
-	}
-	return i.release
+	return out
 }
 
-func (q *queue) put(uid string, i *item) {
-	if _, ok := q.items[uid]; !ok {
-		q.order = append(q.order, uid)
+// takeState removes the uid's Assign or Withdraw and appends it to out, with
+// what has to go before and behind it.
+func (q *queue) takeState(out []*hubv1.HubMessage, uid string, i *item) []*hubv1.HubMessage {
+	a := i.assignment
+	q.dropState(i)
+	q.tidy(uid, i)
+	var forget *hubv1.HubMessage
+	if a == nil {
+		forget = q.agent.withdraw(uid)
+		out = append(out, &hubv1.HubMessage{Message: &hubv1.HubMessage_Withdraw{Withdraw: &hubv1.Withdraw{Uid: uid}}})
+	} else {
+		id, describe, old := q.agent.assign(uid, a.description)
+		if describe != nil {
+			out = append(out, describe)
+		}
+		forget = old
+		out = append(out, &hubv1.HubMessage{Message: &hubv1.HubMessage_Assign{Assign: a.wire(id)}})
 	}
-	q.items[uid] = i
-	q.wake()
+	if forget != nil {
+		out = append(out, forget)
+	}
+	return out
+}
+
+// item returns the uid's item, which it makes if need be. Whoever calls it
+// puts something in, or tidies up.
+func (q *queue) item(uid, namespace string) *item {
+	i, ok := q.items[uid]
+	if !ok {
+		i = &item{namespace: namespace}
+		q.items[uid] = i
+	}
+	return i
+}
+
+func (q *queue) dropRelease(i *item) {
+	q.releases.remove(i.released)
+	i.released, i.release = nil, nil
+}
+
+func (q *queue) dropState(i *item) {
+	q.states.remove(i.state)
+	i.state, i.assignment = nil, nil
+	if i.full {
+		i.full = false
+		q.unsynced--
+	}
+}
+
+// tidy forgets an item that holds nothing.
+func (q *queue) tidy(uid string, i *item) {
+	if i.state == nil && i.released == nil {
+		delete(q.items, uid)
+	}
 }
 
 func (q *queue) wake() {

@@ -38,6 +38,7 @@ const (
 // session is one agent's connection. The queue and the questions are guarded
 // by its node's lock.
 type session struct {
+	node      *node
 	queue     *queue
 	questions questions
 	// replaced is closed when a newer session of the node has begun.
@@ -63,11 +64,13 @@ func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.
 	if err != nil {
 		return err
 	}
-	s := &session{queue: newQueue(), questions: newQuestions(), replaced: make(chan struct{})}
-	h.open(identity.Node, s, hello)
-	defer h.end(identity.Node, s)
+	s := &session{
+		node: h.node(identity.Node), queue: newQueue(), questions: newQuestions(), replaced: make(chan struct{}),
+	}
+	h.open(s, hello)
+	defer h.end(s)
 	log.Info("agent connected", "version", hello.Version, "unsupported", printable(hello.Unsupported))
-	go h.send(stream, identity.Node, s, failed)
+	go h.send(stream, s, failed)
 
 	err = h.serve(ctx, identity, s, messages, failed)
 	log.Info("agent disconnected", "reason", err)
@@ -108,7 +111,7 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 			if err := limiter.Wait(ctx); err != nil {
 				return status.FromContextError(ctx.Err()).Err()
 			}
-			if err := h.handle(id.Node, s, m); err != nil {
+			if err := h.handle(s, m); err != nil {
 				return status.Errorf(codes.InvalidArgument, "%v", err)
 			}
 		}
@@ -117,15 +120,15 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 
 // handle takes one message after hello. It returns an error if the agent does
 // not keep to the contract.
-func (h *Hub) handle(nodeName string, s *session, m *hubv1.AgentMessage) error {
+func (h *Hub) handle(s *session, m *hubv1.AgentMessage) error {
 	switch m := m.GetMessage().(type) {
 	case *hubv1.AgentMessage_Report:
-		if err := h.report(nodeName, s, m.Report); err != nil {
+		if err := h.report(s, m.Report); err != nil {
 			return fmt.Errorf("report: %w", err)
 		}
 		return nil
 	case *hubv1.AgentMessage_TraceResult:
-		if err := h.answered(nodeName, s, m.TraceResult); err != nil {
+		if err := h.answered(s, m.TraceResult); err != nil {
 			return fmt.Errorf("trace result: %w", err)
 		}
 		return nil
@@ -178,10 +181,8 @@ func receive(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessag
 }
 
 // send sends what is queued until the stream ends.
-func (h *Hub) send(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessage],
-	nodeName string, s *session, failed chan<- error,
-) {
-	n := h.node(nodeName)
+func (h *Hub) send(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessage], s *session, failed chan<- error) {
+	var batch []*hubv1.HubMessage
 	for {
 		select {
 		case <-stream.Context().Done():
@@ -189,21 +190,24 @@ func (h *Hub) send(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.Hub
 		case <-s.queue.ready:
 		}
 		for {
-			// One at a time, so that what is superseded while an agent is slow
-			// is never sent.
-			n.mu.Lock()
-			m := s.queue.next()
-			n.mu.Unlock()
-			if m == nil {
+			// No more than belongs together, so that what is superseded while
+			// an agent is slow is never sent.
+			s.node.mu.Lock()
+			batch = s.queue.next(batch[:0], h.spread)
+			s.node.mu.Unlock()
+			if len(batch) == 0 {
 				break
 			}
-			s.sending.Store(h.clock.Now().UnixNano())
-			err := stream.Send(m)
-			s.sending.Store(0)
-			if err != nil {
-				failed <- err
-				return
+			for _, m := range batch {
+				s.sending.Store(h.clock.Now().UnixNano())
+				err := stream.Send(m)
+				s.sending.Store(0)
+				if err != nil {
+					failed <- err
+					return
+				}
 			}
+			clear(batch)
 		}
 	}
 }

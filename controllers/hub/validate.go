@@ -6,14 +6,16 @@ package hub
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 const (
-	// maxUnmet and maxText are hub.proto's.
+	// maxUnmet, maxWhys and maxText are hub.proto's.
 	maxUnmet = 3
+	maxWhys  = 64
 	maxText  = 200
 	// maxUID bounds a uid; Kubernetes makes them 36 bytes long.
 	maxUID = 128
@@ -36,8 +38,9 @@ func validateHello(m *hubv1.AgentMessage) error {
 
 // validateReport returns an error that names what is wrong with r. answered is
 // the assignment that r answers, or nil if the hub knows it no more.
-func validateReport(r *hubv1.Report, answered *hubv1.Assign) error {
-	expectations := len(answered.GetExpectations())
+func validateReport(r *hubv1.Report, answered *assignment) error {
+	unmet := r.GetUnmetRequired() > 0 || r.GetUnmetAdvisory() > 0
+	unenforced := r.GetIpv4Unenforced() || r.GetIpv6Unenforced()
 	switch {
 	case r.GetUid() == "":
 		return errors.New("uid is empty")
@@ -49,15 +52,59 @@ func validateReport(r *hubv1.Report, answered *hubv1.Assign) error {
 		return fmt.Errorf("confirmed with unmet_required %d: want 0", r.GetUnmetRequired())
 	case r.GetIpv4Unenforced() && r.GetIpv6Unenforced():
 		return errors.New("ipv4_unenforced and ipv6_unenforced are both set: want at most one, or nothing was confirmed")
-	case answered != nil && !answered.GetExcuseFamilies() && (r.GetIpv4Unenforced() || r.GetIpv6Unenforced()):
+	case answered != nil && !answered.message.GetExcuseFamilies() && unenforced:
 		return errors.New("ipv4_unenforced or ipv6_unenforced is set: the assignment does not have excuse_families")
+	case r.GetSteady() && unmet && len(r.GetUnrealized()) == 0:
+		return errors.New("steady with unmet expectations and nothing in unrealized: want the whys of what is unmet")
 	}
 	for i, u := range r.GetUnmet() {
 		if len(u.GetReason()) > maxText || u.GetReason() != printable(u.GetReason()) {
 			return fmt.Errorf("unmet[%d].reason %q: want at most %d bytes of printable ASCII", i, printable(u.GetReason()), maxText)
 		}
-		if answered != nil && int64(u.GetExpectation()) >= int64(expectations) {
-			return fmt.Errorf("unmet[%d].expectation is %d: the assignment has %d", i, u.GetExpectation(), expectations)
+		if has := answered.expectations(); answered != nil && uint64(u.GetExpectation()) >= has {
+			return fmt.Errorf("unmet[%d].expectation is %d: the assignment has %d", i, u.GetExpectation(), has)
+		}
+	}
+	return validateWhys(r, answered)
+}
+
+// validateWhys returns an error that names what is wrong with the rules that r
+// tells to be realized, or not to be.
+func validateWhys(r *hubv1.Report, answered *assignment) error {
+	if err := ascending("unrealized", r.GetUnrealized()); err != nil {
+		return err
+	}
+	if err := ascending("realized", r.GetRealized()); err != nil {
+		return err
+	}
+	for i, why := range r.GetRealized() {
+		if _, both := slices.BinarySearch(r.GetUnrealized(), why); both {
+			return fmt.Errorf("realized[%d] is %d, which is in unrealized, too: want it in one of them", i, why)
+		}
+		if answered == nil {
+			continue
+		}
+		if _, excused := slices.BinarySearch(answered.message.GetExcused(), why); !excused {
+			return fmt.Errorf("realized[%d] is %d: the assignment does not excuse it", i, why)
+		}
+	}
+	// The last is the largest.
+	if last := len(r.GetUnrealized()) - 1; answered != nil && last >= 0 {
+		if has := answered.whys(); uint64(r.GetUnrealized()[last]) >= has {
+			return fmt.Errorf("unrealized[%d] is %d: the description has %d whys", last, r.GetUnrealized()[last], has)
+		}
+	}
+	return nil
+}
+
+// ascending returns an error if a field's values are too many or do not grow.
+func ascending(field string, values []uint32) error {
+	if len(values) > maxWhys {
+		return fmt.Errorf("%s has %d entries: want at most %d", field, len(values), maxWhys)
+	}
+	for i := 1; i < len(values); i++ {
+		if values[i] <= values[i-1] {
+			return fmt.Errorf("%s[%d] is %d, behind %d: want them ascending", field, i, values[i], values[i-1])
 		}
 	}
 	return nil
