@@ -3,10 +3,7 @@
 
 package confirm
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 const (
 	// shortest and longest bound the time between looks while a subject is
@@ -51,29 +48,19 @@ func (c *Confirmer) plan() cadence {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Now()
-	var p cadence
-	assigned := false
+	c.retire(now)
+	if len(c.pending)+c.resting.Len() == 0 {
+		return cadence{}
+	}
+	p := cadence{pending: len(c.pending) > 0, due: c.audited.Add(auditEvery)}
 	sooner := func(t time.Time) {
-		if p.due.IsZero() || t.Before(p.due) {
+		if t.Before(p.due) {
 			p.due = t
 		}
 	}
-	for _, s := range c.subjects {
-		for _, e := range s.evaluations {
-			if e.malformed != nil {
-				continue
-			}
-			assigned = true
-			if s.pending(e, now) {
-				p.pending = true
-				sooner(c.dueOf(s, e, now))
-			}
-		}
+	for e := range c.pending {
+		sooner(c.dueOf(e, now))
 	}
-	if !assigned {
-		return cadence{}
-	}
-	sooner(c.audited.Add(auditEvery))
 	if p.pending && !c.noticed.IsZero() {
 		due := c.noticed.Add(debounce)
 		if c.newest != nil {
@@ -84,25 +71,8 @@ func (c *Confirmer) plan() cadence {
 	return p
 }
 
-// pending reports whether e is to be answered soon: it is not confirmed, or
-// was a short while ago only and may have to be retracted before the subject is
-// released, or some replica was not told yet.
-func (s *subject) pending(e *evaluation, now time.Time) bool {
-	return !e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !s.toldOf(e)
-}
-
-// toldOf reports whether every replica that assigned e had an answer to it.
-func (s *subject) toldOf(e *evaluation) bool {
-	for _, a := range s.assignments {
-		if a.key == e.key && !a.told {
-			return false
-		}
-	}
-	return true
-}
-
 // dueOf returns when e, which is pending, needs its next look.
-func (c *Confirmer) dueOf(s *subject, e *evaluation, now time.Time) time.Time {
+func (c *Confirmer) dueOf(e *evaluation, now time.Time) time.Time {
 	if c.newest == nil {
 		return now
 	}
@@ -110,11 +80,11 @@ func (c *Confirmer) dueOf(s *subject, e *evaluation, now time.Time) time.Time {
 	if e.state.wanting {
 		return e.state.allSince.Add(secondLook)
 	}
-	if !e.observed || !s.toldOf(e) {
+	if !e.observed || !e.toldAll() {
 		// A burst of assignments shares a look.
 		return ended.Add(secondLook)
 	}
-	return ended.Add(interval(now.Sub(s.began), c.newest.cost()))
+	return ended.Add(interval(now.Sub(e.subject.began), c.newest.cost()))
 }
 
 // interval returns the time between looks for a subject of the given age, if
@@ -131,35 +101,6 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-// chosen returns the evaluations that the next look answers: all that are
-// pending, and of the others those that were looked at longest ago, with at
-// most the given number of flows but at least one.
-func (c *Confirmer) chosen(flows int) []*evaluation {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := c.clock.Now()
-	var all, others []*evaluation
-	for _, s := range c.subjects {
-		for _, e := range s.evaluations {
-			switch {
-			case e.malformed != nil:
-			case s.pending(e, now):
-				all = append(all, e)
-			default:
-				others = append(others, e)
-			}
-		}
-	}
-	slices.SortFunc(others, func(a, b *evaluation) int { return a.seenAt.Compare(b.seenAt) })
-	for i, e := range others {
-		if flows -= len(e.expectations); flows < 0 && i > 0 {
-			break
-		}
-		all = append(all, e)
-	}
-	return all
 }
 
 // burst is how long changes of the rules count as one rewrite. An engine makes

@@ -84,7 +84,7 @@ func TestANoticeBringsALook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{}, &outbox{}
 		c, n, _ := newNoticed(t, d, out)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		// By now looks are a second apart.
 		pass(patience + 10*time.Second)
 		out.taken()
@@ -117,7 +117,7 @@ func TestNoticesTakeNoMoreThanAFifthOfTheTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &dataplane{cost: tc.cost}
 				c, n, _ := newNoticed(t, d, &outbox{})
-				must(t, c.Assign(replicaA, assign("u", 1)))
+				must(t, give(c, replicaA, assign("u", 1)))
 				// The first look and the first told answer are soon.
 				pass(5*tc.cost + secondLook)
 				before := d.taken()
@@ -145,7 +145,7 @@ func TestWhatHasLongBeenConfirmedIsAuditedOnly(t *testing.T) {
 		if n.watched() {
 			t.Error("watched although nothing is assigned")
 		}
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(settled - time.Second)
 		if !n.watched() {
 			t.Error("not watched while a subject may have to be retracted")
@@ -186,10 +186,10 @@ func TestASecondReplicaIsToldAtOnceOfWhatHasLongBeenConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c, _, _ := newNoticed(t, d, out)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(settled + auditEvery)
 		out.taken()
-		must(t, c.Assign(replicaB, assign("u", 4)))
+		must(t, give(c, replicaB, assign("u", 4)))
 		pass(secondLook)
 		expect(t, out, sent{replicaB, &hubv1.Report{Uid: "u", Generation: 4, Confirmed: true}})
 	})
@@ -197,9 +197,9 @@ func TestASecondReplicaIsToldAtOnceOfWhatHasLongBeenConfirmed(t *testing.T) {
 
 // large returns an assignment of so many flows, all of which programmed
 // answers as it wants.
-func large(uid string, flows int) *hubv1.Assign {
+func large(uid string, flows int) *assigned {
 	a := assign(uid, 1)
-	for len(a.GetExpectations()) < flows {
+	for len(a.Expectations) < flows {
 		a.Expectations = append(a.Expectations, want(client, flow.Allowed))
 	}
 	return a
@@ -211,7 +211,7 @@ func TestAnAuditAsksASampleThatRotates(t *testing.T) {
 		c, _, _ := newNoticed(t, d, &outbox{})
 		const subjects = 10
 		for i := range subjects {
-			must(t, c.Assign(replicaA, large(fmt.Sprint("u", i), auditFlows/2)))
+			must(t, give(c, replicaA, large(fmt.Sprint("u", i), auditFlows/2)))
 		}
 		pass(settled + auditEvery)
 		for range 3 {
@@ -227,12 +227,11 @@ func TestAnAuditAsksASampleThatRotates(t *testing.T) {
 		pass(subjects / 2 * auditEvery)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		for _, s := range c.subjects {
-			for _, e := range s.evaluations {
-				seen[e.seenAt]++
-				if age := time.Since(e.seenAt); age > subjects/2*auditEvery {
-					t.Errorf("%s was looked at %v ago, want all in turn", e.uid, age)
-				}
+		for place := c.resting.Front(); place != nil; place = place.Next() {
+			e, _ := place.Value.(*evaluation)
+			seen[e.seenAt]++
+			if age := time.Since(e.seenAt); age > subjects/2*auditEvery {
+				t.Errorf("%s was looked at %v ago, want all in turn", e.subject.uid, age)
 			}
 		}
 		if len(seen) != subjects/2 {
@@ -245,11 +244,11 @@ func TestLooksForOneTakeOthersAlong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c, n, _ := newNoticed(t, d, out)
-		must(t, c.Assign(replicaA, assign("old", 1)))
+		must(t, give(c, replicaA, assign("old", 1)))
 		pass(settled + auditEvery)
 		waits := assign("new", 1)
 		waits.Expectations = append(waits.Expectations, want(tcp("10.0.0.3", "10.0.0.9"), flow.Denied))
-		must(t, c.Assign(replicaA, waits))
+		must(t, give(c, replicaA, waits))
 		pass(time.Second)
 		out.taken()
 		d.set(func(d *dataplane) { d.verdicts[client] = flow.Denied })
@@ -265,7 +264,7 @@ func TestADataplaneThatCanNoLongerBeSeenIsRetracted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c, _, registry := newNoticed(t, d, out)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(settled + auditEvery)
 		out.taken()
 		d.set(func(d *dataplane) { d.unsupported = "an XDP program decides on interface eth0" })
@@ -291,7 +290,7 @@ func TestADataplaneThatCannotBeSeenIsNeverConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed(), unsupported: "Cilium"}, &outbox{}
 		c, _, _ := newNoticed(t, d, out)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(time.Minute)
 		for _, s := range out.taken() {
 			if s.Report.GetConfirmed() {
@@ -310,8 +309,8 @@ func TestWhatOneEvaluationAsksIsOneBatch(t *testing.T) {
 		other := assign("v", 1)
 		other.Expectations = append(other.Expectations, want(third, flow.Denied))
 		other.Expectations[2].External = true
-		must(t, c.Assign(replicaA, assign("u", 1)))
-		must(t, c.Assign(replicaA, other))
+		must(t, give(c, replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, other))
 		pass(time.Second)
 		out.taken()
 		d.set(func(d *dataplane) {
@@ -346,7 +345,7 @@ func TestWhatIsLackingIsAskedFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{verdicts: map[flow.Flow]flow.Answer{client: flow.Allowed, stranger: flow.Allowed}}, &outbox{}
 		c, _, _ := newNoticed(t, d, out)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(time.Second)
 		out.taken()
 		d.set(func(d *dataplane) { d.batches = nil })

@@ -4,6 +4,7 @@
 package confirm
 
 import (
+	"container/list"
 	"errors"
 	"slices"
 	"sync"
@@ -66,8 +67,12 @@ type Confirmer struct {
 
 	mu       sync.Mutex // guards the following fields and all that they hold
 	subjects map[string]*subject
-	newest   *judgement // what was judged last, or nil
-	failing  bool       // whether its look failed
+	// pending are the evaluations that have to be answered soon, and resting
+	// all others, looked at longest ago first. Malformed ones are in neither.
+	pending map[*evaluation]struct{}
+	resting *list.List
+	newest  *judgement // what was judged last, or nil
+	failing bool       // whether its look failed
 	// noticed is when the first change was noticed that no look has begun
 	// after, or zero.
 	noticed time.Time
@@ -81,12 +86,13 @@ type Confirmer struct {
 
 // subject is all that is held for one uid.
 type subject struct {
+	uid string
+	// namespace is what the newest assignment says.
+	namespace string
 	// began is when the uid was first assigned.
 	began time.Time
-	// assignments is keyed by replica, evaluations by content. Each evaluation
-	// has at least one assignment.
-	assignments map[string]*assignment
-	evaluations map[contentKey]*evaluation
+	// assignments has at most one of each replica.
+	assignments []*assignment
 }
 
 // assignment is the newest one of a replica.
@@ -94,25 +100,21 @@ type assignment struct {
 	source     Source
 	generation uint64
 	basis      *hubv1.Basis
-	ips        []string
-	ownNode    bool
-	key        contentKey
+	// evaluation is shared with replicas that assigned the same content.
+	evaluation *evaluation
 	// told: a report for this generation was sent.
 	told bool
 }
 
 // evaluation is what replicas with the same content share.
 type evaluation struct {
-	// The following six never change.
-	uid          string
-	key          contentKey
-	expectations []expectation
-	questions    []Question
-	// excuse: a family that is not enforced may be left out.
-	excuse bool
-	// malformed says why this content cannot be judged, or is nil.
-	malformed *unmet
+	// The following three never change.
+	subject *subject
+	key     contentKey
+	content content
 
+	// place is where it is among the resting, or nil.
+	place *list.Element
 	state state
 	open  openSince
 	// observed: there was a look, begun at seenAt, and answer is from the
@@ -132,17 +134,20 @@ type evaluation struct {
 
 // New returns a Confirmer without assignments. It takes no look before Run.
 func New(o Options) *Confirmer {
-	return &Confirmer{
+	c := &Confirmer{
 		dataplane: o.Dataplane,
 		notices:   o.Notices,
 		reports:   o.Reports,
 		clock:     o.Clock,
 		log:       o.Log,
-		metrics:   newMetrics(o.Registerer),
 		wake:      make(chan struct{}, 1),
 		looking:   make(chan struct{}, 1),
 		subjects:  make(map[string]*subject),
+		pending:   make(map[*evaluation]struct{}),
+		resting:   list.New(),
 	}
+	c.metrics = newMetrics(o.Registerer, c.held)
+	return c
 }
 
 // Assign takes in what a replica assigned, in place of its earlier assignment
@@ -150,85 +155,92 @@ func New(o Options) *Confirmer {
 // nothing to report on; anything else that is malformed is reported to the
 // replica. d holds its expectations; nil if it names a description that was
 // not sent, which is malformed. The message must not be changed afterwards.
-func (c *Confirmer) Assign(from Source, a *hubv1.Assign, _ *Description) error {
+func (c *Confirmer) Assign(from Source, a *hubv1.Assign, d *Description) error {
 	uid := a.GetSubject().GetUid()
 	if uid == "" {
 		return errors.New("assignment without subject: want a subject with a uid")
 	}
-	key, err := keyOf(a)
-	if err != nil {
-		return err
-	}
+	key := keyOf(a, d)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.subjects[uid]
 	if s == nil {
-		s = &subject{
-			began:       c.clock.Now(),
-			assignments: make(map[string]*assignment),
-			evaluations: make(map[contentKey]*evaluation),
-		}
+		s = &subject{uid: uid, began: c.clock.Now()}
 		c.subjects[uid] = s
 	}
-	if s.evaluations[key] == nil {
-		s.evaluations[key] = s.evaluate(uid, key, a)
+	s.namespace = a.GetSubject().GetNamespace()
+	e := s.evaluation(key)
+	if e == nil {
+		e = s.evaluate(key, contentOf(a, d))
 	}
-	s.assignments[from.Replica] = &assignment{
-		source:     from,
-		generation: a.GetGeneration(),
-		basis:      a.GetBasis(),
-		ips:        slices.Sorted(slices.Values(a.GetSubject().GetIps())),
-		ownNode:    a.GetOwnNode(),
-		key:        key,
+	c.end(s, from.Replica)
+	s.assignments = append(s.assignments, &assignment{
+		source: from, generation: a.GetGeneration(), basis: a.GetBasis(), evaluation: e,
+	})
+	if malformed := e.content.malformed; malformed != nil {
+		c.log.Info("Assignment is malformed", "replica", from.Replica, "uid", uid, "reason", malformed.reason)
+		c.publish(e)
+		return nil
 	}
-	s.prune()
-	if e := s.evaluations[key]; e.malformed != nil {
-		c.log.Info("Assignment is malformed", "replica", from.Replica, "uid", uid, "reason", e.malformed.reason)
-		c.publish(s, e)
-	}
+	c.await(e)
 	c.wakeUp()
 	return nil
 }
 
-// evaluate returns a new evaluation of a. It begins with what another one at
-// the same addresses has noticed of the engine.
-func (s *subject) evaluate(uid string, key contentKey, a *hubv1.Assign) *evaluation {
-	expectations, malformed := parse(a)
-	e := &evaluation{
-		uid: uid, key: key,
-		expectations: expectations,
-		questions:    questions(expectations),
-		excuse:       a.GetExcuseFamilies(),
-		malformed:    malformed,
-		state:        state{settle: a.GetSettle()},
+// evaluation returns that of the given key, or nil.
+func (s *subject) evaluation(key contentKey) *evaluation {
+	for _, a := range s.assignments {
+		if a.evaluation.key == key {
+			return a.evaluation
+		}
 	}
-	if malformed != nil {
+	return nil
+}
+
+// evaluate returns a new evaluation. It begins with what another one at the
+// same addresses has noticed of the engine.
+func (s *subject) evaluate(key contentKey, of content) *evaluation {
+	e := &evaluation{subject: s, key: key, content: of, state: state{settle: of.settle}}
+	if of.malformed != nil {
 		e.observed = true
-		e.answer = answer{unmet: []unmet{*malformed}, required: len(a.GetExpectations())}
+		e.answer = answer{unmet: []unmet{*of.malformed}, required: of.description.count}
 		return e
 	}
-	ips := slices.Sorted(slices.Values(a.GetSubject().GetIps()))
-	for _, other := range s.assignments {
-		known := s.evaluations[other.key]
-		if known.state.looked && slices.Equal(other.ips, ips) {
-			e.state, e.open = known.state.successor(a.GetSettle()), known.open
+	for _, a := range s.assignments {
+		known := a.evaluation
+		if known.state.looked && slices.Equal(known.content.ips, of.ips) {
+			e.state, e.open = known.state.successor(of.settle), known.open
 			break
 		}
 	}
 	return e
 }
 
-// prune drops evaluations that no assignment names.
-func (s *subject) prune() {
-	used := make(map[contentKey]bool, len(s.assignments))
+// evaluations returns each evaluation of s once.
+func (s *subject) evaluations() []*evaluation {
+	var all []*evaluation
 	for _, a := range s.assignments {
-		used[a.key] = true
-	}
-	for key := range s.evaluations {
-		if !used[key] {
-			delete(s.evaluations, key)
+		if !slices.Contains(all, a.evaluation) {
+			all = append(all, a.evaluation)
 		}
 	}
+	return all
+}
+
+// end ends what the replica assigned for s, if anything, and drops the
+// evaluation if no other replica assigned the same.
+func (c *Confirmer) end(s *subject, replica string) {
+	i := slices.IndexFunc(s.assignments, func(a *assignment) bool { return a.source.Replica == replica })
+	if i < 0 {
+		return
+	}
+	e := s.assignments[i].evaluation
+	s.assignments = slices.Delete(s.assignments, i, i+1)
+	if e.current() {
+		return
+	}
+	delete(c.pending, e)
+	c.unrest(e)
 }
 
 // Withdraw ends the replica's assignment of uid. One that is not held is no
@@ -237,9 +249,8 @@ func (c *Confirmer) Withdraw(from Source, uid string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.subjects[uid]; s != nil {
-		delete(s.assignments, from.Replica)
-		c.tidy(uid, s)
-		c.count()
+		c.end(s, from.Replica)
+		c.tidy(s)
 	}
 }
 
@@ -247,20 +258,20 @@ func (c *Confirmer) Withdraw(from Source, uid string) {
 func (c *Confirmer) Forget(replica string, before uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for uid, s := range c.subjects {
-		if a := s.assignments[replica]; a != nil && a.source.Session < before {
-			delete(s.assignments, replica)
-			c.tidy(uid, s)
+	for _, s := range c.subjects {
+		if slices.ContainsFunc(s.assignments, func(a *assignment) bool {
+			return a.source.Replica == replica && a.source.Session < before
+		}) {
+			c.end(s, replica)
+			c.tidy(s)
 		}
 	}
-	c.count()
 }
 
-// tidy drops what has no assignment any more.
-func (c *Confirmer) tidy(uid string, s *subject) {
-	s.prune()
+// tidy drops a subject that has no assignment any more.
+func (c *Confirmer) tidy(s *subject) {
 	if len(s.assignments) == 0 {
-		delete(c.subjects, uid)
+		delete(c.subjects, s.uid)
 	}
 }
 
@@ -272,9 +283,13 @@ func (c *Confirmer) wakeUp() {
 }
 
 // current reports whether e still has an assignment.
-func (c *Confirmer) current(e *evaluation) bool {
-	s := c.subjects[e.uid]
-	return s != nil && s.evaluations[e.key] == e
+func (e *evaluation) current() bool {
+	return slices.ContainsFunc(e.subject.assignments, func(a *assignment) bool { return a.evaluation == e })
+}
+
+// toldAll reports whether every replica that assigned e had an answer to it.
+func (e *evaluation) toldAll() bool {
+	return !slices.ContainsFunc(e.subject.assignments, func(a *assignment) bool { return a.evaluation == e && !a.told })
 }
 
 // observe takes into e what was judged on a look, and reports what changed. A
@@ -291,34 +306,40 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 	before := e.answer.confirmed
 	if of.err != nil {
 		reason := printable("the dataplane could not be read: " + of.err.Error())
-		e.answer = e.state.fail(reason, requiredIn(e.expectations))
+		e.answer = e.state.fail(reason, e.content.required())
 		e.judgedAt = time.Time{}
 	} else {
 		var excused [families]bool
-		if e.excuse {
+		if e.content.excuseFamilies {
 			excused = c.enforcement.unenforced
 		}
 		m := moment{began: seen.began, ended: j.ended, rewrites: c.rewrites.observe(of.changes, j.ended)}
-		e.answer = e.state.observe(m, of.findings.result(excused))
+		e.answer = e.state.observe(m, of.findings.result(&e.content, excused))
 		e.judgedAt = j.ended
 	}
 	e.observed, e.seenAt = true, seen.began
+	if e.place != nil {
+		c.resting.MoveToBack(e.place)
+	}
+	if !e.answer.confirmed {
+		c.await(e)
+	}
 	switch {
 	case e.answer.confirmed && !before:
 		e.confirmedSince = j.ended
 	case !e.answer.confirmed && before && j.ended.Sub(e.confirmedSince) >= settled:
-		c.log.Info("What has long been confirmed no longer holds", "uid", e.uid, "reason", e.answer.reason())
+		c.log.Info("What has long been confirmed no longer holds", "uid", e.subject.uid, "reason", e.answer.reason())
 		c.metrics.drifted(driftVerdict)
 	}
-	c.publish(c.subjects[e.uid], e)
+	c.publish(e)
 }
 
 // reportPause is the least time between two reports on a subject that differ
-// only in what is unmet, which may change with every look.
+// only in what is unmet or realized, which may change with every look.
 const reportPause = time.Second
 
 // publish reports e's answer to each replica that was not told it yet.
-func (c *Confirmer) publish(s *subject, e *evaluation) {
+func (c *Confirmer) publish(e *evaluation) {
 	if !e.observed || e.state.wanting {
 		return
 	}
@@ -328,12 +349,12 @@ func (c *Confirmer) publish(s *subject, e *evaluation) {
 	if changed {
 		e.told, e.toldAt = e.answer, now
 	}
-	for _, a := range s.assignments {
-		if a.key != e.key || (a.told && !changed) {
+	for _, a := range e.subject.assignments {
+		if a.evaluation != e || (a.told && !changed) {
 			continue
 		}
 		a.told = true
-		c.log.V(1).Info("Report", "uid", e.uid, "replica", a.source.Replica, "generation", a.generation,
+		c.log.V(1).Info("Report", "uid", e.subject.uid, "replica", a.source.Replica, "generation", a.generation,
 			"confirmed", e.answer.confirmed, "unmetRequired", e.answer.required, "unmetAdvisory", e.answer.advisory)
 		c.reports.Send(a.source, reportOf(e, a.generation))
 	}
@@ -341,17 +362,20 @@ func (c *Confirmer) publish(s *subject, e *evaluation) {
 
 func reportOf(e *evaluation, generation uint64) *hubv1.Report {
 	report := &hubv1.Report{
-		Uid:            e.uid,
+		Uid:            e.subject.uid,
 		Generation:     generation,
 		Confirmed:      e.answer.confirmed,
 		UnmetRequired:  uint32(e.answer.required), //nolint:gosec // bounded by the message's size
 		UnmetAdvisory:  uint32(e.answer.advisory), //nolint:gosec // bounded by the message's size
 		Ipv4Unenforced: e.answer.without[ipv4],
 		Ipv6Unenforced: e.answer.without[ipv6],
+		Unrealized:     e.answer.outcome.unrealized,
+		Realized:       e.answer.outcome.realized,
+		Steady:         e.answer.steady,
 	}
 	for _, u := range e.answer.unmet {
 		// A reason that concerns none, where there is none to hang it on.
-		if u.index >= len(e.expectations) && e.malformed == nil {
+		if u.index >= e.content.description.count {
 			continue
 		}
 		report.Unmet = append(report.Unmet, &hubv1.Unmet{

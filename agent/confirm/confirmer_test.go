@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"k8s.io/utils/clock"
 
@@ -91,6 +93,37 @@ func (d *dataplane) taken() int {
 	return d.looks
 }
 
+// answers is a Look that gives fixed verdicts; flows that it lacks are
+// Inconclusive.
+type answers struct {
+	verdicts map[flow.Flow]flow.Answer
+	unrouted map[flow.Flow]bool
+	rewrites uint64
+	asked    map[flow.Flow]int
+	// unsettled are flows that no batch with them is answered for.
+	unsettled map[flow.Flow]bool
+	batches   *[][]Question
+}
+
+func (a *answers) Together(_ context.Context, questions []Question) ([]Answer, error) {
+	if a.batches != nil {
+		*a.batches = append(*a.batches, slices.Clone(questions))
+	}
+	all := make([]Answer, 0, len(questions))
+	for _, q := range questions {
+		if a.unsettled[q.Flow] {
+			return nil, errors.New("kept changing")
+		}
+		if a.asked != nil {
+			a.asked[q.Flow]++
+		}
+		all = append(all, Answer{Verdict: flow.Verdict{Answer: a.verdicts[q.Flow], Reason: "rule"}, Routed: !a.unrouted[q.Flow]})
+	}
+	return all, nil
+}
+
+func (a *answers) Rewrites() uint64 { return a.rewrites }
+
 type sent struct {
 	To     Source
 	Report *hubv1.Report
@@ -137,14 +170,40 @@ func want(f flow.Flow, a flow.Answer) *hubv1.Expectation {
 	return &hubv1.Expectation{Flow: hubv1.FlowOf(f), Want: hubv1.AnswerOf(a)}
 }
 
+// assigned is an assignment with what its description says.
+type assigned struct {
+	*hubv1.Assign
+	Expectations []*hubv1.Expectation
+	Whys         []string
+}
+
+func (a *assigned) description() (*Description, error) {
+	content, err := proto.Marshal(&hubv1.Description{Expectations: a.Expectations, Whys: a.Whys})
+	if err != nil {
+		return nil, err
+	}
+	return ParseDescription(content)
+}
+
+// give assigns a as a session does.
+func give(c *Confirmer, from Source, a *assigned) error {
+	d, err := a.description()
+	if err != nil {
+		return err
+	}
+	return c.Assign(from, a.Assign, d)
+}
+
 // assign is what a replica assigns for a client and its control.
-func assign(uid string, generation uint64) *hubv1.Assign {
-	return &hubv1.Assign{
-		Subject:      &hubv1.Subject{Uid: uid, Namespace: "jobs", Name: "j", Ips: []string{"10.0.0.1"}},
-		Generation:   generation,
-		Basis:        &hubv1.Basis{NetworkPolicies: 5, Namespaces: 5, Pod: 5},
+func assign(uid string, generation uint64) *assigned {
+	return &assigned{
+		Assign: &hubv1.Assign{
+			Subject:    &hubv1.Subject{Uid: uid, Namespace: "jobs", Name: "j", Ips: []string{"10.0.0.1"}},
+			Generation: generation,
+			Basis:      &hubv1.Basis{NetworkPolicies: 5, Namespaces: 5, Pod: 5},
+			OwnNode:    true,
+		},
 		Expectations: []*hubv1.Expectation{want(client, flow.Allowed), want(stranger, flow.Denied)},
-		OwnNode:      true,
 	}
 }
 
@@ -194,7 +253,7 @@ func TestNothingIsLookedAtWhileNothingIsAssigned(t *testing.T) {
 		if d.taken() != 0 {
 			t.Fatalf("%d looks before any assignment", d.taken())
 		}
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(time.Second)
 		c.Withdraw(replicaA, "u")
 		pass(time.Second)
@@ -211,7 +270,7 @@ func TestConfirmsInTwoLooksAndRetracts(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("u", 3)))
+		must(t, give(c, replicaA, assign("u", 3)))
 		pass(49 * time.Millisecond)
 		expect(t, out)
 		pass(2 * time.Millisecond)
@@ -241,7 +300,7 @@ func TestInconclusiveNeverConfirms(t *testing.T) {
 		d, out := &dataplane{verdicts: map[flow.Flow]flow.Answer{client: flow.Allowed}}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(time.Minute)
 		expect(t, out, sent{replicaA, &hubv1.Report{
 			Uid: "u", Generation: 1, UnmetRequired: 1,
@@ -260,7 +319,7 @@ func TestAnExternalFlowIsAskedOnlyWithARoute(t *testing.T) {
 		external := want(outside, flow.Denied)
 		external.External = true
 		a.Expectations = append(a.Expectations, external)
-		must(t, c.Assign(replicaA, a))
+		must(t, give(c, replicaA, a))
 		pass(time.Second)
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1, Confirmed: true}})
 		d.set(func(d *dataplane) { d.unrouted = nil })
@@ -284,7 +343,7 @@ func TestUnmetAdvisoryOnesAreNamedAfterTheRequired(t *testing.T) {
 			e.Advisory = i != 3
 			a.Expectations = append(a.Expectations, e)
 		}
-		must(t, c.Assign(replicaA, a))
+		must(t, give(c, replicaA, a))
 		pass(time.Second)
 		expect(t, out, sent{replicaA, &hubv1.Report{
 			Uid: "u", Generation: 1, UnmetRequired: 1, UnmetAdvisory: 3,
@@ -308,10 +367,10 @@ func TestReplicasShareAnEvaluation(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("u", 3)))
+		must(t, give(c, replicaA, assign("u", 3)))
 		pass(time.Second)
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 3, Confirmed: true}})
-		must(t, c.Assign(replicaB, assign("u", 8)))
+		must(t, give(c, replicaB, assign("u", 8)))
 		// One look is enough for a second replica.
 		pass(secondLook)
 		expect(t, out, sent{replicaB, &hubv1.Report{Uid: "u", Generation: 8, Confirmed: true}})
@@ -321,7 +380,7 @@ func TestReplicasShareAnEvaluation(t *testing.T) {
 			}
 		})
 		// A new generation is answered although nothing changed.
-		must(t, c.Assign(replicaA, assign("u", 4)))
+		must(t, give(c, replicaA, assign("u", 4)))
 		pass(secondLook)
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 4, Confirmed: true}})
 	})
@@ -332,13 +391,13 @@ func TestForgetKeepsWhatTheSessionAssigned(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("old", 1)))
-		must(t, c.Assign(replicaA, assign("again", 1)))
-		must(t, c.Assign(replicaB, assign("other", 1)))
+		must(t, give(c, replicaA, assign("old", 1)))
+		must(t, give(c, replicaA, assign("again", 1)))
+		must(t, give(c, replicaB, assign("other", 1)))
 		pass(time.Second)
 		out.taken()
 		later := Source{Replica: "a", Session: 7}
-		must(t, c.Assign(later, assign("again", 1)))
+		must(t, give(c, later, assign("again", 1)))
 		c.Forget("a", later.Session)
 		pass(time.Second)
 		expect(t, out, sent{later, &hubv1.Report{Uid: "again", Generation: 1, Confirmed: true}})
@@ -357,7 +416,7 @@ func TestAMalformedAssignmentIsReportedWithoutALook(t *testing.T) {
 		run(t, c)
 		a := assign("u", 2)
 		a.Expectations[1].Want = hubv1.Answer_ANSWER_UNSPECIFIED
-		must(t, c.Assign(replicaA, a))
+		must(t, give(c, replicaA, a))
 		pass(time.Minute)
 		expect(t, out, sent{replicaA, &hubv1.Report{
 			Uid: "u", Generation: 2, UnmetRequired: 2,
@@ -372,7 +431,7 @@ func TestAMalformedAssignmentIsReportedWithoutALook(t *testing.T) {
 		if holds, _ := c.Holds(t.Context(), "u"); holds {
 			t.Error("a malformed assignment holds")
 		}
-		if err := c.Assign(replicaA, &hubv1.Assign{}); err == nil {
+		if err := c.Assign(replicaA, &hubv1.Assign{}, nil); err == nil {
 			t.Error("no error for an assignment without subject")
 		}
 	})
@@ -383,7 +442,7 @@ func TestLooksBackOffAfterThirtySeconds(t *testing.T) {
 		d := &dataplane{}
 		c := newConfirmer(d, &outbox{})
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(10 * time.Second)
 		if n := d.taken(); n < 90 || n > 102 {
 			t.Errorf("%d looks in 10 s, want about 100", n)
@@ -396,7 +455,7 @@ func TestLooksBackOffAfterThirtySeconds(t *testing.T) {
 		}
 		// A young subject brings the pace back.
 		before = d.taken()
-		must(t, c.Assign(replicaA, assign("v", 1)))
+		must(t, give(c, replicaA, assign("v", 1)))
 		pass(time.Second)
 		if n := d.taken() - before; n < 9 {
 			t.Errorf("%d looks in the second after a new assignment, want about 10", n)
@@ -410,7 +469,7 @@ func TestABurstOfAssignmentsSharesLooks(t *testing.T) {
 		c := newConfirmer(d, out)
 		run(t, c)
 		for i := range 100 {
-			must(t, c.Assign(replicaA, assign(fmt.Sprint("u", i), 1)))
+			must(t, give(c, replicaA, assign(fmt.Sprint("u", i), 1)))
 			pass(time.Millisecond)
 		}
 		pass(100 * time.Millisecond)
@@ -428,7 +487,7 @@ func TestReasonsThatChangeAreReportedOnceASecond(t *testing.T) {
 		d, out := &dataplane{}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		for i := range 100 {
 			d.set(func(d *dataplane) { d.err = fmt.Errorf("attempt %d", i) })
 			pass(100 * time.Millisecond)
@@ -448,7 +507,7 @@ func TestAFailedLookNamesNoExpectationWhereThereIsNone(t *testing.T) {
 		run(t, c)
 		a := assign("u", 1)
 		a.Expectations = nil
-		must(t, c.Assign(replicaA, a))
+		must(t, give(c, replicaA, a))
 		pass(time.Second)
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1}})
 		d.set(func(d *dataplane) { d.err = nil })

@@ -28,8 +28,8 @@ type Dataplane interface {
 // asked. Its methods are never called concurrently, but may be called while
 // the next look is being taken.
 type Look interface {
-	// Together answers all the questions, in their order, from one moment. It
-	// returns an error if there was none that lasted.
+	// Together answers all the questions, in their order, from one moment, and
+	// keeps none of them. It returns an error if there was none that lasted.
 	Together(ctx context.Context, questions []Question) ([]Answer, error)
 	// Rewrites counts the rewrites of the rules that the dataplane has
 	// noticed between when it was opened and the moment of the last Together.

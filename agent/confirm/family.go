@@ -117,7 +117,7 @@ func (n *enforcement) watch(f family, w flow.Flow) {
 
 // finding is what one look says about a subject's expectations of one family.
 type finding struct {
-	// asked counts those that could be asked.
+	// asked counts those that could be asked and are awaited.
 	asked int
 	// required and advisory have the first maxUnmet that do not hold,
 	// requiredCount and advisoryCount are how many there are.
@@ -127,6 +127,10 @@ type finding struct {
 	// the others.
 	admitted        []flow.Flow
 	denied, unclear int
+	// tallies are those of each why, or nil if no Allowed was asked.
+	// unexplained: an Allowed that has no why is awaited and does not hold.
+	tallies     []tally
+	unexplained bool
 }
 
 // findings has a finding of each family.
@@ -134,18 +138,24 @@ type findings [families]finding
 
 // find holds all the expectations against the answers of one look, which are
 // in their order.
-func find(expectations []expectation, answers []Answer) findings {
+func (c *content) find(answers []Answer) findings {
 	var all findings
-	for i, e := range expectations {
+	for i := range c.description.expectations {
+		e := &c.description.expectations[i]
 		if e.external && !answers[i].Routed {
 			continue
 		}
 		found := &all[familyOf(e.flow)]
-		found.asked++
-		v := answers[i].Verdict
+		v, awaited := answers[i].Verdict, c.awaits(e)
 		if e.want == flow.Denied {
-			found.stranger(e.flow, v.Answer)
+			found.stranger(c.flow(e), v.Answer)
+		} else {
+			found.allowed(e.why, c.description.whys, tallyOf(v.Answer, awaited))
 		}
+		if !awaited {
+			continue
+		}
+		found.asked++
 		if v.Answer == e.want {
 			continue
 		}
@@ -161,8 +171,17 @@ func find(expectations []expectation, answers []Answer) findings {
 	return all
 }
 
-// unmet reports whether a required expectation does not hold.
-func (d findings) unmet() bool { return d[ipv4].requiredCount+d[ipv6].requiredCount > 0 }
+// allowed tallies the answer to an Allowed of the why-th of so many whys.
+func (d *finding) allowed(why uint32, whys int, t tally) {
+	if whys == 0 {
+		d.unexplained = d.unexplained || t&someAwaited != 0
+		return
+	}
+	if d.tallies == nil {
+		d.tallies = make([]tally, whys)
+	}
+	d.tallies[why] |= t
+}
 
 // stranger counts the answer to a flow that must be denied.
 func (d *finding) stranger(f flow.Flow, a flow.Answer) {
@@ -176,10 +195,10 @@ func (d *finding) stranger(f flow.Flow, a flow.Answer) {
 	}
 }
 
-// result sums the findings up without the families that are excused, and with
-// a family that is all that was asked: leaving it out too would confirm a
-// subject of which nothing is known.
-func (d findings) result(excused [families]bool) result {
+// result sums up what was found of c without the families that are excused,
+// and with a family that is all that was awaited: leaving it out too would
+// confirm a subject of which nothing is known.
+func (d findings) result(c *content, excused [families]bool) result {
 	var r result
 	var required, advisory []unmet
 	for f, found := range d {
@@ -205,5 +224,6 @@ func (d findings) result(excused [families]bool) result {
 	slices.SortFunc(advisory, byIndex)
 	all := slices.Concat(required, advisory)
 	r.unmet = all[:min(len(all), maxUnmet)]
+	r.outcome = d.outcome(c, r.without)
 	return r
 }

@@ -4,6 +4,7 @@
 package confirm
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,13 +12,12 @@ import (
 )
 
 type metrics struct {
-	looks       *prometheus.CounterVec
-	duration    prometheus.Histogram
-	verdicts    *prometheus.CounterVec
-	asked       *prometheus.CounterVec
-	notices     *prometheus.CounterVec
-	drift       *prometheus.CounterVec
-	assignments *prometheus.GaugeVec
+	looks    *prometheus.CounterVec
+	duration prometheus.Histogram
+	verdicts *prometheus.CounterVec
+	asked    *prometheus.CounterVec
+	notices  *prometheus.CounterVec
+	drift    *prometheus.CounterVec
 }
 
 // The kinds of drift.
@@ -26,7 +26,9 @@ const (
 	driftUnsupported = "unsupported"
 )
 
-func newMetrics(registerer prometheus.Registerer) *metrics {
+// newMetrics exposes the metrics. held returns how many evaluations are, or are
+// not, confirmed.
+func newMetrics(registerer prometheus.Registerer, held func(confirmed bool) float64) *metrics {
 	factory := promauto.With(registerer)
 	m := &metrics{
 		looks: factory.NewCounterVec(prometheus.CounterOpts{
@@ -55,10 +57,13 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Name: "policygate_agent_drift_total",
 			Help: "Audits that found that what had long been confirmed no longer holds (verdict), or that the dataplane can no longer be seen (unsupported).",
 		}, []string{"kind"}),
-		assignments: factory.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "policygate_agent_assignments",
-			Help: "Different assignments that this node looks after, by whether it confirms them at present.",
-		}, []string{"confirmed"}),
+	}
+	for _, confirmed := range []bool{true, false} {
+		factory.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "policygate_agent_assignments",
+			Help:        "Different assignments that this node looks after, by whether it confirms them at present.",
+			ConstLabels: prometheus.Labels{"confirmed": strconv.FormatBool(confirmed)},
+		}, func() float64 { return held(confirmed) })
 	}
 	for _, kind := range []string{driftVerdict, driftUnsupported} {
 		m.drift.WithLabelValues(kind)
@@ -90,8 +95,3 @@ func (m *metrics) judged(answers []Answer) {
 func (m *metrics) noticed(source string) { m.notices.WithLabelValues(source).Inc() }
 
 func (m *metrics) drifted(kind string) { m.drift.WithLabelValues(kind).Inc() }
-
-func (m *metrics) held(confirmed, unconfirmed int) {
-	m.assignments.WithLabelValues("true").Set(float64(confirmed))
-	m.assignments.WithLabelValues("false").Set(float64(unconfirmed))
-}

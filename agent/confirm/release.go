@@ -28,8 +28,8 @@ func (c *Confirmer) Stale(r *hubv1.Release) (stale bool, reason string) {
 			return true, fmt.Sprintf("computed from an older state (%v) than replica %s assigned from (%v)",
 				r.GetBasis(), a.source.Replica, a.basis)
 		}
-		if !slices.Equal(ips, a.ips) {
-			return true, fmt.Sprintf("for addresses %v, replica %s assigned %v", ips, a.source.Replica, a.ips)
+		if held := a.evaluation.content.ips; !slices.Equal(ips, held) {
+			return true, fmt.Sprintf("for addresses %v, replica %s assigned %v", ips, a.source.Replica, held)
 		}
 	}
 	return false, ""
@@ -46,7 +46,7 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 		return false, "not assigned as a subject of this node"
 	}
 	seen := c.see(ctx)
-	j := c.judge(ctx, before, seen)
+	j := c.judge(ctx, before, seen, endless)
 	if seen.err != nil {
 		reason = printable("the dataplane could not be read: " + seen.err.Error())
 	}
@@ -59,11 +59,11 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 		return false, "withdrawn during the look"
 	}
 	for _, e := range before {
-		if !c.current(e) {
+		if !e.current() {
 			reason = "assigned anew during the look"
 			continue
 		}
-		if e.malformed == nil {
+		if _, judged := j.each[e]; judged {
 			c.observe(e, j)
 		}
 		if !e.answer.confirmed && reason == "" {
@@ -80,10 +80,11 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 	}
 	// Also to a replica whose own content still holds: it has released, and
 	// would not again.
-	for _, e := range s.evaluations {
+	for _, e := range s.evaluations() {
 		if e.answer.confirmed {
 			e.answer = e.state.recall(reason)
-			c.publish(s, e)
+			c.await(e)
+			c.publish(e)
 		}
 	}
 	c.wakeUp()
@@ -111,8 +112,8 @@ func (s *subject) own() []*evaluation {
 				superseded = true
 			}
 		}
-		e := s.evaluations[a.key]
-		if a.ownNode && !superseded && !slices.Contains(own, e) {
+		e := a.evaluation
+		if e.content.ownNode && !superseded && !slices.Contains(own, e) {
 			own = append(own, e)
 		}
 	}

@@ -37,10 +37,10 @@ func TestStale(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newConfirmer(&dataplane{}, &outbox{})
-			must(t, c.Assign(replicaA, assign("u", 1)))
+			must(t, give(c, replicaA, assign("u", 1)))
 			older := assign("u", 1)
 			older.Basis = &hubv1.Basis{NetworkPolicies: 1, Namespaces: 1, Pod: 1}
-			must(t, c.Assign(replicaB, older))
+			must(t, give(c, replicaB, older))
 			if stale, reason := c.Stale(tc.release); stale != tc.want || (reason != "") != tc.want {
 				t.Errorf("Stale = %v, %q, want %v", stale, reason, tc.want)
 			}
@@ -88,7 +88,7 @@ func TestHolds(t *testing.T) {
 			before: func(t *testing.T, c *Confirmer, _ *dataplane) {
 				other := assign("u", 9)
 				other.Expectations = append(other.Expectations, want(tcp("10.0.0.3", "10.0.0.9"), flow.Denied))
-				must(t, c.Assign(replicaB, other))
+				must(t, give(c, replicaB, other))
 			},
 			reason: "inconclusive (rule)", retracted: 2,
 		},
@@ -97,7 +97,7 @@ func TestHolds(t *testing.T) {
 				other := assign("u", 9)
 				other.Basis = &hubv1.Basis{NetworkPolicies: 4, Namespaces: 5, Pod: 5}
 				other.Expectations = append(other.Expectations, want(tcp("10.0.0.3", "10.0.0.9"), flow.Denied))
-				must(t, c.Assign(replicaB, other))
+				must(t, give(c, replicaB, other))
 			},
 			want: true,
 		},
@@ -106,7 +106,7 @@ func TestHolds(t *testing.T) {
 				for _, replica := range []Source{replicaA, replicaB} {
 					other := assign("u", 9)
 					other.OwnNode = false
-					must(t, c.Assign(replica, other))
+					must(t, give(c, replica, other))
 				}
 			},
 			reason: "not assigned as a subject of this node",
@@ -116,8 +116,8 @@ func TestHolds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d, out := &dataplane{verdicts: programmed()}, &outbox{}
 				c := newConfirmer(d, out)
-				must(t, c.Assign(replicaA, assign("u", 1)))
-				must(t, c.Assign(replicaB, assign("u", 1)))
+				must(t, give(c, replicaA, assign("u", 1)))
+				must(t, give(c, replicaB, assign("u", 1)))
 				c.look(t.Context())
 				pass(secondLook)
 				c.look(t.Context())
@@ -149,13 +149,13 @@ func TestAfterARefusedReleaseTheSubjectIsConfirmedAnew(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, c.Assign(replicaA, assign("u", 1)))
+		must(t, give(c, replicaA, assign("u", 1)))
 		pass(time.Second)
 		out.taken()
 		// b's content differs and needs its two looks.
 		other := assign("u", 1)
 		other.Settle = true
-		must(t, c.Assign(replicaB, other))
+		must(t, give(c, replicaB, other))
 		if holds, _ := c.Holds(t.Context(), "u"); holds {
 			t.Fatal("holds although b's content was never looked at twice")
 		}
@@ -177,7 +177,7 @@ func TestReleasesThatWaitShareOneLook(t *testing.T) {
 		d := &dataplane{verdicts: programmed(), block: make(chan struct{})}
 		c := newConfirmer(d, &outbox{})
 		for _, uid := range []string{"u", "v", "w"} {
-			must(t, c.Assign(replicaA, assign(uid, 1)))
+			must(t, give(c, replicaA, assign(uid, 1)))
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() { c.Holds(t.Context(), "u") })

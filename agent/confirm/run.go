@@ -5,6 +5,7 @@ package confirm
 
 import (
 	"context"
+	"math"
 	"slices"
 	"time"
 
@@ -84,7 +85,7 @@ func (c *Confirmer) look(ctx context.Context) {
 	if len(evaluations) == 0 {
 		return
 	}
-	j := c.judge(ctx, evaluations, c.see(ctx))
+	j := c.judge(ctx, evaluations, c.see(ctx), turn)
 	if ctx.Err() != nil {
 		return
 	}
@@ -94,11 +95,10 @@ func (c *Confirmer) look(ctx context.Context) {
 	c.note(j)
 	c.learn(evaluations, j)
 	for _, e := range evaluations {
-		if c.current(e) {
+		if _, judged := j.each[e]; judged && e.current() {
 			c.observe(e, j)
 		}
 	}
-	c.count()
 }
 
 // audit does what is due every now and then before a look, and reports whether
@@ -134,21 +134,21 @@ func (c *Confirmer) audit(ctx context.Context) bool {
 	return true
 }
 
-// count exposes how many evaluations are confirmed.
-func (c *Confirmer) count() {
-	confirmed, others := 0, 0
-	for _, s := range c.subjects {
-		for _, e := range s.evaluations {
-			switch {
-			case e.malformed != nil:
-			case e.answer.confirmed:
-				confirmed++
-			default:
-				others++
-			}
+// held counts the evaluations that are confirmed, or those that are not. Those
+// that are malformed are neither.
+func (c *Confirmer) held(confirmed bool) float64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	if confirmed {
+		n = c.resting.Len()
+	}
+	for e := range c.pending {
+		if e.answer.confirmed == confirmed {
+			n++
 		}
 	}
-	c.metrics.held(confirmed, others)
+	return float64(n)
 }
 
 // judgement is what one look says about evaluations.
@@ -174,17 +174,31 @@ type judged struct {
 // cost is how long the look took.
 func (j *judgement) cost() time.Duration { return j.ended.Sub(j.seen.began) }
 
-// judge holds the evaluations' expectations against the look, and asks the
-// witnesses again. The expectations of one evaluation are judged as of one
-// moment, so that an Allowed and its controls belong together.
-func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *sight) *judgement {
+// endless is the turn of a look that has to answer for all.
+const endless time.Duration = math.MaxInt64
+
+// judge holds the evaluations' expectations against the look, in their order,
+// and asks the witnesses again. The expectations of one evaluation are judged
+// as of one moment, so that an Allowed and its controls belong together. It
+// leaves out what is malformed, and what it does not come to within most, or
+// within as much time as the look took before; it comes to one at least.
+func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *sight, most time.Duration) *judgement {
 	j := &judgement{seen: seen, each: make(map[*evaluation]judged, len(evaluations))}
+	began := c.clock.Now()
+	most = max(most, began.Sub(seen.began))
+	var space []Question
 	for _, e := range evaluations {
+		if e.content.malformed != nil {
+			continue
+		}
 		if seen.err != nil {
 			j.each[e] = judged{err: seen.err}
 			continue
 		}
-		j.each[e] = e.judge(ctx, seen, c.lacking(e))
+		if len(j.each) > 0 && c.clock.Since(began) >= most {
+			break
+		}
+		j.each[e], space = e.judge(ctx, seen, c.lacking(e), space)
 	}
 	if seen.err == nil {
 		for f, witnesses := range c.witnesses() {
@@ -205,8 +219,7 @@ func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *
 func (c *Confirmer) lacking(e *evaluation) []int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.subjects[e.uid]
-	if s == nil || !s.toldOf(e) || e.answer.confirmed || c.clock.Since(e.judgedAt) >= slow {
+	if !e.current() || !e.toldAll() || e.answer.confirmed || c.clock.Since(e.judgedAt) >= slow {
 		return nil
 	}
 	var all []int
@@ -217,23 +230,21 @@ func (c *Confirmer) lacking(e *evaluation) []int {
 }
 
 // judge holds e's expectations against the look: all of them, unless one that
-// is lacking still does not hold.
-func (e *evaluation) judge(ctx context.Context, seen *sight, lacking []int) judged {
+// is lacking still does not hold. It returns space, where it puts questions.
+func (e *evaluation) judge(ctx context.Context, seen *sight, lacking []int, space []Question) (judged, []Question) {
 	if len(lacking) > 0 {
-		expectations, first := make([]expectation, len(lacking)), make([]Question, len(lacking))
-		for i, index := range lacking {
-			expectations[i], first[i] = e.expectations[index], e.questions[index]
-		}
-		answers, _, err := seen.together(ctx, first)
-		if err == nil && find(expectations, answers).unmet() {
-			return judged{idle: true}
+		space = e.content.questions(space[:0], lacking)
+		answers, _, err := seen.together(ctx, space)
+		if err == nil && e.content.lacks(lacking, answers) {
+			return judged{idle: true}, space
 		}
 	}
-	answers, changes, err := seen.together(ctx, e.questions)
+	space = e.content.questions(space[:0], nil)
+	answers, changes, err := seen.together(ctx, space)
 	if err != nil {
-		return judged{err: err}
+		return judged{err: err}, space
 	}
-	return judged{findings: find(e.expectations, answers), changes: changes}
+	return judged{findings: e.content.find(answers), changes: changes}, space
 }
 
 // anyDenied reports whether the look denies any of the flows.
@@ -270,13 +281,13 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 		}
 	}
 	for _, e := range evaluations {
-		of := j.each[e]
+		of, asked := j.each[e]
 		switch {
-		case of.idle:
+		case !asked, of.idle:
 			// Nothing was learned, and nothing ends.
 		case of.err != nil:
 			e.open = openSince{}
-		case !j.seen.began.Before(e.seenAt) && e.malformed == nil:
+		case !j.seen.began.Before(e.seenAt):
 			m := moment{began: j.seen.began, ended: j.ended}
 			e.open.observe(m, of.findings)
 			c.enforcement.observe(m, e.open, of.findings)

@@ -37,11 +37,17 @@ type answer struct {
 	required, advisory int
 	// without are the families that were left out.
 	without [families]bool
+	// outcome is which rules are realized, and steady is hub.proto's.
+	outcome outcome
+	steady  bool
 }
 
+// equal reports whether b is no news after a. That everything is steady where
+// there is nothing to learn is none: each subject would be reported once more.
 func (a answer) equal(b answer) bool {
 	return a.confirmed == b.confirmed && a.required == b.required &&
-		a.advisory == b.advisory && a.without == b.without && slices.Equal(a.unmet, b.unmet)
+		a.advisory == b.advisory && a.without == b.without && slices.Equal(a.unmet, b.unmet) &&
+		a.outcome.equal(b.outcome) && (a.steady == b.steady || !a.outcome.tells())
 }
 
 // reason returns the first thing that does not hold, or "".
@@ -72,6 +78,8 @@ type state struct {
 	requiredBase  uint64
 	// allSince is the same for required and advisory ones together.
 	allSince time.Time
+	// explainedSince is the same for looks whose outcome is explained.
+	explainedSince time.Time
 
 	confirmed bool
 	// wanting: nothing but a second look is missing.
@@ -90,7 +98,7 @@ func (s *state) observe(m moment, r result) answer {
 	s.noteRewrites(m)
 	if r.without != s.without {
 		// What is counted now was not looked at twice.
-		s.requiredSince, s.allSince = time.Time{}, time.Time{}
+		s.requiredSince, s.allSince, s.explainedSince = time.Time{}, time.Time{}, time.Time{}
 		s.without = r.without
 	}
 	s.noteHeld(m, r)
@@ -110,7 +118,12 @@ func (s *state) observe(m moment, r result) answer {
 	}
 	s.wanting = !s.confirmed && settled && !s.allSince.IsZero()
 
-	a := answer{confirmed: s.confirmed, unmet: r.unmet, required: r.required, advisory: r.advisory, without: r.without}
+	a := answer{
+		confirmed: s.confirmed, unmet: r.unmet, required: r.required, advisory: r.advisory, without: r.without,
+		outcome: r.outcome,
+		steady: !s.explainedSince.IsZero() && m.began.Sub(s.explainedSince) >= secondLook &&
+			s.rewrites-s.base >= enoughRewrites,
+	}
 	if !settled && !s.confirmed && r.required == 0 {
 		a.unmet = append([]unmet{{reason: settling}}, r.unmet[:min(len(r.unmet), maxUnmet-1)]...)
 	}
@@ -145,11 +158,17 @@ func (s *state) noteHeld(m moment, r result) {
 	case s.allSince.IsZero():
 		s.allSince = m.ended
 	}
+	switch {
+	case !r.outcome.explained:
+		s.explainedSince = time.Time{}
+	case s.explainedSince.IsZero():
+		s.explainedSince = m.ended
+	}
 }
 
 // fail takes in a look that failed: nothing is known to hold any more.
 func (s *state) fail(reason string, required int) answer {
-	s.requiredSince, s.allSince = time.Time{}, time.Time{}
+	s.requiredSince, s.allSince, s.explainedSince = time.Time{}, time.Time{}, time.Time{}
 	s.confirmed, s.wanting = false, false
 	return answer{unmet: []unmet{{reason: reason}}, required: required}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
@@ -297,11 +298,20 @@ func TestATableThatIsFlushedByHandIsRetracted(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			err := c.Assign(confirm.Source{Replica: "a", Session: 1}, &hubv1.Assign{
-				Subject:      &hubv1.Subject{Uid: "u", Ips: []string{"10.244.1.10"}},
-				Generation:   1,
+			content, err := proto.Marshal(&hubv1.Description{
 				Expectations: []*hubv1.Expectation{{Flow: hubv1.FlowOf(toPod), Want: hubv1.AnswerOf(flow.Denied)}},
 			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			description, err := confirm.ParseDescription(content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = c.Assign(confirm.Source{Replica: "a", Session: 1}, &hubv1.Assign{
+				Subject:    &hubv1.Subject{Uid: "u", Ips: []string{"10.244.1.10"}},
+				Generation: 1,
+			}, description)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,121 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package confirm
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// turn is how long a look goes on to ask for one evaluation after the other,
+// if reading the rules has not taken longer. What it does not come to is first
+// in the next. Without it one tenant's 300 subjects of 256 flows make each look
+// take seconds, and as a look may take a fifth of the time only, a subject of
+// somebody else would wait for five times as long.
+const turn = 50 * time.Millisecond
+
+// pendingAt reports whether e is to be answered soon: it is not confirmed, or
+// was a short while ago only and may have to be retracted before the subject is
+// released, or some replica was not told yet.
+func (e *evaluation) pendingAt(now time.Time) bool {
+	return !e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !e.toldAll()
+}
+
+// await makes e pending.
+func (c *Confirmer) await(e *evaluation) {
+	c.unrest(e)
+	c.pending[e] = struct{}{}
+}
+
+// unrest takes e out of the resting ones.
+func (c *Confirmer) unrest(e *evaluation) {
+	if e.place != nil {
+		c.resting.Remove(e.place)
+		e.place = nil
+	}
+}
+
+// retire has those rest that are no longer pending.
+func (c *Confirmer) retire(now time.Time) {
+	for e := range c.pending {
+		if !e.pendingAt(now) {
+			delete(c.pending, e)
+			e.place = c.resting.PushBack(e)
+		}
+	}
+}
+
+// chosen returns the evaluations that the next look answers, in the order in
+// which it comes to them: all that are pending, and of the others those that
+// were looked at longest ago, with at most the given number of flows but at
+// least one.
+func (c *Confirmer) chosen(flows int) []*evaluation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retire(c.clock.Now())
+	all := make([]*evaluation, 0, len(c.pending)+1)
+	for e := range c.pending {
+		all = append(all, e)
+	}
+	for place := c.resting.Front(); place != nil; place = place.Next() {
+		e, ok := place.Value.(*evaluation)
+		if !ok {
+			continue
+		}
+		if flows -= e.content.description.count; flows < 0 && place != c.resting.Front() {
+			break
+		}
+		all = append(all, e)
+	}
+	inTurn(all)
+	return all
+}
+
+// inTurn sorts evaluations into the order in which a look comes to them: the
+// namespaces in turn, and those that rest in one turn together, as if they were
+// a namespace. Within each of them those come first that are new or need but a
+// second look, then those that were looked at longest ago, the younger first.
+func inTurn(all []*evaluation) {
+	type group struct {
+		resting   bool
+		namespace string
+	}
+	type queued struct {
+		evaluation *evaluation
+		urgent     bool
+		rank       int
+	}
+	queue := make([]queued, len(all))
+	for i, e := range all {
+		queue[i] = queued{evaluation: e, urgent: e.urgent()}
+	}
+	slices.SortFunc(queue, func(x, y queued) int {
+		if x.urgent != y.urgent {
+			if x.urgent {
+				return -1
+			}
+			return 1
+		}
+		a, b := x.evaluation, y.evaluation
+		return cmp.Or(a.seenAt.Compare(b.seenAt), b.subject.began.Compare(a.subject.began))
+	})
+	sizes := make(map[group]int)
+	for i, q := range queue {
+		g := group{namespace: q.evaluation.subject.namespace}
+		if q.evaluation.place != nil {
+			g = group{resting: true}
+		}
+		queue[i].rank = sizes[g]
+		sizes[g]++
+	}
+	slices.SortStableFunc(queue, func(x, y queued) int { return cmp.Compare(x.rank, y.rank) })
+	for i, q := range queue {
+		all[i] = q.evaluation
+	}
+}
+
+// urgent reports whether a look decides about e: nobody was told anything, or
+// nothing but a second look is missing.
+func (e *evaluation) urgent() bool { return !e.observed || e.state.wanting || !e.toldAll() }
