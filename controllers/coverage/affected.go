@@ -4,6 +4,7 @@
 package coverage
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -12,58 +13,59 @@ import (
 	"github.com/policygate/policygate/controllers/expect"
 )
 
-// links leads from a key to the held subjects that have it.
-type links[K comparable] map[K]map[types.UID]struct{}
-
-func (l links[K]) add(key K, uid types.UID) {
-	if l[key] == nil {
-		l[key] = map[types.UID]struct{}{}
-	}
-	l[key][uid] = struct{}{}
+// held is a subject that waits for its gate. Of its last assignment nothing is
+// kept but the footprint.
+type held struct {
+	pod *pod
+	// computed is set once an assignment was computed; madeOf is the last
+	// one's.
+	computed bool
+	madeOf   madeOf
+	// stands is set while nothing that the last assignment was made of has
+	// changed, unless everything changed: then epoch is not the index's.
+	stands bool
+	epoch  uint64
+	// suspect has witnesses asked, and settle demands that the engine rest.
+	suspect, settle bool
 }
 
-func (l links[K]) remove(key K, uid types.UID) {
-	if delete(l[key], uid); len(l[key]) == 0 {
-		delete(l, key)
+// meet marks the subjects whose last footprint meets f.
+func (x *Index) meet(f expect.Footprint) {
+	if f.Everything {
+		x.touchAll()
+		return
 	}
+	x.links.meeting(f, x.touch)
 }
 
-// link notes what the last assignment of a held subject was made of.
-func (x *Index) link(uid types.UID, h *held, p *pod, r *expect.Result) {
-	x.unlink(uid, h)
-	seen := map[netip.Addr]struct{}{}
-	for _, addr := range p.IPs {
-		seen[addr] = struct{}{}
+// touch marks a held subject as affected.
+func (x *Index) touch(h *held) {
+	h.stands = false
+	x.affected[h] = struct{}{}
+	x.signal()
+}
+
+// touchAll marks every subject. Who that is, Affected finds out: a burst of
+// such events costs each of them nothing.
+func (x *Index) touchAll() {
+	if len(x.held) == 0 {
+		return
 	}
-	for _, list := range r.Nodes {
-		for _, e := range list {
-			seen[e.Flow.Src] = struct{}{}
-			seen[e.Flow.Dst] = struct{}{}
+	x.epoch++
+	x.all = true
+	x.signal()
+}
+
+// touchOwners marks the subjects that have one of addrs: whose it was before
+// has changed, which no footprint tells.
+func (x *Index) touchOwners(addrs []netip.Addr) {
+	for _, addr := range addrs {
+		for _, p := range x.cluster.Holding(addr) {
+			if h := x.held[p.UID]; h != nil {
+				x.touch(h)
+			}
 		}
 	}
-	for addr := range seen {
-		h.addresses = append(h.addresses, addr)
-		x.addresses.add(addr, uid)
-	}
-	h.policies = r.Policies
-	for _, key := range h.policies {
-		x.policies.add(key, uid)
-	}
-}
-
-func (x *Index) unlink(uid types.UID, h *held) {
-	for _, addr := range h.addresses {
-		x.addresses.remove(addr, uid)
-	}
-	for _, key := range h.policies {
-		x.policies.remove(key, uid)
-	}
-	h.addresses, h.policies = nil, nil
-}
-
-func (x *Index) touch(uid types.UID) {
-	x.affected[uid] = struct{}{}
-	x.signal()
 }
 
 // signal needs no lock.
@@ -74,78 +76,76 @@ func (x *Index) signal() {
 	}
 }
 
-func (x *Index) touchAll() {
-	for uid := range x.held {
-		x.touch(uid)
-	}
-}
+// Wake receives after Affected has got something to return. It holds one
+// element: there is one receiver.
+func (x *Index) Wake() <-chan struct{} { return x.wake }
 
-// touchAddresses marks the subjects that an address was last asked of: their
-// obligations may shrink, a stranger may have gone, or a second Pod may have
-// come to have the address.
-func (x *Index) touchAddresses(addrs []netip.Addr) {
-	for _, addr := range addrs {
-		for uid := range x.addresses[addr] {
-			x.touch(uid)
+// Affected returns, once, the subjects whose assignment may have changed since
+// the last call, and those that are no longer held. A subject that becomes
+// held is among them.
+//
+// They come in the order in which they should be computed: first those that
+// never were, for which the first node waits; then the others; in either part
+// the namespaces take turns, so that none waits for another's burst; those
+// that are no longer held come last.
+func (x *Index) Affected() []types.UID {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.passTime()
+	var list []*held
+	if x.all {
+		list = make([]*held, 0, len(x.held))
+		for _, h := range x.held {
+			list = append(list, h)
+		}
+	} else {
+		list = make([]*held, 0, len(x.affected))
+		for h := range x.affected {
+			list = append(list, h)
 		}
 	}
+	x.all = false
+	clear(x.affected)
+	out := append(inTurn(list), sortedKeys(x.released)...)
+	clear(x.released)
+	return out
 }
 
-func (x *Index) touchDependents(q *expect.Policy) {
-	for uid := range x.policies[types.NamespacedName{Namespace: q.Namespace, Name: q.Name}] {
-		x.touch(uid)
+// inTurn returns the UIDs of list: those never computed first, in each part
+// namespace by namespace in turn, and of one namespace the older first.
+func inTurn(list []*held) []types.UID {
+	slices.SortFunc(list, func(a, b *held) int {
+		return cmp.Or(
+			cmp.Compare(rank(a), rank(b)),
+			cmp.Compare(a.pod.Namespace, b.pod.Namespace),
+			cmp.Compare(a.pod.Seq, b.pod.Seq),
+			cmp.Compare(a.pod.UID, b.pod.UID))
+	})
+	type place struct {
+		*held
+		turn int
 	}
+	places := make([]place, len(list))
+	for i, h := range list {
+		places[i].held = h
+		if i > 0 && rank(list[i-1]) == rank(h) && list[i-1].pod.Namespace == h.pod.Namespace {
+			places[i].turn = places[i-1].turn + 1
+		}
+	}
+	slices.SortStableFunc(places, func(a, b place) int {
+		return cmp.Or(cmp.Compare(rank(a.held), rank(b.held)), cmp.Compare(a.turn, b.turn))
+	})
+	out := make([]types.UID, len(places))
+	for i, p := range places {
+		out[i] = p.pod.UID
+	}
+	return out
 }
 
-// touchMeaning marks the subjects that depend on a policy that selects p or
-// means it as a peer.
-func (x *Index) touchMeaning(p *expect.Pod) {
-	for _, q := range x.cluster.PoliciesIn(p.Namespace) {
-		if q.Selects(p) {
-			x.touchDependents(q)
-		}
+// rank is 0 for a subject that was never computed.
+func rank(h *held) int {
+	if h.computed {
+		return 1
 	}
-	for _, q := range x.cluster.Naming(p) {
-		x.touchDependents(q)
-	}
-}
-
-// touchPolicy marks the subjects that q, which is in the cluster or about to
-// leave it, can affect: those that it selects or names; those of which a Pod
-// that it selects is asked; and those of a policy that an engine cannot tell
-// from q. A nil q affects nobody.
-func (x *Index) touchPolicy(q *expect.Policy) {
-	if q == nil {
-		return
-	}
-	for uid := range x.held {
-		p := x.pods[uid].Pod
-		if q.Selects(p) || x.cluster.Names(q, p) || q.Err != nil && q.Namespace == p.Namespace {
-			x.touch(uid)
-		}
-	}
-	for _, p := range x.cluster.PeersIn(q.Namespace) {
-		if q.Err != nil || q.Selects(p) {
-			x.touchAddresses(p.IPs)
-		}
-	}
-	for _, other := range x.cluster.Sharing(q) {
-		x.touchDependents(other)
-	}
-}
-
-// touchNamespace marks the subjects that the namespace's labels, as they are
-// now, can affect.
-func (x *Index) touchNamespace(name string) {
-	for uid := range x.held {
-		if x.pods[uid].Namespace == name {
-			x.touch(uid)
-		}
-	}
-	for _, q := range slices.Concat(x.cluster.PoliciesIn(name), x.cluster.Reaching(name)) {
-		x.touchDependents(q)
-	}
-	for _, p := range x.cluster.PeersIn(name) {
-		x.touchAddresses(p.IPs)
-	}
+	return 0
 }

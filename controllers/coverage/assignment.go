@@ -53,7 +53,10 @@ type Assignment struct {
 	PerNode  map[string][]expect.Expectation
 	NotAsked int
 	Notes    []expect.Note
-	Settle   bool
+	// Settle is set if what the engine does is believed only after it has
+	// rested: an address was another Pod's a short while ago, or a Service made
+	// the engine write the subject's policies anew.
+	Settle bool
 	// ExcuseFamilies is set if a node may leave out the expectations of a
 	// family that its engine does not enforce.
 	ExcuseFamilies bool
@@ -65,32 +68,53 @@ type Assignment struct {
 func (x *Index) Assignment(uid types.UID) (Assignment, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.expireNodes()
-	h, ok := x.held[uid]
-	if !ok {
+	x.passTime()
+	h := x.held[uid]
+	if h == nil {
 		return Assignment{}, false
 	}
-	p := x.pods[uid]
+	a, madeOf := x.compute(h.pod, h.suspect, h.settle)
+	x.links.remove(h)
+	h.computed, h.stands, h.epoch = true, true, x.epoch
+	h.madeOf = madeOf
+	x.links.add(h)
+	x.succeed(h, madeOf.until)
+	return a, true
+}
+
+// madeOf is what a computation rests on beside the subject itself.
+type madeOf struct {
+	footprint expect.Footprint
+	// policies are kept only if Services are watched.
+	policies []types.NamespacedName
+	// until is when the first of the predecessors is forgotten, zero if none
+	// will be.
+	until time.Time
+}
+
+// compute changes nothing.
+func (x *Index) compute(p *pod, suspect, settle bool) (Assignment, madeOf) {
+	former, until := x.predecessors(p)
 	r := x.cluster.Expect(expect.Subject{
 		Pod:          p.Pod,
-		Predecessors: x.predecessors(p),
+		Predecessors: former,
 		LocalOnly:    p.settings.Scope == v1alpha1.ScopeLocal,
+		Witnesses:    suspect,
 	}, x.options.Expect)
-	x.link(uid, h, p, &r)
+	rests := madeOf{footprint: r.Footprint, until: until}
+	if x.options.Services {
+		rests.policies = r.Policies
+	}
 	return Assignment{
 		Subject:        x.subject(p),
 		Span:           r.Span,
 		PerNode:        r.Nodes,
 		NotAsked:       r.NotAsked,
 		Notes:          r.Notes,
-		Settle:         r.Settle,
+		Settle:         r.Settle || settle,
 		ExcuseFamilies: x.options.Expect.Families == "" || x.options.Expect.Families == expect.FamiliesAuto,
-		Basis: Basis{
-			NetworkPolicies: x.versions[KindNetworkPolicy].highest,
-			Namespaces:      x.versions[KindNamespace].highest,
-			Pod:             p.version,
-		},
-	}, true
+		Basis:          x.basis(p),
+	}, rests
 }
 
 func (x *Index) subject(p *pod) Subject {

@@ -59,26 +59,37 @@ func (d *departed) expire(now time.Time) {
 		}
 		n++
 	}
-	d.queue = slices.Delete(d.queue, 0, n)
+	clear(d.queue[:n])
+	d.queue = d.queue[n:]
 }
 
 // predecessors returns whose the addresses of p were within the window, the
-// Pods that are being deleted and still have one included.
-func (x *Index) predecessors(p *pod) map[netip.Addr][]*expect.Pod {
+// Pods that are being deleted and still have one included; and when the first
+// of those that are gone will be forgotten, zero if none will.
+func (x *Index) predecessors(p *pod) (former map[netip.Addr][]*expect.Pod, until time.Time) {
 	now := x.options.Clock.Now()
-	out := map[netip.Addr][]*expect.Pod{}
+	add := func(addr netip.Addr, other *expect.Pod) {
+		if former == nil {
+			former = map[netip.Addr][]*expect.Pod{}
+		}
+		former[addr] = append(former[addr], other)
+	}
 	for _, addr := range p.IPs {
 		for _, g := range x.departed.byAddress[addr] {
-			if g.pod.UID != p.UID && now.Sub(g.at) < reuseWindow {
-				out[addr] = append(out[addr], g.pod)
+			if g.pod.UID == p.UID || now.Sub(g.at) >= reuseWindow {
+				continue
+			}
+			add(addr, g.pod)
+			if end := g.at.Add(reuseWindow); until.IsZero() || end.Before(until) {
+				until = end
 			}
 		}
 		for _, other := range x.cluster.Holding(addr) {
-			known := slices.ContainsFunc(out[addr], func(g *expect.Pod) bool { return g.UID == other.UID })
+			known := slices.ContainsFunc(former[addr], func(g *expect.Pod) bool { return g.UID == other.UID })
 			if other.UID != p.UID && !other.Peer() && !known {
-				out[addr] = append(out[addr], other)
+				add(addr, other)
 			}
 		}
 	}
-	return out
+	return former, until
 }

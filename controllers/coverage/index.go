@@ -22,7 +22,7 @@ import (
 // longer wait for it. A kubelet that only restarts is back by then.
 const DefaultNotReadyLimit = time.Minute
 
-// Options are what an Index needs. All fields are required.
+// Options are what an Index needs. All fields but Services are required.
 type Options struct {
 	Clock clock.WithDelayedExecution
 	// ConditionType is the readiness gate that makes a Pod a subject.
@@ -32,6 +32,10 @@ type Options struct {
 	NotReadyLimit time.Duration
 	// Expect are the options of every computation.
 	Expect expect.Options
+	// Services is set for an engine that writes a policy anew when a Service is
+	// created, deleted or selects other Pods: Kube-OVN up to 1.15. If it is not
+	// set, SetService and DeleteService do nothing.
+	Services bool
 }
 
 // DefaultOptions returns the defaults, with the real clock.
@@ -61,25 +65,26 @@ type Index struct {
 	expiring map[string]struct{}
 	// namespaces has the UID of the namespace of each name.
 	namespaces map[string]types.UID
+	services   map[types.NamespacedName]service
 	held       map[types.UID]*held
-	affected   map[types.UID]struct{}
-	// addresses and policies lead from what a held subject's last assignment
-	// was made of to the subject.
-	addresses links[netip.Addr]
-	policies  links[types.NamespacedName]
-	departed  departed
-	versions  map[Kind]*versions
+	links      links
+	// What Affected is to return: all of held or affected, and released.
+	all      bool
+	affected map[*held]struct{}
+	released map[types.UID]struct{}
+	// epoch counts the changes that touched everything.
+	epoch    uint64
+	departed departed
+	// succeeding are the subjects whose last assignment depends on departed
+	// Pods, and until when it does so on all of them.
+	succeeding map[*held]time.Time
+	// due is when passTime has something to do, zero: never.
+	due      time.Time
+	versions map[Kind]*versions
 	// generations has the metadata.generation of each policy that is held.
 	generations map[types.NamespacedName]int64
 	// sequence is the Seq of the Pod whose address became known last.
 	sequence uint64
-}
-
-// held is a subject that waits for its gate, and what its last assignment was
-// made of.
-type held struct {
-	addresses []netip.Addr
-	policies  []types.NamespacedName
 }
 
 // New returns an Index that holds nothing.
@@ -95,29 +100,15 @@ func New(o Options) *Index {
 		expiring:    map[string]struct{}{},
 		namespaces:  map[string]types.UID{},
 		held:        map[types.UID]*held{},
-		affected:    map[types.UID]struct{}{},
-		addresses:   links[netip.Addr]{},
-		policies:    links[types.NamespacedName]{},
+		services:    map[types.NamespacedName]service{},
+		links:       newLinks(),
+		affected:    map[*held]struct{}{},
+		released:    map[types.UID]struct{}{},
+		succeeding:  map[*held]time.Time{},
 		departed:    departed{byAddress: map[netip.Addr][]departure{}},
 		versions:    map[Kind]*versions{KindNetworkPolicy: newVersions(), KindNamespace: newVersions()},
 		generations: map[types.NamespacedName]int64{},
 	}
-}
-
-// Wake receives after Affected has got something to return. It holds one
-// element: there is one receiver.
-func (x *Index) Wake() <-chan struct{} { return x.wake }
-
-// Affected returns, once and sorted, the subjects whose assignment may have
-// changed since the last call, and those that are no longer held. A subject
-// that becomes held is among them.
-func (x *Index) Affected() []types.UID {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.expireNodes()
-	out := sortedKeys(x.affected)
-	clear(x.affected)
-	return out
 }
 
 // Subjects returns every held subject, sorted.
@@ -164,9 +155,7 @@ func (x *Index) SetPolicy(np *networkingv1.NetworkPolicy) {
 	}
 	x.generations[key] = np.Generation
 	after, _ := expect.NewPolicy(np) // its Err is part of the state
-	x.touchPolicy(before)
-	x.cluster.SetPolicy(after)
-	x.touchPolicy(after)
+	x.meet(x.cluster.SetPolicy(after))
 }
 
 // DeletePolicy takes a NetworkPolicy that is gone, in the last state that is
@@ -180,8 +169,7 @@ func (x *Index) DeletePolicy(np *networkingv1.NetworkPolicy) {
 		return
 	}
 	delete(x.generations, types.NamespacedName{Namespace: np.Namespace, Name: np.Name})
-	x.touchPolicy(before)
-	x.cluster.DeletePolicy(np.Namespace, np.Name)
+	x.meet(x.cluster.DeletePolicy(np.Namespace, np.Name))
 }
 
 // SetNamespace takes a Namespace that was added or changed.
@@ -197,13 +185,11 @@ func (x *Index) SetNamespace(ns *corev1.Namespace) {
 	if before != nil && sameLabels(before.Labels, ns.Labels) {
 		return
 	}
-	x.touchNamespace(ns.Name)
-	x.cluster.SetNamespace(&expect.Namespace{
+	x.meet(x.cluster.SetNamespace(&expect.Namespace{
 		Name:   ns.Name,
 		Labels: ns.Labels,
 		Inject: ns.Labels[v1alpha1.KeyInject] == v1alpha1.InjectNamespace,
-	})
-	x.touchNamespace(ns.Name)
+	}))
 }
 
 // DeleteNamespace takes a Namespace that is gone, in the last state that is
@@ -216,8 +202,7 @@ func (x *Index) DeleteNamespace(ns *corev1.Namespace) {
 		return
 	}
 	delete(x.namespaces, ns.Name)
-	x.touchNamespace(ns.Name)
-	x.cluster.DeleteNamespace(ns.Name)
+	x.meet(x.cluster.DeleteNamespace(ns.Name))
 }
 
 // Has reports whether the index holds the object at this version or a newer

@@ -48,9 +48,7 @@ func (n *node) same(b *node) bool {
 		n.notReadySince.Equal(b.notReadySince)
 }
 
-// SetNode takes a Node that was added or changed. Any change but that of its
-// boot concerns every held subject: a node that comes back adds obligations
-// that nothing else remembers.
+// SetNode takes a Node that was added or changed.
 func (x *Index) SetNode(n *corev1.Node) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -58,16 +56,23 @@ func (x *Index) SetNode(n *corev1.Node) {
 	x.nodes[n.Name] = next
 	if before == nil || !next.same(before) {
 		delete(x.expiring, n.Name)
-		x.placeNode(n.Name)
-		x.touchAll()
-		if left := x.options.NotReadyLimit - x.options.Clock.Since(next.notReadySince); !next.notReadySince.IsZero() && left > 0 {
+		x.meet(x.placeNode(n.Name))
+		now := x.options.Clock.Now()
+		if out := next.notReadySince.Add(x.options.NotReadyLimit); !next.notReadySince.IsZero() && now.Before(out) {
 			x.expiring[n.Name] = struct{}{}
-			x.options.Clock.AfterFunc(left, x.signal)
+			x.schedule(out, now)
 		}
 	}
 	if before == nil || before.bootID != next.bootID {
-		for _, p := range slices.Clone(x.cluster.PeersOn(n.Name)) {
-			x.review(x.pods[p.UID], true)
+		x.reviewBoot(n.Name)
+	}
+}
+
+// reviewBoot looks again at the Pods of a node whose boot has changed.
+func (x *Index) reviewBoot(name string) {
+	for _, p := range x.cluster.PeersOn(name) {
+		if p := x.pods[p.UID]; p.gated {
+			x.review(p, true)
 		}
 	}
 }
@@ -81,24 +86,15 @@ func (x *Index) DeleteNode(name string) {
 	}
 	delete(x.nodes, name)
 	delete(x.expiring, name)
-	x.cluster.DeleteNode(name)
-	x.touchAll()
+	x.meet(x.cluster.DeleteNode(name))
+	x.reviewBoot(name)
 }
 
-// expireNodes takes the nodes out that have been not ready for too long by now.
-func (x *Index) expireNodes() {
-	for name := range x.expiring {
-		if x.options.Clock.Since(x.nodes[name].notReadySince) >= x.options.NotReadyLimit {
-			delete(x.expiring, name)
-			x.placeNode(name)
-			x.touchAll()
-		}
-	}
-}
-
-func (x *Index) placeNode(name string) {
+// placeNode puts a node into the cluster as it is now, and returns what that
+// changed.
+func (x *Index) placeNode(name string) expect.Footprint {
 	n := x.nodes[name]
-	x.cluster.SetNode(&expect.Node{
+	return x.cluster.SetNode(&expect.Node{
 		Name:      name,
 		PodCIDRs:  n.cidrs,
 		Addresses: n.addresses,

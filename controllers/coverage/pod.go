@@ -38,9 +38,16 @@ type pod struct {
 func (x *Index) newPod(p *corev1.Pod) *pod {
 	next := &pod{Pod: expect.NewPod(p), version: parseVersion(p.ResourceVersion)}
 	before := x.pods[p.UID]
+	if before != nil && next.samePeer(before) {
+		// One of the two is enough, with all that hangs on it.
+		next.Pod = before.Pod
+	}
 	switch now := x.options.Clock.Now(); {
 	case before != nil && slices.Equal(before.IPs, next.IPs):
-		next.Seq, next.since = before.Seq, before.since
+		next.since = before.since
+		if next.Pod != before.Pod {
+			next.Seq = before.Seq
+		}
 	case len(next.IPs) == 0:
 	case before == nil && next.Created.Before(x.started):
 		// It had its address before anybody looked, nobody knows since when:
@@ -119,21 +126,17 @@ func (x *Index) programmed(p *pod) bool {
 func (x *Index) setPod(next *pod) {
 	before := x.pods[next.UID]
 	x.pods[next.UID] = next
-	if before == nil || !next.samePeer(before) {
+	if before == nil || next.Pod != before.Pod {
 		if before != nil {
 			x.depart(before, next)
-			x.touchAddresses(before.IPs)
-		}
-		relabelled := before != nil && before.Peer() && next.Peer() && !sameLabels(before.Labels, next.Labels)
-		x.cluster.SetPod(next.Pod)
-		x.touchAddresses(next.IPs)
-		// What it leaves by its new labels, it is asked of at its address.
-		if relabelled || next.Peer() && next.Seq == 0 {
-			x.touchMeaning(next.Pod)
-		}
-		if before == nil && next.Finished {
+		} else if next.Finished {
 			x.departed.add(next.Pod, next.IPs, x.options.Clock.Now())
 		}
+		x.meet(x.cluster.SetPod(next.Pod))
+		if before != nil {
+			x.touchOwners(before.IPs)
+		}
+		x.touchOwners(next.IPs)
 	}
 	x.review(next, before == nil || !next.same(before))
 }
@@ -149,34 +152,44 @@ func (x *Index) deletePod(uid types.UID) {
 	if key := (types.NamespacedName{Namespace: before.Namespace, Name: before.Name}); x.byName[key] == uid {
 		delete(x.byName, key)
 	}
-	x.touchAddresses(before.IPs)
-	x.cluster.DeletePod(uid)
 	x.release(uid)
+	x.meet(x.cluster.DeletePod(uid))
+	x.touchOwners(before.IPs)
 }
 
-// review sorts p into the held subjects or out of them.
+// review sorts p into the held subjects or out of them. changed is set if
+// anything changed that p's own assignment is made of.
 func (x *Index) review(p *pod, changed bool) {
-	_, was := x.held[p.UID]
-	switch is := x.holds(p); {
-	case is && !was:
-		x.held[p.UID] = &held{}
-		x.touch(p.UID)
-	case is && changed:
-		x.touch(p.UID)
-	case was && !is:
+	h, is := x.held[p.UID], x.holds(p)
+	switch {
+	case is && h == nil:
+		h = &held{pod: p}
+		x.held[p.UID] = h
+		delete(x.released, p.UID)
+		x.touch(h)
+	case is:
+		h.pod = p
+		if changed {
+			x.touch(h)
+		}
+	case h != nil:
 		x.release(p.UID)
 	}
 }
 
-// release takes a subject out of the held ones.
+// release takes a subject out of the held ones; one that is not held is no
+// error.
 func (x *Index) release(uid types.UID) {
-	h, ok := x.held[uid]
-	if !ok {
+	h := x.held[uid]
+	if h == nil {
 		return
 	}
-	x.unlink(uid, h)
+	x.links.remove(h)
 	delete(x.held, uid)
-	x.touch(uid)
+	delete(x.affected, h)
+	delete(x.succeeding, h)
+	x.released[uid] = struct{}{}
+	x.signal()
 }
 
 // depart notes the addresses that before gives up by becoming next, nil if it

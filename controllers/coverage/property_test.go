@@ -5,194 +5,208 @@ package coverage
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/policygate/policygate/api/flow"
-	"github.com/policygate/policygate/controllers/expect"
 )
 
-// history is a random sequence of events and the objects that it leaves.
-type history struct {
-	*api
-	r          *rand.Rand
-	pods       map[string]*corev1.Pod
-	policies   map[string]*networkingv1.NetworkPolicy
-	namespaces map[string]*corev1.Namespace
-	addresses  int
-	// last are the assignments as the gate would hold them.
-	last map[types.UID]Assignment
-}
-
-var teams = []string{"red", "blue"}
-
-func (h *history) one(list ...string) string { return list[h.r.IntN(len(list))] }
-
-// step does one thing to the cluster.
-func (h *history) step() {
-	ns, node := h.one("a", "b"), h.one("n0", "n1", "n2")
-	names := slices.Sorted(maps.Keys(h.pods))
-	switch h.r.IntN(10) {
-	case 0, 1, 2:
-		h.addresses++
-		name := fmt.Sprintf("%s/p%d", ns, h.addresses)
-		var changes []podChange
-		if h.r.IntN(2) == 0 {
-			changes = append(changes, gated)
+// TestRandomEventsLeaveWhatAFreshIndexComputes is the oracle of this package:
+// after every event of long random histories, with a gate that computes what
+// is affected late or not at all, every held subject's assignment is that of an
+// index that never saw the history, and one that is said to stand is the one
+// that was handed out last.
+func TestRandomEventsLeaveWhatAFreshIndexComputes(t *testing.T) {
+	histories := uint64(200)
+	if testing.Short() {
+		histories = 20
+	}
+	var sum tally
+	for seed := range histories {
+		h := newHistory(seed)
+		for range 80 {
+			what := h.step()
+			h.check(t, what, &sum)
+			h.gate()
 		}
-		changes = append(changes, app(h.one("x", "y", "z")))
-		h.pods[name] = h.pod(name, node, fmt.Sprintf("10.0.%s.%d", node[1:], h.addresses), changes...)
-	case 3:
-		if len(names) > 0 {
-			name := h.one(names...)
-			h.x.DeletePod(h.pods[name].UID)
-			delete(h.pods, name)
-		}
-	case 4:
-		if len(names) > 0 {
-			name := h.one(names...)
-			h.pods[name] = h.again(h.pods[name], app(h.one("x", "y", "z")))
-		}
-	case 5:
-		if len(names) > 0 {
-			name := h.one(names...)
-			h.pods[name] = h.again(h.pods[name], []podChange{finished, terminating}[h.r.IntN(2)])
-		}
-	case 6, 7:
-		name := fmt.Sprintf("%s/q%d", ns, h.r.IntN(3))
-		peer := pods(h.one("x", "y"))
-		if h.r.IntN(2) == 0 {
-			peer = podsOfTeam(h.one(teams...), h.one("x", "y", "z"))
-		}
-		h.policies[name] = h.policy(name, h.one("x", "y", ""), peer)
-	case 8:
-		if name := fmt.Sprintf("%s/q%d", ns, h.r.IntN(3)); h.policies[name] != nil {
-			h.x.DeletePolicy(h.policies[name])
-			delete(h.policies, name)
-		}
-	case 9:
-		h.namespaces[ns] = h.namespace(ns, "team", h.one(teams...))
+		h.end(t)
+	}
+	t.Logf("%+v", sum)
+	if sum.compared < 1000 || sum.stood < 500 || sum.settled == 0 || sum.fell == 0 {
+		t.Errorf("%+v: the histories are too tame to show anything", sum)
 	}
 }
 
-func (h *history) place() {
-	for i := range 3 {
-		h.node(fmt.Sprintf("n%d", i), fmt.Sprintf("10.0.%d.0/24", i))
+// tally counts what was compared.
+type tally struct{ compared, stood, fell, settled int }
+
+// check compares every held subject with a fresh index.
+func (h *history) check(t *testing.T, what string, sum *tally) {
+	t.Helper()
+	fresh := h.afresh()
+	if diff := gocmp.Diff(fresh.Subjects(), h.x.Subjects()); diff != "" {
+		t.Fatalf("seed %d, after %s: subjects (-fresh +got):\n%s", h.seed, what, diff)
+	}
+	for _, uid := range h.x.Subjects() {
+		basis, stands := h.x.Standing(uid) // applies what time alone changes
+		held := h.x.held[uid]
+		want, _ := fresh.compute(fresh.held[uid].pod, held.suspect, held.settle)
+		got, _ := h.x.compute(held.pod, held.suspect, held.settle)
+		now := got.Basis
+		want.Basis, got.Basis = Basis{}, Basis{}
+		sum.compared++
+		if !reflect.DeepEqual(want, got) {
+			t.Fatalf("seed %d, after %s: %s (-fresh +got):\n%s", h.seed, what, uid, h.diff(want, got))
+		}
+		if got.Settle {
+			sum.settled++
+		}
+		last, known := h.last[uid]
+		switch {
+		case !stands && known:
+			sum.fell++
+		case stands && !known:
+			t.Fatalf("seed %d, after %s: %s stands and was never computed", h.seed, what, uid)
+		case stands:
+			sum.stood++
+			last.Basis, last.NotAsked, want.NotAsked = Basis{}, 0, 0
+			if !reflect.DeepEqual(want, last) {
+				t.Fatalf("seed %d, after %s: %s stands and should not (-fresh +handed out):\n%s", h.seed, what, uid, h.diff(want, last))
+			}
+			if basis != now {
+				t.Fatalf("seed %d, after %s: %s stands on %+v, want %+v", h.seed, what, uid, basis, now)
+			}
+		}
 	}
 }
 
-// afresh feeds what is left to a new index, Pods in the order of their
-// addresses.
+func (h *history) diff(want, got Assignment) string {
+	return gocmp.Diff(want, got, cmpopts.EquateComparable(h.any))
+}
+
+// gate computes, sometimes, what is affected, as the ledger does.
+func (h *history) gate() {
+	if h.r.IntN(3) == 0 {
+		return
+	}
+	for _, uid := range h.x.Affected() {
+		if h.r.IntN(8) == 0 {
+			continue // it has no time for this one yet
+		}
+		a, ok := h.x.Assignment(uid)
+		if !ok {
+			delete(h.last, uid)
+			continue
+		}
+		h.last[uid] = a
+		if h.r.IntN(20) == 0 {
+			h.x.Suspect(uid)
+		}
+	}
+}
+
+// afresh feeds what is left to a new index: Pods with the order of their
+// addresses, and who gave up addresses before, which is history.
 func (h *history) afresh() *Index {
-	b := newAPI()
-	b.place(h)
+	o := h.x.options
+	x := New(o)
+	x.started = h.x.started
+	for _, n := range h.nodes {
+		x.SetNode(n)
+	}
 	for _, ns := range h.namespaces {
-		b.x.SetNamespace(ns)
+		x.SetNamespace(ns)
 	}
 	for _, q := range h.policies {
-		b.x.SetPolicy(q)
+		x.SetPolicy(q)
 	}
 	for _, p := range slices.SortedFunc(maps.Values(h.pods), func(p, q *corev1.Pod) int {
-		return cmp.Compare(h.x.pods[p.UID].Seq, h.x.pods[q.UID].Seq)
+		return cmp.Compare(p.UID, q.UID)
 	}) {
-		b.x.SetPod(p)
+		next, known := x.newPod(p), h.x.pods[p.UID]
+		next.Seq, next.since = known.Seq, known.since
+		x.setPod(next)
 	}
-	return b.x
+	x.departed.byAddress = h.x.departed.byAddress
+	return x
 }
 
-func (a *api) place(h *history) {
-	was := h.api
-	h.api = a
-	h.place()
-	h.api = was
-}
-
-func TestRandomEventsLeaveWhatAFreshIndexComputes(t *testing.T) {
-	compared := 0
-	for seed := range uint64(60) {
-		h := &history{
-			api: newAPI(), r: rand.New(rand.NewPCG(seed, 2)),
-			pods: map[string]*corev1.Pod{}, policies: map[string]*networkingv1.NetworkPolicy{},
-			namespaces: map[string]*corev1.Namespace{}, last: map[types.UID]Assignment{},
-		}
-		h.place()
-		for range 60 {
-			h.step()
-			h.checkUnaffected(t, seed)
-		}
-		fresh := h.afresh()
-		if diff := gocmp.Diff(fresh.Subjects(), h.x.Subjects()); diff != "" {
-			t.Fatalf("seed %d: subjects (-fresh +got):\n%s", seed, diff)
-		}
-		for _, uid := range h.x.Subjects() {
-			got, _ := h.x.Assignment(uid)
-			want, _ := fresh.Assignment(uid)
-			ignore := gocmp.Options{
-				cmpopts.IgnoreFields(Assignment{}, "Basis"), cmpopts.IgnoreFields(Subject{}, "Since"),
-				cmpopts.EquateComparable(got.Subject.IPs[0]),
-			}
-			if diff := gocmp.Diff(want, got, ignore); diff != "" {
-				t.Fatalf("seed %d, %s (-fresh +got):\n%s", seed, uid, diff)
-			}
-			compared++
-		}
-		h.checkLinks(t, seed)
-	}
-	if compared < 200 {
-		t.Fatalf("only %d assignments compared: the histories are too short to show anything", compared)
-	}
-}
-
-// checkUnaffected: what the gate holds of a subject that an event did not
-// affect is still right, and nothing came to be demanded that it lacks.
-func (h *history) checkUnaffected(t *testing.T, seed uint64) {
+// end deletes everything: nothing is left of it once the window is over.
+func (h *history) end(t *testing.T) {
 	t.Helper()
-	for _, uid := range h.x.Affected() {
-		if a, ok := h.x.Assignment(uid); ok {
-			h.last[uid] = a
-		} else {
-			delete(h.last, uid)
-		}
+	for _, p := range h.pods {
+		h.x.DeletePod(p.UID)
 	}
-	if got, want := slices.Sorted(maps.Keys(h.last)), h.x.Subjects(); !slices.Equal(got, want) {
-		t.Fatalf("seed %d: the gate holds %v of the subjects %v", seed, got, want)
+	for _, q := range h.policies {
+		h.x.DeletePolicy(q)
 	}
-	for uid, a := range h.last {
-		for node, list := range a.PerNode {
-			for _, e := range list {
-				if want, _ := h.x.cluster.Demand(node, e.Flow); want != e.Want {
-					t.Fatalf("seed %d: %s still holds that %s must say %s of %s, it must say %s", seed, uid, node, e.Want, e.Flow, want)
-				}
-			}
-		}
-		now := h.x.cluster.Expect(expect.Subject{Pod: h.x.pods[uid].Pod, Predecessors: h.x.predecessors(h.x.pods[uid])}, h.x.options.Expect)
-		for node, list := range now.Nodes {
-			for _, e := range list {
-				held := slices.ContainsFunc(a.PerNode[node], func(b expect.Expectation) bool { return b.Flow == e.Flow })
-				if e.Want == flow.Allowed && e.Flow.Port == 3306 && !held {
-					t.Fatalf("seed %d: %s lacks %s on %s", seed, uid, e.Flow, node)
-				}
-			}
-		}
+	for _, ns := range h.namespaces {
+		h.x.DeleteNamespace(ns)
+	}
+	for _, n := range h.nodes {
+		h.x.DeleteNode(n.Name)
+	}
+	for _, s := range h.services {
+		h.x.DeleteService(s)
+	}
+	h.clock.Step(reuseWindow)
+	h.x.Affected()
+	x := h.x
+	left := map[string]int{
+		"pods": len(x.pods), "names": len(x.byName), "nodes": len(x.nodes), "not ready nodes": len(x.expiring),
+		"namespaces": len(x.namespaces), "services": len(x.services), "held": len(x.held), "affected": len(x.affected),
+		"released": len(x.released), "succeeding": len(x.succeeding), "departures": len(x.departed.queue),
+		"departed addresses": len(x.departed.byAddress), "generations": len(x.generations),
+		"policy versions":    len(x.versions[KindNetworkPolicy].present),
+		"namespace versions": len(x.versions[KindNamespace].present),
+		"links": len(x.links.sets) + len(x.links.pods) + len(x.links.addresses) + len(x.links.nodes) +
+			len(x.links.ports) + len(x.links.policies),
+	}
+	if !x.links.everything.empty() || !x.links.ranges.empty() {
+		left["links"]++
+	}
+	maps.DeleteFunc(left, func(_ string, n int) bool { return n == 0 })
+	if len(left) > 0 {
+		t.Fatalf("seed %d: left when all is deleted: %v", h.seed, left)
 	}
 }
 
-// checkLinks: nothing leads to a subject that is not held any more.
-func (h *history) checkLinks(t *testing.T, seed uint64) {
-	t.Helper()
-	for _, uid := range h.x.Subjects() {
-		h.x.DeletePod(uid)
+// newHistory returns an empty cluster with random options.
+func newHistory(seed uint64) *history {
+	h := &history{
+		api: newAPI(), seed: seed, r: rand.New(rand.NewPCG(seed, 2)),
+		last: map[types.UID]Assignment{},
 	}
-	if len(h.x.addresses) != 0 || len(h.x.policies) != 0 || len(h.x.held) != 0 {
-		t.Fatalf("seed %d: %d addresses and %d policies still lead to subjects", seed, len(h.x.addresses), len(h.x.policies))
+	h.objects = newObjects()
+	h.x.options.Services = seed%2 == 0
+	if seed%4 == 1 {
+		h.x.options.Expect.Budget = 24 // so small that not all is asked
 	}
+	if seed%4 == 2 {
+		h.x.options.Expect.MaxForeignNodes = 1
+	}
+	for range 4 {
+		h.setNode()
+	}
+	h.setNamespace()
+	return h
+}
+
+// time passes, most often a little.
+func (h *history) wait() {
+	d := time.Duration(h.r.IntN(5000)) * time.Millisecond
+	switch h.r.IntN(4) {
+	case 0:
+		d = DefaultNotReadyLimit
+	case 1:
+		d = reuseWindow / 3
+	}
+	h.clock.Step(d)
 }
