@@ -7,8 +7,10 @@ import (
 	"context"
 	"crypto/x509"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,7 +37,8 @@ type Replica struct {
 
 // Subjects is told what replicas assign. Its methods must not block.
 type Subjects interface {
-	// Assign returns an error if nothing can be reported on a.
+	// Assign returns an error if nothing can be reported on a. d is what it
+	// names as its description, or nil if it names none that is known.
 	Assign(from confirm.Source, a *hubv1.Assign, d *confirm.Description) error
 	Withdraw(from confirm.Source, uid string)
 	// Forget ends what the replica assigned in sessions before the given one.
@@ -81,11 +84,16 @@ type Client struct {
 	tracing chan struct{}
 	// changed tells Run that the replicas are others.
 	changed chan struct{}
+	// random returns a number below 1.
+	random func() float64
 
 	mu       sync.Mutex // guards the following fields
 	replicas map[string]Replica
 	links    map[string]*link
 	roots    *x509.CertPool
+	// spreads are what replicas have asked for last. That of one that is gone
+	// stays until another has spoken.
+	spreads map[string]time.Duration
 }
 
 // New returns a Client that knows no replicas and trusts nobody: nothing is
@@ -95,6 +103,8 @@ func New(o Options) *Client {
 		options:  o,
 		tracing:  make(chan struct{}, maxTraces),
 		changed:  make(chan struct{}, 1),
+		random:   rand.Float64, //nolint:gosec // spreads load
+		spreads:  make(map[string]time.Duration),
 		replicas: make(map[string]Replica),
 		links:    make(map[string]*link),
 		open: promauto.With(o.Registerer).NewGaugeVec(prometheus.GaugeOpts{
@@ -147,6 +157,30 @@ func (c *Client) Synced() bool {
 		}
 	}
 	return false
+}
+
+// heard keeps what a replica has asked for.
+func (c *Client) heard(replica string, spread time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.spreads {
+		if _, known := c.replicas[name]; !known {
+			delete(c.spreads, name)
+		}
+	}
+	c.spreads[replica] = spread
+}
+
+// spread returns the longest that a replica has asked for, or 0. One that has
+// just begun does not know yet how many agents there are.
+func (c *Client) spread() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var longest time.Duration
+	for _, spread := range c.spreads {
+		longest = max(longest, spread)
+	}
+	return longest
 }
 
 // Send implements confirm.Reports.

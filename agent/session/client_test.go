@@ -159,6 +159,8 @@ type record struct {
 	mu      sync.Mutex
 	told    []string
 	sources []confirm.Source
+	// descriptions are those of the assignments.
+	descriptions []*confirm.Description
 }
 
 func (r *record) add(format string, args ...any) {
@@ -167,7 +169,7 @@ func (r *record) add(format string, args ...any) {
 	r.told = append(r.told, fmt.Sprintf(format, args...))
 }
 
-func (r *record) Assign(from confirm.Source, a *hubv1.Assign, _ *confirm.Description) error {
+func (r *record) Assign(from confirm.Source, a *hubv1.Assign, d *confirm.Description) error {
 	if a.GetSubject().GetUid() == "" {
 		return errors.New("no uid")
 	}
@@ -175,6 +177,7 @@ func (r *record) Assign(from confirm.Source, a *hubv1.Assign, _ *confirm.Descrip
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sources = append(r.sources, from)
+	r.descriptions = append(r.descriptions, d)
 	return nil
 }
 
@@ -228,6 +231,12 @@ type fixture struct {
 
 func start(t *testing.T, traces Traces) *fixture {
 	t.Helper()
+	return startBy(t, traces, clock.RealClock{}, nil)
+}
+
+// startBy starts a Client that goes by clk. Random is nil for any.
+func startBy(t *testing.T, traces Traces, clk clock.Clock, random func() float64) *fixture {
+	t.Helper()
 	f := &fixture{record: &record{}, tokenFile: filepath.Join(t.TempDir(), "token")}
 	must(t, os.WriteFile(f.tokenFile, []byte("first\n"), 0o600))
 	f.Client = New(Options{
@@ -237,9 +246,12 @@ func start(t *testing.T, traces Traces) *fixture {
 			return &hubv1.Hello{Version: "v1", BootId: "boot", Unsupported: "eBPF"}
 		},
 		Traces: traces,
-		Clock:  clock.RealClock{},
+		Clock:  clk,
 		Log:    testr.New(t),
 	})
+	if random != nil {
+		f.random = random
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx, f.record, f.record) }()
@@ -435,26 +447,6 @@ func TestTokenFile(t *testing.T) {
 	}
 	if !(token{}).RequireTransportSecurity() {
 		t.Error("the token would be sent in clear text")
-	}
-}
-
-func TestDelay(t *testing.T) {
-	for name, tc := range map[string]struct {
-		failed int
-		random float64
-		want   time.Duration
-	}{
-		"the first is at once at the earliest": {failed: 0, random: 0, want: 0},
-		"the first is soon":                    {failed: 0, random: 0.5, want: 125 * time.Millisecond},
-		"the third is later":                   {failed: 2, random: 0.5, want: 500 * time.Millisecond},
-		"it stops to grow":                     {failed: 10, random: 0.5, want: 5 * time.Second},
-		"it does not overflow":                 {failed: 1000, random: 0.5, want: 5 * time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := delay(tc.failed, tc.random); got != tc.want {
-				t.Errorf("delay(%d, %v) = %v, want %v", tc.failed, tc.random, got, tc.want)
-			}
-		})
 	}
 }
 

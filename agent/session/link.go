@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -21,20 +20,15 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 const (
-	// firstDelay and lastDelay bound the time before a session is opened, of
-	// which a random part is waited, so that a thousand agents do not dial a
-	// replica that has just started in one instant.
-	firstDelay = 250 * time.Millisecond
-	lastDelay  = 10 * time.Second
-
-	// maxMessage is what a replica may send in one message. An assignment of
-	// 256 flows takes less than 30 KiB.
+	// maxMessage is what a replica may send in one message. The largest is a
+	// description, of which the hub makes none over 1 MiB.
 	maxMessage = 4 << 20
 
 	// pingAfter and pingTimeout end a session with a replica that vanished.
@@ -102,18 +96,8 @@ func (l *link) wakeUp() {
 
 // run keeps a session until ctx ends.
 func (l *link) run(ctx context.Context, subjects Subjects, releases Releases) {
-	for attempt := 0; ; attempt++ {
-		timer := l.client.options.Clock.NewTimer(delay(attempt, rand.Float64())) //nolint:gosec // spreads load
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-l.changed:
-			// What made earlier attempts fail may be over.
-			timer.Stop()
-		case <-timer.C():
-		}
-		address, roots, ok := l.await(ctx)
+	for failed := 0; ; failed++ {
+		address, roots, ok := l.await(ctx, failed)
 		if !ok {
 			return
 		}
@@ -123,38 +107,62 @@ func (l *link) run(ctx context.Context, subjects Subjects, releases Releases) {
 		}
 		l.log.Info("Session ended", "address", address, "reason", err.Error())
 		if synced {
-			attempt = -1
+			failed = -1
 		}
 	}
 }
 
-// delay returns how long to wait before an attempt, given how many have failed
-// before it and a random number below 1.
-func delay(failed int, random float64) time.Duration {
-	limit := lastDelay
-	if failed < 16 {
-		limit = min(firstDelay<<failed, lastDelay)
-	}
-	return time.Duration(random * float64(limit))
-}
-
-// await returns once the replica may be dialled, and false if ctx ends before.
-func (l *link) await(ctx context.Context) (address string, roots *x509.CertPool, ok bool) {
-	for waiting := false; ; {
+// await returns once the replica may be dialled and a random time has passed
+// since it may, and false if ctx ends before. Every agent of the cluster sees
+// a replica turn ready at the same moment. Failed counts the attempts since
+// the last session that was synced.
+func (l *link) await(ctx context.Context, failed int) (address string, roots *x509.CertPool, ok bool) {
+	o := &l.client.options
+	var due time.Time // zero while it may not be dialled
+	for logged := false; ; {
 		r, roots := l.get(), l.client.trusted()
-		if r.Ready && roots != nil {
-			return r.Address, roots, true
-		}
-		if !waiting {
-			l.log.V(1).Info("Not dialled yet", "ready", r.Ready, "trusted", roots != nil)
-			waiting = true
+		var timer clock.Timer
+		var passed <-chan time.Time
+		switch {
+		case !r.Ready || roots == nil:
+			due = time.Time{}
+			if !logged {
+				l.log.V(1).Info("Not dialled yet", "ready", r.Ready, "trusted", roots != nil)
+				logged = true
+			}
+		default:
+			now := o.Clock.Now()
+			if due.IsZero() {
+				due = now.Add(l.pause(failed))
+			}
+			if !now.Before(due) {
+				return r.Address, roots, true
+			}
+			timer = o.Clock.NewTimer(due.Sub(now))
+			passed = timer.C()
 		}
 		select {
 		case <-ctx.Done():
-			return "", nil, false
+		case <-passed:
 		case <-l.changed:
+			// What made earlier attempts fail may be over.
+			if sooner := o.Clock.Now().Add(l.pause(0)); failed > 0 && sooner.Before(due) {
+				due = sooner
+			}
+			failed = 0
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			return "", nil, false
 		}
 	}
+}
+
+// pause returns how long this agent waits before it dials.
+func (l *link) pause(failed int) time.Duration {
+	return pause(failed, l.client.spread(), !l.client.Synced(), l.client.random())
 }
 
 // session opens a session and serves it. It returns whether the full sync was
@@ -195,6 +203,7 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 
 	source := confirm.Source{Replica: l.name, Session: l.client.sessions.Add(1)}
 	l.outbox.begin(source.Session)
+	described := newDescriptions()
 	var working sync.WaitGroup
 	working.Go(func() { l.send(ctx, stream, source) })
 	defer func() {
@@ -212,7 +221,7 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 			l.trace(ctx, &working, source, t)
 			continue
 		}
-		l.handle(source, m, subjects, releases)
+		l.handle(source, described, m, subjects, releases)
 	}
 }
 
@@ -228,12 +237,22 @@ func reasonOf(stream grpc.BidiStreamingClient[hubv1.AgentMessage, hubv1.HubMessa
 }
 
 // handle passes on one message.
-func (l *link) handle(source confirm.Source, m *hubv1.HubMessage, subjects Subjects, releases Releases) {
+func (l *link) handle(source confirm.Source, described *descriptions, m *hubv1.HubMessage, subjects Subjects, releases Releases) {
 	switch m := m.GetMessage().(type) {
+	case *hubv1.HubMessage_Describe:
+		if err := described.describe(m.Describe); err != nil {
+			l.log.Error(err, "Description is dropped")
+		}
+	case *hubv1.HubMessage_Forget:
+		described.forget(m.Forget)
 	case *hubv1.HubMessage_Assign:
 		// What waits answers the assignment before.
 		l.outbox.drop(m.Assign.GetSubject().GetUid())
-		if err := subjects.Assign(source, m.Assign, nil); err != nil {
+		d, err := described.of(m.Assign)
+		if err != nil {
+			l.log.Error(err, "Assignment cannot be judged")
+		}
+		if err := subjects.Assign(source, m.Assign, d); err != nil {
 			l.log.Error(err, "Assignment is dropped")
 		}
 	case *hubv1.HubMessage_Withdraw:
@@ -241,6 +260,7 @@ func (l *link) handle(source confirm.Source, m *hubv1.HubMessage, subjects Subje
 		l.outbox.drop(m.Withdraw.GetUid())
 	case *hubv1.HubMessage_Synced:
 		subjects.Forget(source.Replica, source.Session)
+		l.client.heard(l.name, time.Duration(m.Synced.GetSpreadMillis())*time.Millisecond)
 		l.synced.Store(true)
 		l.client.count()
 		l.log.Info("Session synced", "session", source.Session)
