@@ -55,6 +55,12 @@ type mirror struct {
 	t         *testing.T
 	described map[uint64]string
 	named     map[string]uint64
+	// assigned counts the assignments of a uid.
+	assigned map[string]int
+}
+
+func newMirror(t *testing.T) *mirror {
+	return &mirror{t: t, described: map[uint64]string{}, named: map[string]uint64{}, assigned: map[string]int{}}
 }
 
 func (m *mirror) receive(message *hubv1.HubMessage) {
@@ -83,6 +89,7 @@ func (m *mirror) receive(message *hubv1.HubMessage) {
 			m.t.Fatalf("%s names id %d, which is not described", x.Assign.GetSubject().GetUid(), id)
 		}
 		m.named[x.Assign.GetSubject().GetUid()] = id
+		m.assigned[x.Assign.GetSubject().GetUid()]++
 	case *hubv1.HubMessage_Withdraw:
 		delete(m.named, x.Withdraw.GetUid())
 	}
@@ -96,7 +103,7 @@ func TestRandomChangesLeaveTheAgentWithWhatIsAssigned(t *testing.T) {
 	for seed := range uint64(20) {
 		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test wants the same numbers again
 		q := newQueue()
-		agent := &mirror{t: t, described: map[uint64]string{}, named: map[string]uint64{}}
+		agent := newMirror(t)
 		want := map[string]Description{}
 		receive := func(batches int) {
 			for range batches {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -102,6 +103,8 @@ type Hub struct {
 	// at the time so that it grows over a restart of the replica, too.
 	generations atomic.Uint64
 	listening   atomic.Pointer[net.TCPAddr]
+	// random returns a number below 1.
+	random func() float64
 
 	// mu guards nodes and is held for no longer than to look one up: whoever
 	// has a node does without.
@@ -171,7 +174,8 @@ func New(o Options) *Hub {
 			GetCertificate: o.GetCertificate,
 			NextProtos:     []string{"h2"},
 		},
-		nodes: map[string]*node{},
+		random: rand.Float64, //nolint:gosec // spreads load
+		nodes:  map[string]*node{},
 	}
 	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0)))
 	return h

@@ -86,7 +86,7 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 	defer watch.Stop()
 	var expired <-chan time.Time
 	if !id.Expires.IsZero() {
-		timer := h.clock.NewTimer(id.Expires.Sub(h.clock.Now()))
+		timer := h.clock.NewTimer(lifetime(id.Expires.Sub(h.clock.Now()), h.random()))
 		defer timer.Stop()
 		expired = timer.C()
 	}
@@ -102,7 +102,7 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 		case <-s.replaced:
 			return status.Errorf(codes.Aborted, "a newer session of node %s has begun", id.Node)
 		case <-expired:
-			return status.Error(codes.Unauthenticated, "the token has expired: connect again with a newer one")
+			return status.Error(codes.Unauthenticated, "the token expires: connect again with a newer one")
 		case now := <-watch.C():
 			if began := s.sending.Load(); began != 0 && now.Sub(time.Unix(0, began)) > slowConsumer {
 				return status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
@@ -116,6 +116,15 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 			}
 		}
 	}
+}
+
+// lifetime returns how long a session may last whose token is good for the
+// given time, by a random number below 1. An agent presents one token to all
+// replicas, and all agents of a cluster may have begun at once: the sessions
+// end apart, within the last twentieth. By then the kubelet has written a
+// newer token, since it does after four fifths.
+func lifetime(good time.Duration, random float64) time.Duration {
+	return good - time.Duration(random*float64(good)/20)
 }
 
 // handle takes one message after hello. It returns an error if the agent does
