@@ -43,6 +43,12 @@ type cadence struct {
 	due time.Time
 }
 
+// taken is when a look was taken.
+type taken struct{ began, ended time.Time }
+
+// cost is how long the look took.
+func (t taken) cost() time.Duration { return t.ended.Sub(t.began) }
+
 // plan returns when the next look is.
 func (c *Confirmer) plan() cadence {
 	c.mu.Lock()
@@ -63,7 +69,7 @@ func (c *Confirmer) plan() cadence {
 	}
 	if p.pending && !c.noticed.IsZero() {
 		due := c.noticed.Add(debounce)
-		if c.newest != nil {
+		if !c.newest.ended.IsZero() {
 			due = later(due, c.newest.ended.Add(share*c.newest.cost()))
 		}
 		sooner(due)
@@ -73,14 +79,16 @@ func (c *Confirmer) plan() cadence {
 
 // dueOf returns when e, which is pending, needs its next look.
 func (c *Confirmer) dueOf(e *evaluation, now time.Time) time.Time {
-	if c.newest == nil {
-		return now
-	}
 	ended := c.newest.ended
-	if e.state.wanting {
+	switch {
+	case ended.IsZero():
+		return now
+	case e.state.wanting && e.seenAt.Before(c.newest.began):
+		// The newest look did not come to it. With a pause, however many wait.
+		return later(e.state.allSince, ended).Add(secondLook)
+	case e.state.wanting:
 		return e.state.allSince.Add(secondLook)
-	}
-	if !e.observed || !e.toldAll() {
+	case !e.observed || !e.toldAll():
 		// A burst of assignments shares a look.
 		return ended.Add(secondLook)
 	}

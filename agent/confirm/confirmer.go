@@ -71,8 +71,8 @@ type Confirmer struct {
 	// all others, looked at longest ago first. Malformed ones are in neither.
 	pending map[*evaluation]struct{}
 	resting *list.List
-	newest  *judgement // what was judged last, or nil
-	failing bool       // whether its look failed
+	newest  taken // what was judged last, or zero
+	failing bool  // whether its look failed
 	// noticed is when the first change was noticed that no look has begun
 	// after, or zero.
 	noticed time.Time

@@ -171,9 +171,6 @@ type judged struct {
 	idle bool
 }
 
-// cost is how long the look took.
-func (j *judgement) cost() time.Duration { return j.ended.Sub(j.seen.began) }
-
 // endless is the turn of a look that has to answer for all.
 const endless time.Duration = math.MaxInt64
 
@@ -207,7 +204,7 @@ func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *
 	}
 	j.ended = c.clock.Now()
 	if seen.err == nil {
-		c.metrics.took(j.cost())
+		c.metrics.took(j.ended.Sub(seen.began))
 	}
 	return j
 }
@@ -304,10 +301,10 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 	}
 }
 
-// note remembers what was judged last, and logs when looks begin to fail
+// note remembers when the last look was, and logs when looks begin to fail
 // and when they succeed again.
 func (c *Confirmer) note(j *judgement) {
-	c.newest = j
+	c.newest = taken{began: j.seen.began, ended: j.ended}
 	switch failing := j.seen.err != nil; {
 	case failing && !c.failing:
 		c.log.Error(j.seen.err, "The dataplane cannot be read: nothing is confirmed")
