@@ -91,6 +91,21 @@ func (s *sink) Reported(node string, r *hubv1.Report) {
 	s.last = r
 }
 
+// count returns how often a session has begun and ended.
+func (s *sink) count() (connected, disconnected int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events {
+		switch {
+		case strings.HasSuffix(e, " disconnected"):
+			disconnected++
+		case strings.Contains(e, " connected "):
+			connected++
+		}
+	}
+	return connected, disconnected
+}
+
 // heard reports whether the sink has heard of n events.
 func (s *sink) heard(n int) bool {
 	s.mu.Lock()
