@@ -47,6 +47,10 @@ const (
 	// maxSpread bounds it: from 3,000 agents on the reviews in flight are what
 	// slows them down.
 	maxSpread = time.Minute
+	// readBuffer is kept for each session. Reports take some hundred bytes, and
+	// what comes with them in one TLS record waits in that record's own buffer.
+	// What gRPC writes with is shared by all sessions that are silent.
+	readBuffer = 2 << 10
 	// handshakeTimeout bounds a connection that does not get to TLS and HTTP/2.
 	handshakeTimeout = 10 * time.Second
 )
@@ -262,6 +266,7 @@ func (h *Hub) Start(ctx context.Context) error {
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.ReadBufferSize(readBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 	)

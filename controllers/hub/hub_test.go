@@ -114,7 +114,7 @@ func (s *sink) heard(n int) bool {
 }
 
 // await waits until the sink has heard exactly want.
-func (s *sink) await(t *testing.T, want ...string) {
+func (s *sink) await(t testing.TB, want ...string) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -137,12 +137,14 @@ type fixture struct {
 	*Hub
 	sink  *sink
 	roots *x509.CertPool
+	// certificate is the hub's, in DER.
+	certificate []byte
 }
 
-func serve(t *testing.T, clk clock.WithTicker, r TokenReviews) *fixture {
+func serve(t testing.TB, clk clock.WithTicker, r TokenReviews) *fixture {
 	t.Helper()
 	cert, roots := certificate(t)
-	f := &fixture{sink: &sink{}, roots: roots}
+	f := &fixture{sink: &sink{}, roots: roots, certificate: cert.Certificate[0]}
 	f.Hub = New(Options{
 		Reviewer: NewTokenReviewer(r, agentUser),
 		Sink:     f.sink,
@@ -175,12 +177,12 @@ func serve(t *testing.T, clk clock.WithTicker, r TokenReviews) *fixture {
 
 // agent is a client of the hub.
 type agent struct {
-	t      *testing.T
+	t      testing.TB
 	stream grpc.BidiStreamingClient[hubv1.AgentMessage, hubv1.HubMessage]
 }
 
 // dial opens a session without saying hello.
-func (f *fixture) dial(t *testing.T, token string) agent {
+func (f *fixture) dial(t testing.TB, token string) agent {
 	t.Helper()
 	creds := credentials.NewTLS(&tls.Config{RootCAs: f.roots, ServerName: "hub", MinVersion: tls.VersionTLS13})
 	conn, err := grpc.NewClient(f.Addr().String(), grpc.WithTransportCredentials(creds))
@@ -199,7 +201,7 @@ func (f *fixture) dial(t *testing.T, token string) agent {
 	return agent{t, stream}
 }
 
-func (f *fixture) connect(t *testing.T, token string) agent {
+func (f *fixture) connect(t testing.TB, token string) agent {
 	t.Helper()
 	a := f.dial(t, token)
 	a.send(&hubv1.AgentMessage{Message: &hubv1.AgentMessage_Hello{Hello: &hubv1.Hello{Version: "v1", BootId: "b"}}})
@@ -405,7 +407,7 @@ func TestASessionEndsWhenItsTokenExpires(t *testing.T) {
 }
 
 // certificate returns a self-signed certificate for "hub".
-func certificate(t *testing.T) (*tls.Certificate, *x509.CertPool) {
+func certificate(t testing.TB) (*tls.Certificate, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
