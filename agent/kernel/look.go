@@ -140,6 +140,11 @@ func (n *Netfilter) answer(r *reading, q Question) Answer {
 	if err != nil {
 		return Answer{Verdict: inconclusive(err.Error()), Routed: !errors.Is(err, route.ErrNoRoute)}
 	}
+	return n.along(r, q, paths)
+}
+
+// along answers a question whose flow takes one of the paths.
+func (n *Netfilter) along(r *reading, q Question, paths []trace.Path) Answer {
 	if v, ok := n.memory.recall(r, q, paths); ok {
 		return Answer{Verdict: v, Routed: true}
 	}

@@ -29,11 +29,22 @@ const (
 type memory struct {
 	verdicts map[Question]*remembered
 	facts    map[ipset.Question]*fact
+	// elements are what native sets have answered in this look, without those
+	// that are volatile: Pods under one policy are asked about in its sets.
+	elements map[keyed]ruleset.Element
 	look     uint64
 }
 
+// keyed is a key in a native set.
+type keyed struct {
+	set *ruleset.NativeSet
+	key string
+}
+
 func newMemory() memory {
-	return memory{verdicts: map[Question]*remembered{}, facts: map[ipset.Question]*fact{}}
+	return memory{
+		verdicts: map[Question]*remembered{}, facts: map[ipset.Question]*fact{}, elements: map[keyed]ruleset.Element{},
+	}
 }
 
 // fact is a question to a set, shared by all verdicts that rest on it.
@@ -78,11 +89,13 @@ type remembered struct {
 func (m *memory) forget() {
 	clear(m.verdicts)
 	clear(m.facts)
+	clear(m.elements)
 }
 
 // nextLook counts looks, and drops now and then what nobody asks for.
 func (m *memory) nextLook() {
 	m.look++
+	clear(m.elements)
 	if m.look%tidyEvery != 0 {
 		return
 	}
@@ -185,9 +198,24 @@ func (w *witness) note(q ipset.Question, a ipset.Answer) {
 
 // Element implements trace.Membership.
 func (w *witness) Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error) {
+	if !set.Volatile {
+		return w.memory.element(set, key)
+	}
 	element, err := set.Get(key)
-	if set.Volatile {
-		w.lookups = append(w.lookups, lookup{set, slices.Clone(key), element, text(err)})
+	w.lookups = append(w.lookups, lookup{set, slices.Clone(key), element, text(err)})
+	return element, err
+}
+
+// element asks a native set that is not volatile, once in a look. That the
+// answers of earlier batches stand is known by the rules, as for verdicts: the
+// memory is emptied when they change.
+func (m *memory) element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error) {
+	if known, ok := m.elements[keyed{set, string(key)}]; ok {
+		return known, nil
+	}
+	element, err := set.Get(key)
+	if err == nil {
+		m.elements[keyed{set, string(key)}] = element
 	}
 	return element, err
 }
