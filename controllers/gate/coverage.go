@@ -4,22 +4,27 @@
 package gate
 
 import (
+	"fmt"
+
 	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/coverage"
-	"github.com/policygate/policygate/controllers/expect"
 )
 
 // FromIndex returns the Coverage that index computes.
-func FromIndex(index *coverage.Index) Coverage { return indexCoverage{index} }
+func FromIndex(index *coverage.Index) Coverage { return indexCoverage{index, newDemands()} }
 
-type indexCoverage struct{ *coverage.Index }
+type indexCoverage struct {
+	*coverage.Index
+	demands *demands
+}
 
-func (c indexCoverage) Assignment(uid types.UID) *Assignment {
+// Assignment implements Coverage.
+func (c indexCoverage) Assignment(uid types.UID) (*Assignment, error) {
 	a, ok := c.Index.Assignment(uid)
 	if !ok {
-		return nil
+		return nil, nil //nolint:nilnil // nil is "nothing to confirm"
 	}
 	out := &Assignment{
 		Subject: &hubv1.Subject{
@@ -29,11 +34,7 @@ func (c indexCoverage) Assignment(uid types.UID) *Assignment {
 			Ips:        text(a.Subject.IPs),
 			Generation: a.Subject.Generation,
 		},
-		Basis: &hubv1.Basis{
-			NetworkPolicies: a.Basis.NetworkPolicies,
-			Namespaces:      a.Basis.Namespaces,
-			Pod:             a.Basis.Pod,
-		},
+		Basis:          basisOf(a.Basis),
 		Span:           a.Span,
 		Demands:        make(map[string]Demand, len(a.PerNode)),
 		Settle:         a.Settle,
@@ -41,9 +42,13 @@ func (c indexCoverage) Assignment(uid types.UID) *Assignment {
 		NotAsked:       a.NotAsked,
 	}
 	for node, expectations := range a.PerNode {
-		out.Demands[node] = demandOf(expectations)
+		d, err := c.demands.of(expectations, a.Subject.IPs)
+		if err != nil {
+			return nil, fmt.Errorf("node %s: %w", node, err)
+		}
+		out.Demands[node] = d
 	}
-	return out
+	return out, nil
 }
 
 // Standing implements Coverage.
@@ -52,32 +57,9 @@ func (c indexCoverage) Standing(uid types.UID) (*hubv1.Basis, bool) {
 	if !ok {
 		return nil, false
 	}
-	return &hubv1.Basis{NetworkPolicies: b.NetworkPolicies, Namespaces: b.Namespaces, Pod: b.Pod}, true
+	return basisOf(b), true
 }
 
-// demandOf returns the expectations as they are sent, each text once.
-func demandOf(expectations []expect.Expectation) Demand {
-	d := Demand{Expectations: make([]*hubv1.Expectation, len(expectations))}
-	type demand struct {
-		why    string
-		policy types.NamespacedName
-	}
-	index := map[demand]uint32{}
-	for i, e := range expectations {
-		key := demand{e.Why, e.Policy}
-		why, known := index[key]
-		if !known {
-			why = uint32(len(d.Whys)) //nolint:gosec // a subject has at most 256 flows
-			index[key] = why
-			d.Whys, d.Policies = append(d.Whys, e.Why), append(d.Policies, e.Policy)
-		}
-		d.Expectations[i] = &hubv1.Expectation{
-			Flow:     hubv1.FlowOf(e.Flow),
-			Want:     hubv1.AnswerOf(e.Want),
-			Advisory: e.Advisory,
-			External: e.External,
-			Why:      why,
-		}
-	}
-	return d
+func basisOf(b coverage.Basis) *hubv1.Basis {
+	return &hubv1.Basis{NetworkPolicies: b.NetworkPolicies, Namespaces: b.Namespaces, Pod: b.Pod}
 }

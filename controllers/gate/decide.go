@@ -5,6 +5,8 @@ package gate
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +38,9 @@ type state struct {
 	// moved is true if the gate was opened for other addresses or an earlier
 	// boot of the node.
 	moved bool
+	// suspected is true if it was already suspected that a rule is not realized
+	// for anybody.
+	suspected bool
 	// notAsked counts the flows beyond the limit.
 	notAsked int
 	// span are the nodes that were assigned the Pod, sorted by name. Empty if
@@ -58,8 +63,11 @@ type spanNode struct {
 	stalled bool
 	// confirmed is true if it confirmed the current assignment.
 	confirmed bool
-	// deviates is true if it confirmed but for advisory expectations.
-	deviates bool
+	// answered is true if it answered the current assignment.
+	answered bool
+	// deviates says what the node's engine does not realize though the node
+	// has confirmed, fit for the Pod's owner.
+	deviates []string
 	// without is the address family that it left out, "v4" or "v6", for its
 	// engine does not enforce it; empty if none.
 	without string
@@ -81,6 +89,8 @@ type decision struct {
 	shut *outcome
 	// urgent is true if shut must be told without delay.
 	urgent bool
+	// suspect is true if older Pods are to be asked of from now on.
+	suspect bool
 	// next is when the passage of time alone may change the decision; zero if
 	// never.
 	next time.Time
@@ -99,20 +109,11 @@ func decide(s state, now time.Time) decision {
 	if s.current && own && len(awaited) == 0 {
 		return decision{open: s.confirmed(excused, now)}
 	}
+	if timedOut {
+		return s.overdue(own, awaited, excused)
+	}
 	d := decision{}
 	switch {
-	case timedOut && s.onTimeout == v1alpha1.OnTimeoutStart && s.current && own:
-		d.open = &outcome{
-			reason: v1alpha1.ReasonPartiallyConfirmed,
-			message: fmt.Sprintf("confirmed on %s within %s; missing: %s",
-				s.count(), s.timeout, strings.Join(named(names(awaited)), ", ")) + s.remarks(excused),
-		}
-	case timedOut:
-		d.shut = &outcome{
-			reason:  v1alpha1.ReasonTimeout,
-			message: fmt.Sprintf("not confirmed within %s: %s", s.timeout, s.waiting(awaited)),
-		}
-		d.urgent = true
 	case s.moved:
 		d.shut = &outcome{
 			reason:  v1alpha1.ReasonAddressChanged,
@@ -126,7 +127,29 @@ func decide(s state, now time.Time) decision {
 	default:
 		d.next = earlier(deadline, s.addressed.Add(quiet))
 	}
+	if half := deadline.Add(-s.timeout / 2); now.Before(half) {
+		d.next = earlier(d.next, half)
+	} else {
+		// A rule that is not realized for older Pods either is found out
+		// before the timeout, so that the next Pod need not run into it.
+		d.suspect = !s.suspected && slices.ContainsFunc(awaited, func(n spanNode) bool { return n.answered })
+	}
 	return d
+}
+
+// overdue decides about a Pod that was not confirmed in time.
+func (s state) overdue(own bool, awaited, excused []spanNode) decision {
+	if own && s.current && s.onTimeout == v1alpha1.OnTimeoutStart {
+		return decision{open: &outcome{
+			reason: v1alpha1.ReasonPartiallyConfirmed,
+			message: fmt.Sprintf("confirmed on %s within %s; missing: %s",
+				s.count(), s.timeout, strings.Join(named(names(awaited)), ", ")) + s.remarks(excused),
+		}}
+	}
+	return decision{urgent: true, shut: &outcome{
+		reason:  v1alpha1.ReasonTimeout,
+		message: fmt.Sprintf("not confirmed within %s: %s", s.timeout, s.waiting(awaited)),
+	}}
 }
 
 // deadline returns when the timeout runs out. The hold counts from its own
@@ -161,18 +184,30 @@ func (s state) confirmed(excused []spanNode, now time.Time) *outcome {
 		reason:  v1alpha1.ReasonConfirmed,
 		message: fmt.Sprintf("confirmed on %s in %s", s.count(), rounded(now.Sub(s.addressed))),
 	}
-	var deviating []string
-	for _, n := range s.span {
-		if n.confirmed && n.deviates {
-			deviating = append(deviating, n.name)
-		}
-	}
-	if len(deviating) > 0 {
+	if deviations := s.deviations(); deviations != "" {
 		o.reason = v1alpha1.ReasonEngineDeviates
-		o.message += "; the policy engine does not realize all that was asked on " + strings.Join(named(deviating), ", ")
+		o.message += "; the policy engine does not realize " + deviations
 	}
 	o.message += s.remarks(excused)
 	return o
+}
+
+// deviations says what is not realized on which nodes that have confirmed; ""
+// if nothing.
+func (s state) deviations() string {
+	nodes := map[string][]string{}
+	for _, n := range s.span {
+		for _, what := range n.deviates {
+			if n.confirmed {
+				nodes[what] = append(nodes[what], n.name)
+			}
+		}
+	}
+	texts := make([]string, 0, len(nodes))
+	for _, what := range slices.Sorted(maps.Keys(nodes)) {
+		texts = append(texts, what+" on "+strings.Join(named(nodes[what]), ", "))
+	}
+	return strings.Join(named(texts), "; ")
 }
 
 // count returns how many nodes of how many have confirmed.

@@ -28,6 +28,7 @@ func TestDecide(t *testing.T) {
 		}
 	}
 	but := func(s state, change func(*state)) state { change(&s); return s }
+	const half = 30 * time.Second
 	const waiting = "waiting for n7: db/allow-jobs does not admit 10.1.2.3 there yet"
 
 	cases := map[string]struct {
@@ -60,7 +61,7 @@ func TestDecide(t *testing.T) {
 			after: 3 * time.Second,
 			want: decision{
 				shut: &outcome{v1alpha1.ReasonWaiting, "what must be confirmed is not known yet"},
-				next: t0.Add(time.Minute),
+				next: t0.Add(half),
 			},
 		},
 		"a span without the Pod's own node confirms nothing": {
@@ -77,14 +78,14 @@ func TestDecide(t *testing.T) {
 		"after three seconds the message names the node and what it lacks": {
 			state: pod(own, farWaits),
 			after: 3 * time.Second,
-			want:  decision{shut: &outcome{v1alpha1.ReasonWaiting, waiting}, next: t0.Add(time.Minute)},
+			want:  decision{shut: &outcome{v1alpha1.ReasonWaiting, waiting}, next: t0.Add(half)},
 		},
 		"a node without an agent is awaited and named": {
 			state: pod(own, absent),
 			after: 3 * time.Second,
 			want: decision{
 				shut: &outcome{v1alpha1.ReasonWaiting, "no agent connected on n7"},
-				next: t0.Add(time.Minute),
+				next: t0.Add(half),
 			},
 		},
 		"a node that has not answered is awaited": {
@@ -92,7 +93,7 @@ func TestDecide(t *testing.T) {
 			after: 3 * time.Second,
 			want: decision{
 				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n7"},
-				next: t0.Add(time.Minute),
+				next: t0.Add(half),
 			},
 		},
 		"a stalled node holds no Pod of another node": {
@@ -123,11 +124,11 @@ func TestDecide(t *testing.T) {
 			after: 3 * time.Second,
 			want: decision{
 				shut: &outcome{v1alpha1.ReasonWaiting, "the agent on n1 does not support this node's dataplane"},
-				next: t0.Add(time.Minute),
+				next: t0.Add(half),
 			},
 		},
 		"unmet advisory expectations open the gate and are told": {
-			state: pod(own, with(far, func(n *spanNode) { n.deviates = true })),
+			state: pod(own, with(far, func(n *spanNode) { n.deviates = []string{"all that was asked"} })),
 			after: 11 * time.Second,
 			want: decision{open: &outcome{v1alpha1.ReasonEngineDeviates,
 				"confirmed on 2/2 nodes in 11s; the policy engine does not realize all that was asked on n7"}},
@@ -183,8 +184,26 @@ func TestDecide(t *testing.T) {
 		},
 		"a changed address is told at once": {
 			state: but(pod(own, farWaits), func(s *state) { s.moved = true }),
-			want: decision{urgent: true, next: t0.Add(time.Minute), shut: &outcome{v1alpha1.ReasonAddressChanged,
+			want: decision{urgent: true, next: t0.Add(half), shut: &outcome{v1alpha1.ReasonAddressChanged,
 				"the Pod's addresses or its node's boot changed after the gate had opened: " + waiting}},
+		},
+		"halfway to the timeout a rule is suspected, if a node has answered": {
+			state: pod(own, with(farWaits, func(n *spanNode) { n.answered = true })),
+			after: half,
+			want:  decision{suspect: true, shut: &outcome{v1alpha1.ReasonWaiting, waiting}, next: t0.Add(time.Minute)},
+		},
+		"a rule is suspected once": {
+			state: but(pod(own, with(farWaits, func(n *spanNode) { n.answered = true })), func(s *state) { s.suspected = true }),
+			after: half,
+			want:  decision{shut: &outcome{v1alpha1.ReasonWaiting, waiting}, next: t0.Add(time.Minute)},
+		},
+		"what is not realized is told, with its nodes": {
+			state: pod(
+				with(own, func(n *spanNode) { n.deviates = []string{"shop/allow"} }),
+				with(far, func(n *spanNode) { n.deviates = []string{"a policy in another namespace", "shop/allow"} }),
+			),
+			want: decision{open: &outcome{v1alpha1.ReasonEngineDeviates,
+				"confirmed on 2/2 nodes in 0s; the policy engine does not realize a policy in another namespace on n7; shop/allow on n1, n7"}},
 		},
 		"a changed address that is confirmed at once is not told": {
 			state: but(pod(own), func(s *state) { s.moved = true }),

@@ -4,22 +4,15 @@
 package gate
 
 import (
-	"maps"
 	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
-	"github.com/policygate/policygate/controllers/hub"
 )
 
 const (
-	// resendFirst and resendMost pace releases that the Pod does not show: an
-	// agent drops one that is older than what it holds from another replica.
-	resendFirst = 500 * time.Millisecond
-	resendMost  = 5 * time.Second
-
 	// deafFirst and deafMost pace what wakes a kubelet that missed the
 	// annotation. A hold sees it within 100 ms, and the kubelet notices and
 	// tells its end within a second or so; by itself the kubelet looks again
@@ -30,6 +23,10 @@ const (
 
 // entry is one gated Pod.
 type entry struct {
+	// timer is when the decision has to be made again for time alone, or when
+	// the kubelet is to be woken if the hold of an open gate still runs then.
+	timer
+
 	pod pod
 	// addressed is when the present addresses were first seen, zero without.
 	addressed time.Time
@@ -39,38 +36,33 @@ type entry struct {
 	// kubelet goes on to show it until the new one runs.
 	former time.Time
 
-	// assignment is what the nodes were told, nil if nothing; answers has
-	// every node that was told, and what it answered to generation.
+	// assignment is what the nodes were told, nil if nothing, and basis the
+	// newest that it is known to hold at. inquiries are sorted by node, and
+	// lacking counts those that are awaited.
 	assignment *Assignment
-	generation uint64
-	answers    map[string]*answer
-	// current is true if assignment was computed after the barrier passed, and
-	// early if the last computation, whatever it gave, was before.
-	current, early bool
-	// stale is true if assignment has to be computed again.
-	stale bool
-	// touched is true if the decision has to be made again, and next is when
-	// it has to be for time alone.
-	touched bool
-	next    time.Time
+	basis      *hubv1.Basis
+	inquiries  []*inquiry
+	lacking    int
+	// computed is true once a computation was made, whatever it gave.
+	computed bool
+	// current is true if assignment holds behind the barrier.
+	current bool
+	// suspected is true once the coverage was told that a rule may not be
+	// realized for anybody.
+	suspected bool
+	// stale is true if assignment has to be computed again, and touched if the
+	// decision has to be made again. The others say in which lanes of which
+	// queue the entry is.
+	stale, touched     bool
+	staleIn, touchedIn [lanes]bool
+
 	// resend is when a release may be sent, after that many attempts since a
 	// node last confirmed; released is true once one was sent.
 	resend   time.Time
 	attempts int
 	released bool
-
-	// wake is when the kubelet is to be woken, for the wakes-th time, if the
-	// hold of an open gate still runs then.
-	wake  time.Time
+	// wakes is how often the kubelet was woken.
 	wakes uint32
-}
-
-// answer is what a node answered to the entry's generation; zero: nothing.
-type answer struct {
-	confirmed, deviates bool
-	// without is the family that was left out, as "v6", or "".
-	without string
-	awaits  string
 }
 
 // podChanged takes a gated Pod's new state.
@@ -87,6 +79,12 @@ func (l *Ledger) podChanged(p pod) {
 		l.entries[p.uid] = e
 	}
 	held := e.pod.held
+	if before := e.pod.node; before != p.node || !ok {
+		if n := l.nodes[before]; n != nil {
+			delete(n.residents, p.uid)
+		}
+		l.node(p.node).residents[p.uid] = e
+	}
 	e.pod = p
 	l.review(e, held)
 }
@@ -97,8 +95,9 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	now := l.clock.Now()
 	uid := e.pod.uid
 	ips := text(e.pod.ips)
+	bootID := l.node(e.pod.node).bootID
 	moved := len(ips) > 0 && !slices.Equal(ips, e.known)
-	if e.pod.open(l.node(e.pod.node).bootID) {
+	if e.pod.open(bootID) {
 		e.known = ips
 		if _, shut := l.shut[uid]; shut {
 			l.metrics.opened(e.pod.condition.Reason, now.Sub(e.addressed), e.released)
@@ -107,12 +106,15 @@ func (l *Ledger) review(e *entry, held time.Time) {
 		l.listen(e, now)
 		return
 	}
-	delete(l.deaf, uid)
+	if _, deaf := l.deaf[uid]; deaf {
+		delete(l.deaf, uid)
+		l.timers.set(e, time.Time{})
+	}
 	switch _, shut := l.shut[uid]; {
 	case !shut:
 		l.shut[uid] = e
 		e.addressed = time.Time{}
-		if e.pod.moved(l.node(e.pod.node).bootID) {
+		if e.pod.moved(bootID) {
 			e.former = held
 		}
 		l.barrier.Ticket(uid)
@@ -131,9 +133,26 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	case moved || e.addressed.IsZero():
 		e.addressed = now
 		e.known = ips
+		e.computed, e.suspected = false, false
 		e.resend, e.attempts, e.released = time.Time{}, 0, false
 	}
-	e.stale, e.touched = true, true
+	if !l.stands(e) {
+		l.outdated(e)
+	}
+	l.touch(e, usual)
+}
+
+// stands reports whether what was computed of the entry last is what would be
+// computed now. Most changes of a Pod's status change nothing of it.
+func (l *Ledger) stands(e *entry) bool {
+	if !e.computed || e.stale {
+		return false
+	}
+	if e.assignment != nil && e.assignment.Subject.GetGeneration() != e.pod.generation {
+		return false
+	}
+	_, stands := l.coverage.Standing(e.pod.uid)
+	return stands
 }
 
 // remove forgets a Pod.
@@ -144,18 +163,33 @@ func (l *Ledger) remove(uid types.UID) {
 	}
 	delete(l.entries, uid)
 	delete(l.deaf, uid)
+	delete(l.node(e.pod.node).residents, uid)
 	l.close(e)
+}
+
+// close ends the wait for an entry whose gate is open or whose Pod is gone.
+func (l *Ledger) close(e *entry) {
+	uid := e.pod.uid
+	delete(l.shut, uid)
+	l.withdraw(e)
+	l.barrier.Forget(uid)
+	l.teller.Forget(uid)
+	e.computed, e.current, e.suspected, e.stale, e.touched = false, false, false, false, false
+	e.resend, e.attempts, e.released = time.Time{}, 0, false
+	l.timers.set(e, time.Time{})
 }
 
 // listen notes whether the hold of an open gate has noticed.
 func (l *Ledger) listen(e *entry, now time.Time) {
 	_, deaf := l.deaf[e.pod.uid]
 	switch {
-	case !e.pod.holding:
+	case !e.pod.holding && deaf:
 		delete(l.deaf, e.pod.uid)
-	case !deaf:
+		l.timers.set(e, time.Time{})
+	case e.pod.holding && !deaf:
 		l.deaf[e.pod.uid] = e
-		e.wake, e.wakes = now.Add(deafFirst), 0
+		e.wakes = 0
+		l.timers.set(e, now.Add(deafFirst))
 	}
 }
 
@@ -165,7 +199,7 @@ func (l *Ledger) listen(e *entry, now time.Time) {
 // and another change is the only thing that wakes it.
 func (l *Ledger) wakeKubelet(e *entry, now time.Time) {
 	e.wakes++
-	e.wake = now.Add(min(deafFirst<<min(e.wakes, 8), deafMost))
+	l.timers.set(e, now.Add(min(deafFirst<<min(e.wakes, 8), deafMost)))
 	l.log.V(1).Info("hold has not noticed that its gate is open", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node, "times", e.wakes)
 	l.hub.Release(e.pod.node, &hubv1.Release{
 		Subject: &hubv1.Subject{
@@ -176,178 +210,4 @@ func (l *Ledger) wakeKubelet(e *entry, now time.Time) {
 		Message: e.pod.condition.Message,
 		Again:   e.wakes,
 	})
-}
-
-// close ends the wait for an entry whose gate is open or whose Pod is gone.
-func (l *Ledger) close(e *entry) {
-	uid := e.pod.uid
-	delete(l.shut, uid)
-	l.withdraw(e)
-	l.barrier.Forget(uid)
-	l.teller.Forget(uid)
-	e.current, e.stale, e.touched = false, false, false
-	e.next, e.resend, e.attempts, e.released = time.Time{}, time.Time{}, 0, false
-}
-
-// withdraw takes the entry's assignment back from all nodes.
-func (l *Ledger) withdraw(e *entry) {
-	for node := range e.answers {
-		l.hub.Withdraw(node, string(e.pod.uid))
-	}
-	e.assignment, e.answers = nil, nil
-}
-
-// recompute brings the entry's assignment up to date and hands it out if its
-// content changed. If only its basis advanced, it is handed out again if
-// renew is true: agents hold it against releases of other replicas.
-func (l *Ledger) recompute(e *entry, renew bool) {
-	uid := e.pod.uid
-	// Asked first: what passes in between is not in what is computed.
-	passed := l.barrier.Passed(uid)
-	a := l.coverage.Assignment(uid)
-	e.stale, e.touched, e.early = false, true, !passed
-	if a == nil || a.Span == nil || !slices.Equal(a.Subject.GetIps(), text(e.pod.ips)) {
-		// Not computed, or for addresses that the inbox does not know of yet.
-		l.withdraw(e)
-		e.current = false
-		return
-	}
-	e.current = passed
-	if a.sameContent(e.assignment) && (!renew || sameBasis(a.Basis, e.assignment.Basis)) {
-		e.assignment = a
-		return
-	}
-	l.generation++
-	e.generation = l.generation
-	for node := range e.answers {
-		if _, stays := a.Demands[node]; !stays {
-			l.hub.Withdraw(node, string(uid))
-		}
-	}
-	e.assignment = a
-	e.answers = make(map[string]*answer, len(a.Demands))
-	for node, demand := range a.Demands {
-		e.answers[node] = &answer{}
-		l.hub.Assign(node, &hubv1.Assign{
-			Subject:        a.Subject,
-			Generation:     e.generation,
-			Basis:          a.Basis,
-			Expectations:   demand.Expectations,
-			Whys:           demand.Whys,
-			OwnNode:        node == e.pod.node,
-			Settle:         a.Settle,
-			ExcuseFamilies: a.ExcuseFamilies,
-		}, hub.Description{})
-	}
-}
-
-// reported takes a node's answer, if it answers what the node was told last.
-func (l *Ledger) reported(name string, r *hubv1.Report) {
-	e, ok := l.shut[types.UID(r.GetUid())]
-	if !ok || r.GetGeneration() != e.generation || e.answers[name] == nil {
-		return
-	}
-	a := answer{confirmed: r.GetConfirmed(), deviates: r.GetConfirmed() && r.GetUnmetAdvisory() > 0}
-	switch {
-	case r.GetIpv4Unenforced():
-		a.without = "v4"
-	case r.GetIpv6Unenforced():
-		a.without = "v6"
-	}
-	if !a.confirmed && len(r.GetUnmet()) > 0 {
-		first := r.GetUnmet()[0]
-		a.awaits = e.assignment.Demands[name].awaits(first.GetExpectation(), e.pod.namespace, e.pod.ips)
-		l.log.V(1).Info("node has not confirmed", "pod", e.pod.namespace+"/"+e.pod.name, "node", name,
-			"reason", first.GetReason(), "required", r.GetUnmetRequired(), "advisory", r.GetUnmetAdvisory())
-	}
-	if a.confirmed {
-		l.node(name).confirmed(l.clock.Now())
-		if !e.answers[name].confirmed {
-			// What kept an agent from releasing may be over.
-			e.resend, e.attempts = time.Time{}, 0
-		}
-	}
-	*e.answers[name] = a
-	e.touched = true
-}
-
-// settle decides about an entry and acts on it.
-func (l *Ledger) settle(e *entry, now time.Time) {
-	e.touched = false
-	d := decide(l.state(e), now)
-	if d.open != nil && !now.Before(e.resend) {
-		// The release carries the newest basis, or an agent that holds a newer
-		// one from another replica drops it.
-		l.recompute(e, false)
-		e.touched = false
-		d = decide(l.state(e), now)
-	}
-	e.next = d.next
-	switch {
-	case d.open != nil:
-		l.teller.Hush(e.pod.uid)
-		l.release(e, *d.open, now)
-		e.next = e.resend
-	case d.shut != nil:
-		l.teller.Tell(Message{
-			UID: e.pod.uid, Namespace: e.pod.namespace, Name: e.pod.name,
-			ResourceVersion: e.pod.resourceVersion, Generation: e.pod.generation,
-			Current: e.pod.condition,
-			Reason:  d.shut.reason, Text: d.shut.message, Urgent: d.urgent,
-		})
-	default:
-		l.teller.Hush(e.pod.uid)
-	}
-}
-
-// release sends the release to the Pod's node unless it was just sent.
-func (l *Ledger) release(e *entry, o outcome, now time.Time) {
-	if now.Before(e.resend) {
-		return
-	}
-	sent := l.hub.Release(e.pod.node, &hubv1.Release{
-		Subject: e.assignment.Subject,
-		Basis:   e.assignment.Basis,
-		Reason:  o.reason,
-		Message: o.message,
-	})
-	e.resend = now.Add(min(resendFirst<<min(e.attempts, 8), resendMost))
-	e.attempts++
-	if sent {
-		level := 0
-		if e.released {
-			level = 1
-		}
-		e.released = true
-		l.log.V(level).Info("gate is released", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node,
-			"reason", o.reason, "message", o.message, "attempt", e.attempts)
-	}
-}
-
-// state gathers what the decision about e is made of.
-func (l *Ledger) state(e *entry) state {
-	s := state{
-		addressed: e.addressed,
-		held:      e.pod.held,
-		timeout:   e.pod.settings.Timeout,
-		onTimeout: e.pod.settings.OnTimeout,
-		current:   e.current && !e.stale,
-		moved:     e.pod.moved(l.node(e.pod.node).bootID),
-	}
-	if s.held.Equal(e.former) {
-		s.held = time.Time{}
-	}
-	if e.assignment == nil {
-		return s
-	}
-	s.notAsked = e.assignment.NotAsked
-	for _, name := range slices.Sorted(maps.Keys(e.answers)) {
-		n, a := l.node(name), e.answers[name]
-		s.span = append(s.span, spanNode{
-			name: name, own: name == e.pod.node, optional: !slices.Contains(e.assignment.Span, name),
-			connected: n.connected, unseen: n.connected && n.unseen, stalled: n.stalled,
-			confirmed: a.confirmed, deviates: a.deviates, without: a.without, awaits: a.awaits,
-		})
-	}
-	return s
 }

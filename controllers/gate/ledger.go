@@ -14,13 +14,22 @@ import (
 	"k8s.io/utils/clock"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/gate/deviation"
 	"github.com/policygate/policygate/controllers/hub"
 )
 
-// computeBatch is how many assignments are computed before what else happened
-// is looked at: a burst of events must not delay the release of a Pod that it
-// does not touch.
-const computeBatch = 32
+const (
+	// computeBatch and computeSlice bound what is computed before what else
+	// happened is looked at: the slice is what a release may be late for the
+	// sake of others, the batch bounds it should the clock stand.
+	computeBatch = 32
+	computeSlice = 2 * time.Millisecond
+	// decideBatch bounds the same for decisions, of which one takes a few
+	// microseconds.
+	decideBatch = 256
+	// maxDeviations bounds what is remembered of engines: some 2 MB.
+	maxDeviations = 10000
+)
 
 // Coverage says what must be confirmed.
 type Coverage interface {
@@ -29,8 +38,9 @@ type Coverage interface {
 	// Wake receives when Affected has something to return.
 	Wake() <-chan struct{}
 	// Assignment computes the assignment of uid from all that is known at the
-	// time of the call. It returns nil if there is nothing to confirm it at.
-	Assignment(uid types.UID) *Assignment
+	// time of the call. It returns nil if there is nothing to confirm it at,
+	// and an error for what cannot be asked.
+	Assignment(uid types.UID) (*Assignment, error)
 	// Standing returns the basis that the assignment of uid which was computed
 	// last has by now, if it would come out the same; false if it has to be
 	// computed again.
@@ -45,7 +55,9 @@ type Barrier interface {
 	Ticket(uid types.UID)
 	Forget(uid types.UID)
 	Passed(uid types.UID) bool
-	// Wake receives after Pods have passed.
+	// TakePassed returns, once, the Pods that have passed.
+	TakePassed() []types.UID
+	// Wake receives when TakePassed has something to return.
 	Wake() <-chan struct{}
 }
 
@@ -102,6 +114,14 @@ type Ledger struct {
 	// gate is to be opened, deaf those whose gate is open while their hold runs.
 	entries, shut, deaf map[types.UID]*entry
 	nodes               map[string]*node
+	// stale has the entries to compute, touched those to decide about, and
+	// timers when the others are due.
+	stale, touched queue[*entry]
+	timers         timers[*entry]
+	// deviations is what was learned of engines.
+	deviations *deviation.Table
+	// excusing counts the nodes for which excuses is true.
+	excusing int
 	// generation numbers assignments.
 	generation uint64
 	// inspect is when nodes are next looked at for quarantine.
@@ -125,6 +145,7 @@ func New(o Options) *Ledger {
 		shut:          map[types.UID]*entry{},
 		deaf:          map[types.UID]*entry{},
 		nodes:         map[string]*node{},
+		deviations:    deviation.NewTable(maxDeviations),
 	}
 }
 
@@ -157,12 +178,26 @@ func (l *Ledger) NodeChanged(name, bootID string) {
 	l.post(func() { l.nodeBooted(name, bootID) })
 }
 
+// NodeDeleted takes a node that is gone.
+func (l *Ledger) NodeDeleted(name string) {
+	l.post(func() { l.nodeDeleted(name) })
+}
+
+// PolicyDeleted takes a NetworkPolicy that is gone: what was learned of its
+// rules is not true of another one of its name.
+func (l *Ledger) PolicyDeleted(namespace, name string) {
+	l.post(func() {
+		l.deviations.ForgetPolicy(types.NamespacedName{Namespace: namespace, Name: name})
+	})
+}
+
 // Connected implements hub.Sink.
 func (l *Ledger) Connected(name string, hello hub.Hello) {
 	l.post(func() {
 		n := l.node(name)
 		n.connected, n.unseen = true, hello.Unsupported != ""
-		l.forgetAnswers(name)
+		l.reckon(n)
+		l.forgetAnswers(n)
 	})
 }
 
@@ -170,8 +205,10 @@ func (l *Ledger) Connected(name string, hello hub.Hello) {
 // nothing, so what it confirmed counts no more.
 func (l *Ledger) Disconnected(name string) {
 	l.post(func() {
-		l.node(name).connected = false
-		l.forgetAnswers(name)
+		n := l.node(name)
+		n.connected = false
+		l.reckon(n)
+		l.forgetAnswers(n)
 	})
 }
 
@@ -188,6 +225,12 @@ func (l *Ledger) NeedLeaderElection() bool { return false }
 func (l *Ledger) Start(ctx context.Context) error {
 	for {
 		next := l.step()
+		if next == 0 {
+			if ctx.Err() != nil {
+				return nil
+			}
+			continue
+		}
 		timer := l.clock.NewTimer(next)
 		select {
 		case <-ctx.Done():
@@ -202,8 +245,9 @@ func (l *Ledger) Start(ctx context.Context) error {
 	}
 }
 
-// step does what there is to do and returns when to be called again at the
-// latest.
+// step does a part of what there is to do, what may open a gate first, and
+// returns when to be called again at the latest. What it costs follows what
+// has happened, never how many Pods wait.
 func (l *Ledger) step() time.Duration {
 	l.mu.Lock()
 	inbox := l.inbox
@@ -214,54 +258,100 @@ func (l *Ledger) step() time.Duration {
 	}
 	for _, uid := range l.coverage.Affected() {
 		if e, ok := l.shut[uid]; ok {
-			e.stale = true
+			l.outdated(e)
+		}
+	}
+	for _, uid := range l.barrier.TakePassed() {
+		if e, ok := l.shut[uid]; ok {
+			l.passed(e)
 		}
 	}
 	now := l.clock.Now()
-	more := l.compute()
+	for e, ok := l.timers.pop(now); ok; e, ok = l.timers.pop(now) {
+		if l.deaf[e.pod.uid] == e {
+			l.wakeKubelet(e, now)
+		} else {
+			l.touch(e, usual)
+		}
+	}
 	if !now.Before(l.inspect) {
 		l.quarantine(now)
 		l.inspect = now.Add(inspectInterval)
 	}
-	next := l.inspect
-	for _, e := range l.shut {
-		if !e.stale && (e.touched || !e.next.IsZero() && !now.Before(e.next)) {
-			l.settle(e, now)
-		}
-		if !e.next.IsZero() {
-			next = earlier(next, e.next)
-		}
-	}
-	for _, e := range l.deaf {
-		if !now.Before(e.wake) {
-			l.wakeKubelet(e, now)
-		}
-		next = earlier(next, e.wake)
-	}
-	if more {
+	l.decideTouched(now)
+	l.computeStale(now)
+	if !l.touched.empty() || !l.stale.empty() {
 		return 0
+	}
+	next := l.inspect
+	if due := l.timers.next(); !due.IsZero() {
+		next = earlier(next, due)
 	}
 	return max(next.Sub(now), 0)
 }
 
-// compute brings stale entries up to date, a batch at a time, and reports
-// whether there are more.
-func (l *Ledger) compute() bool {
-	computed := 0
-	for _, e := range l.shut {
-		if e.early && l.barrier.Passed(e.pod.uid) {
-			e.stale = true
+// decideTouched decides about touched entries, a batch at a time.
+func (l *Ledger) decideTouched(now time.Time) {
+	for range decideBatch {
+		e, in, ok := l.touched.pop()
+		if !ok {
+			return
 		}
-		if !e.stale || len(e.pod.ips) == 0 {
+		e.touchedIn[in] = false
+		if e.touched && !e.stale && l.shut[e.pod.uid] == e {
+			l.settle(e, now)
+		}
+	}
+}
+
+// computeStale brings stale entries up to date and decides about them, until
+// there is something in the inbox or its time is over.
+func (l *Ledger) computeStale(began time.Time) {
+	for computed := 0; computed < computeBatch; {
+		e, in, ok := l.stale.pop()
+		if !ok {
+			return
+		}
+		e.staleIn[in] = false
+		if !e.stale || len(e.pod.ips) == 0 || l.shut[e.pod.uid] != e {
 			continue
 		}
-		if computed == computeBatch {
-			return true
-		}
+		l.recompute(e)
 		computed++
-		l.recompute(e, true)
+		now := l.clock.Now()
+		l.settle(e, now)
+		if now.Sub(began) >= computeSlice || l.hasMail() {
+			return
+		}
 	}
-	return false
+}
+
+// outdated has the entry computed again: first those of which nothing is
+// known yet, and those whose containers wait.
+func (l *Ledger) outdated(e *entry) {
+	in := usual
+	if !e.computed || e.pod.holding {
+		in = urgent
+	}
+	l.outdatedIn(e, in)
+}
+
+func (l *Ledger) outdatedIn(e *entry, in lane) {
+	e.stale = true
+	if len(e.pod.ips) > 0 && !e.staleIn[in] {
+		e.staleIn[in] = true
+		l.stale.push(in, e.pod.namespace, e)
+	}
+}
+
+// touch has the entry decided about again: at once, if urgent, as that may
+// open its gate.
+func (l *Ledger) touch(e *entry, in lane) {
+	e.touched = true
+	if !e.touchedIn[in] {
+		e.touchedIn[in] = true
+		l.touched.push(in, e.pod.namespace, e)
+	}
 }
 
 // post queues do for the goroutine of Start.
@@ -273,4 +363,11 @@ func (l *Ledger) post(do func()) {
 	case l.posted <- struct{}{}:
 	default:
 	}
+}
+
+// hasMail reports whether something was posted that was not done.
+func (l *Ledger) hasMail() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.inbox) > 0
 }

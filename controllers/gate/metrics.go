@@ -16,6 +16,9 @@ type Metrics struct {
 	seconds  *prometheus.HistogramVec
 	shut     prometheus.Gauge
 	stalled  prometheus.Gauge
+	stale    prometheus.Gauge
+	deviates prometheus.Gauge
+	learnt   prometheus.Counter
 }
 
 // NewMetrics returns metrics that are registered with r.
@@ -38,8 +41,20 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "policygate_nodes_stalled",
 			Help: "Nodes that have confirmed nothing for two minutes while Pods waited for them; they bind only their own Pods.",
 		}),
+		stale: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "policygate_subjects_stale",
+			Help: "Gated Pods that wait for what must be confirmed of them to be computed again.",
+		}),
+		deviates: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "policygate_deviations",
+			Help: "Rules on nodes that the policy engine there was seen not to realize, and that hold no Pods any more.",
+		}),
+		learnt: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "policygate_deviations_learned_total",
+			Help: "How often a rule on a node was found not to be realized.",
+		}),
 	}
-	r.MustRegister(m.openings, m.seconds, m.shut, m.stalled)
+	r.MustRegister(m.openings, m.seconds, m.shut, m.stalled, m.stale, m.deviates, m.learnt)
 	return m
 }
 
@@ -50,7 +65,11 @@ func (m *Metrics) opened(reason string, after time.Duration, released bool) {
 	}
 }
 
-func (m *Metrics) waiting(shut, stalled int) {
+func (m *Metrics) waiting(shut, stalled, stale, deviations int) {
 	m.shut.Set(float64(shut))
 	m.stalled.Set(float64(stalled))
+	m.stale.Set(float64(stale))
+	m.deviates.Set(float64(deviations))
 }
+
+func (m *Metrics) learned() { m.learnt.Inc() }

@@ -6,122 +6,203 @@ package gate
 import (
 	"net/netip"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 )
 
 const (
 	// stallAfter is how long a node may confirm nothing while Pods wait for it
 	// until it binds only its own Pods.
 	stallAfter = 2 * time.Minute
+	// witnessAfter is how long Pods of one namespace must have waited for a
+	// stalled node before they, too, say that it is. A Pod that comes during
+	// an engine's sync waits for the next, and the longest that was measured
+	// took 13.3 s: less than twice that says nothing about a node.
+	witnessAfter = 30 * time.Second
 	// inspectInterval is how often nodes are looked at for that.
 	inspectInterval = 5 * time.Second
 )
 
-// node is what the ledger keeps of a node; zero: nothing is known.
+// node is what the ledger keeps of a node.
 type node struct {
 	// bootID is the node's present boot, empty if it is not known.
 	bootID string
 	// connected is true while its agent has a session, and unseen is true if
 	// that agent cannot see the node's dataplane.
 	connected, unseen bool
-	// stalled is true while the node is in quarantine.
-	stalled bool
-	// since is when it last confirmed a Pod or, if that is later, when Pods
-	// began to wait for it; zero while none does.
+	// residents are the gated Pods that run there, and inquiries what it was
+	// asked, by Pod.
+	residents map[types.UID]*entry
+	inquiries map[types.UID]*inquiry
+
+	// waits has the namespaces whose Pods wait for the node, and confirmed is
+	// when it last confirmed a Pod.
+	waits     map[string]*wait
+	confirmed time.Time
+	// stalledFor has the namespaces for whose Pods the node is in quarantine;
+	// stalled is true if it is for all.
+	stalledFor map[string]bool
+	stalled    bool
+	// excuses is true if the node may be excused from confirming, for whatever
+	// reason.
+	excuses bool
+}
+
+// wait is that Pods of one namespace wait for a node.
+type wait struct {
 	since time.Time
+	pods  int
 }
 
 // node returns the named node, which it makes if need be.
 func (l *Ledger) node(name string) *node {
 	n, ok := l.nodes[name]
 	if !ok {
-		n = &node{}
+		n = &node{
+			residents: map[types.UID]*entry{},
+			inquiries: map[types.UID]*inquiry{},
+			waits:     map[string]*wait{},
+		}
 		l.nodes[name] = n
 	}
 	return n
 }
 
-// confirmed notes that the node has confirmed a Pod: that ends its quarantine.
-func (n *node) confirmed(now time.Time) {
-	n.since = now
-	n.stalled = false
+// await notes that one more Pod of the namespace waits for the node.
+func (n *node) await(namespace string, now time.Time) {
+	w := n.waits[namespace]
+	if w == nil {
+		w = &wait{since: now}
+		n.waits[namespace] = w
+	}
+	w.pods++
 }
 
-// inspect notes whether Pods wait for the node and reports whether that put it
-// into quarantine.
-func (n *node) inspect(awaited bool, now time.Time) bool {
-	switch {
-	case !awaited:
-		n.since = time.Time{}
-	case n.since.IsZero():
-		n.since = now
-	case !n.stalled && now.Sub(n.since) >= stallAfter:
-		n.stalled = true
-		return true
+// over notes that one Pod less of the namespace waits for the node.
+func (n *node) over(namespace string) {
+	w := n.waits[namespace]
+	if w.pods--; w.pods == 0 {
+		delete(n.waits, namespace)
 	}
-	return false
+}
+
+// quarantined reports whether the node is in quarantine for the namespace.
+func (n *node) quarantined(namespace string) bool { return n.stalled || n.stalledFor[namespace] }
+
+// inspect puts the node into quarantine, if it has come to that, and reports
+// whether it has for anybody for whom it was not.
+//
+// A node stalls once Pods have waited for it all of stallAfter and it has
+// confirmed none. It stalls for the namespaces whose own Pods have waited for
+// it for witnessAfter, and for all if these are two: one namespace's Pods
+// alone say nothing to others, as it may be they that can never be confirmed.
+func (n *node) inspect(now time.Time) bool {
+	stalls := n.stalled || len(n.stalledFor) > 0
+	waited := func(w *wait) time.Duration {
+		if w.since.Before(n.confirmed) {
+			return now.Sub(n.confirmed)
+		}
+		return now.Sub(w.since)
+	}
+	for _, w := range n.waits {
+		stalls = stalls || waited(w) >= stallAfter
+	}
+	if !stalls {
+		return false
+	}
+	changed := false
+	for namespace, w := range n.waits {
+		if waited(w) < witnessAfter || n.stalledFor[namespace] {
+			continue
+		}
+		if n.stalledFor == nil {
+			n.stalledFor = map[string]bool{}
+		}
+		n.stalledFor[namespace] = true
+		changed = true
+	}
+	if len(n.stalledFor) > 1 && !n.stalled {
+		n.stalled, changed = true, true
+	}
+	return changed
+}
+
+// confirmedBy notes that the node has confirmed a Pod: that ends its
+// quarantine.
+func (l *Ledger) confirmedBy(n *node, now time.Time) {
+	n.confirmed = now
+	if n.stalled || len(n.stalledFor) > 0 {
+		n.stalled, n.stalledFor = false, nil
+		l.reckon(n)
+	}
+}
+
+// reckon counts the node among those that may be excused.
+func (l *Ledger) reckon(n *node) {
+	excuses := n.connected && n.unseen || n.stalled || len(n.stalledFor) > 0
+	switch {
+	case excuses && !n.excuses:
+		l.excusing++
+	case !excuses && n.excuses:
+		l.excusing--
+	}
+	n.excuses = excuses
 }
 
 // quarantine looks at every node: one that is awaited and confirms nothing
-// binds only its own Pods.
+// binds only its own Pods. A replica that has just started knows of nobody's
+// wait, so it takes it as long as any other to find out.
 func (l *Ledger) quarantine(now time.Time) {
-	awaited := map[string]bool{}
-	for _, e := range l.shut {
-		for name, a := range e.answers {
-			if !a.confirmed {
-				awaited[name] = true
+	stalled := 0
+	for name, n := range l.nodes {
+		if n.unused() {
+			delete(l.nodes, name)
+			continue
+		}
+		if n.inspect(now) {
+			l.reckon(n)
+			l.log.Info("node is stalled: it binds only its own pods until it confirms one", "node", name,
+				"namespaces", len(n.stalledFor), "all", n.stalled)
+			for _, q := range n.inquiries {
+				l.touch(q.entry, usual)
 			}
 		}
-	}
-	for name, n := range l.nodes {
-		if n.inspect(awaited[name], now) {
-			l.log.Info("node is stalled: it binds only its own pods until it confirms one", "node", name)
-			l.touchAll()
-		}
-	}
-	for name := range awaited {
-		// Nodes that nothing was ever heard of stall as well.
-		if _, known := l.nodes[name]; !known {
-			l.node(name).inspect(true, now)
-		}
-	}
-	stalled := 0
-	for _, n := range l.nodes {
-		if n.stalled {
+		if n.stalled || len(n.stalledFor) > 0 {
 			stalled++
 		}
 	}
-	l.metrics.waiting(len(l.shut), stalled)
+	l.metrics.waiting(len(l.shut), stalled, l.stale.len(), l.deviations.Len())
 }
 
 // nodeBooted takes a node's boot id. Gates that were opened in an earlier boot
-// are shut.
+// are shut, and what was learned of its engine counts no more.
 func (l *Ledger) nodeBooted(name, bootID string) {
 	n := l.node(name)
 	if n.bootID == bootID {
 		return
 	}
 	n.bootID = bootID
-	for _, e := range l.entries {
-		if e.pod.node == name {
-			l.review(e, e.pod.held)
-		}
+	l.forgetDeviations(name, n)
+	for _, e := range n.residents {
+		l.review(e, e.pod.held)
 	}
 }
 
-// forgetAnswers drops what a node answered.
-func (l *Ledger) forgetAnswers(name string) {
-	for _, e := range l.shut {
-		if a := e.answers[name]; a != nil {
-			*a = answer{}
-			e.touched = true
-		}
+// nodeDeleted forgets what is known of a node; the node itself goes once
+// nothing refers to it.
+func (l *Ledger) nodeDeleted(name string) {
+	n, ok := l.nodes[name]
+	if !ok {
+		return
 	}
+	l.forgetDeviations(name, n)
+	n.bootID, n.stalled, n.stalledFor = "", false, nil
+	l.reckon(n)
 }
 
-func (l *Ledger) touchAll() {
-	for _, e := range l.shut {
-		e.touched = true
-	}
+// unused reports whether nothing is known of the node and nothing refers to it.
+func (n *node) unused() bool {
+	return n.bootID == "" && !n.connected && !n.excuses && len(n.residents) == 0 && len(n.inquiries) == 0
 }
 
 func text(ips []netip.Addr) []string {

@@ -1,0 +1,254 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"weak"
+
+	"github.com/policygate/policygate/api/flow"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/gate/deviation"
+	"github.com/policygate/policygate/controllers/hub"
+)
+
+// Demand is what one node must confirm. It is a value: two of one Coverage are
+// equal exactly if they ask the same for the same policies, and share their
+// memory then, however many Pods have them. The zero Demand asks nothing.
+type Demand struct{ shared *demand }
+
+// demand is what is shared. It is never written to.
+type demand struct {
+	// description is what is sent.
+	description hub.Description
+	// asked has the expectations in the description's order.
+	asked []asked
+	whys  []why
+}
+
+// asked is what the ledger keeps of an expectation.
+type asked struct {
+	// why indexes whys.
+	why uint32
+	// denied is true if the flow must be denied.
+	denied bool
+	// own is true if the flow comes from the subject, at its IPv6 address if
+	// v6 is true.
+	own, v6 bool
+}
+
+// why is a rule that demands something.
+type why struct {
+	// rule's policy is zero if no policy demands it.
+	rule deviation.Rule
+	// witnessed is true if a flow between older Pods is asked as well.
+	witnessed bool
+	// allows is what must be known not to be realized for the subject not to
+	// wait for any Allowed of the rule: nothing if there is none to wait for.
+	allows deviation.Extent
+}
+
+// content returns what is sent.
+func (d Demand) content() hub.Description {
+	if d.shared == nil {
+		return hub.Description{}
+	}
+	return d.shared.description
+}
+
+// whys returns the rules, in the order in which reports index them.
+func (d Demand) whys() []why {
+	if d.shared == nil {
+		return nil
+	}
+	return d.shared.whys
+}
+
+// awaits returns what the index-th expectation lacks, in words fit for the
+// owner of a Pod in namespace at ips: no other namespace's names, and no
+// address but the Pod's own. It returns "" for an index that d does not have.
+func (d Demand) awaits(index uint32, namespace string, ips []netip.Addr) string {
+	if d.shared == nil || int64(index) >= int64(len(d.shared.asked)) {
+		return ""
+	}
+	a := d.shared.asked[index]
+	policy := d.shared.whys[a.why].rule.Policy
+	switch {
+	case policy.Name == "":
+		return "the rules there are not complete yet"
+	case policy.Namespace != namespace:
+		return "a policy in another namespace is not in force there yet"
+	case a.denied:
+		return policy.String() + " does not isolate its Pods there yet"
+	}
+	for _, ip := range ips {
+		if a.own && ip.Is6() == a.v6 {
+			return policy.String() + " does not admit " + ip.String() + " there yet"
+		}
+	}
+	return policy.String() + " is not in force there yet"
+}
+
+// unrealized says of which policies rules are meant, in words fit for the
+// owner of a Pod in namespace, each once and sorted. Indices that d does not
+// have are passed over.
+func (d Demand) unrealized(whys []uint32, namespace string) []string {
+	var out []string
+	for _, i := range whys {
+		if int64(i) >= int64(len(d.whys())) {
+			continue
+		}
+		switch policy := d.whys()[i].rule.Policy; {
+		case policy.Name == "":
+			out = append(out, "connections that no policy restricts")
+		case policy.Namespace != namespace:
+			out = append(out, "a policy in another namespace")
+		default:
+			out = append(out, policy.String())
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// excused returns the rules of d that are known not to be realized on node,
+// for Pods of the namespace, as Assign.excused has them.
+func (d Demand) excused(known *deviation.Table, node, namespace string) []uint32 {
+	if !known.Any(node) {
+		return nil
+	}
+	var out []uint32
+	for i, w := range d.whys() {
+		if w.excusable() && known.Extent(node, w.rule, namespace) >= w.allows {
+			out = append(out, uint32(i)) //nolint:gosec // a subject has at most 256 flows
+		}
+	}
+	return out
+}
+
+// excusable reports whether a deviation of the rule would be of any use.
+func (w why) excusable() bool { return w.allows != deviation.None && w.rule.Policy.Name != "" }
+
+// demands makes each Demand once. It holds a Demand as long as anybody else
+// does. The zero demands is not usable: see newDemands.
+type demands struct {
+	mu    sync.Mutex
+	known map[demandKey]weak.Pointer[demand]
+}
+
+// demandKey is what a demand follows from: the description, which holds the
+// rules' texts, and their policies.
+type demandKey struct {
+	description hub.Description
+	policies    string
+}
+
+func newDemands() *demands { return &demands{known: map[demandKey]weak.Pointer[demand]{}} }
+
+// of returns the Demand that asks for the expectations of a subject at ips.
+func (t *demands) of(expectations []expect.Expectation, ips []netip.Addr) (Demand, error) {
+	if len(expectations) == 0 {
+		return Demand{}, nil
+	}
+	message, made := newDemand(expectations, ips)
+	description, err := hub.Describe(message)
+	if err != nil {
+		return Demand{}, err
+	}
+	made.description = description
+	var policies strings.Builder
+	for _, w := range made.whys {
+		// Names of objects hold no slash.
+		fmt.Fprintf(&policies, "%s/%s/%d\n", w.rule.Policy.Namespace, w.rule.Policy.Name, w.rule.Generation)
+	}
+	key := demandKey{description, policies.String()}
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if known := t.known[key].Value(); known != nil {
+		return Demand{known}, nil
+	}
+	pointer := weak.Make(made)
+	t.known[key] = pointer
+	runtime.AddCleanup(made, func(key demandKey) { t.forget(key, pointer) }, key)
+	return Demand{made}, nil
+}
+
+// forget drops what is no longer held, unless it was made anew.
+func (t *demands) forget(key demandKey, pointer weak.Pointer[demand]) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known[key] == pointer {
+		delete(t.known, key)
+	}
+}
+
+// newDemand returns the expectations as they are sent, each rule once and the
+// subject's own address left out, and what the ledger keeps of them.
+func newDemand(expectations []expect.Expectation, ips []netip.Addr) (*hubv1.Description, *demand) {
+	message := &hubv1.Description{Expectations: make([]*hubv1.Expectation, len(expectations))}
+	made := &demand{asked: make([]asked, len(expectations))}
+	index := map[deviation.Rule]uint32{}
+	for i, e := range expectations {
+		rule := deviation.Rule{Policy: e.Policy, Generation: e.Generation, Why: e.Why}
+		at, known := index[rule]
+		if !known {
+			at = uint32(len(made.whys)) //nolint:gosec // a subject has at most 256 flows
+			index[rule] = at
+			made.whys = append(made.whys, why{rule: rule})
+			message.Whys = append(message.Whys, e.Why)
+		}
+		made.whys[at].add(e)
+		sent := hubv1.FlowOf(e.Flow)
+		own := !e.Witness && isOnly(e.Flow.Src, ips)
+		switch {
+		case own:
+			sent.Src = nil
+		case !e.Witness && isOnly(e.Flow.Dst, ips):
+			sent.Dst = nil
+		}
+		made.asked[i] = asked{why: at, denied: e.Want == flow.Denied, own: own, v6: e.Flow.Src.Is6()}
+		message.Expectations[i] = &hubv1.Expectation{
+			Flow:     sent,
+			Want:     hubv1.AnswerOf(e.Want),
+			Advisory: e.Advisory,
+			External: e.External,
+			Why:      at,
+			Witness:  e.Witness,
+		}
+	}
+	return message, made
+}
+
+// add notes an expectation of the rule.
+func (w *why) add(e expect.Expectation) {
+	switch {
+	case e.Want != flow.Allowed:
+	case e.Witness:
+		w.witnessed = true
+	case e.Advisory:
+		w.allows = max(w.allows, deviation.Advisory)
+	default:
+		w.allows = deviation.Entire
+	}
+}
+
+// isOnly reports whether addr is the only address of its family in ips, so
+// that it can be told from the flow's other end.
+func isOnly(addr netip.Addr, ips []netip.Addr) bool {
+	is, family := false, 0
+	for _, ip := range ips {
+		if ip.Is4() == addr.Is4() {
+			family++
+		}
+		is = is || ip == addr
+	}
+	return is && family == 1
+}

@@ -1,0 +1,173 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/api/flow"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/gate/deviation"
+)
+
+func TestWhatIsAwaitedTellsNoOthersSecrets(t *testing.T) {
+	own, own6, other := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3"), netip.MustParseAddr("10.9.9.9")
+	other6 := netip.MustParseAddr("fd00::9")
+	allowJobs := types.NamespacedName{Namespace: "db", Name: "allow-jobs"}
+	cases := map[string]struct {
+		src, dst netip.Addr
+		want     flow.Answer
+		policy   types.NamespacedName
+		text     string
+	}{
+		"the Pod is not admitted by a policy of its namespace": {
+			own, other, flow.Allowed, allowJobs, "db/allow-jobs does not admit 10.1.2.3 there yet",
+		},
+		"the Pod is not admitted at its other address": {
+			own6, other6, flow.Allowed, allowJobs, "db/allow-jobs does not admit fd00::3 there yet",
+		},
+		"another address than the Pod's own is not told": {
+			other, own, flow.Allowed, allowJobs, "db/allow-jobs is not in force there yet",
+		},
+		"a stranger gets in": {
+			other, own, flow.Denied, allowJobs, "db/allow-jobs does not isolate its Pods there yet",
+		},
+		"a policy of another namespace has no name": {
+			own, other, flow.Allowed, types.NamespacedName{Namespace: "payroll", Name: "secret-plan"},
+			"a policy in another namespace is not in force there yet",
+		},
+		"a Pod that no policy isolates is not let through": {
+			own, other, flow.Allowed, types.NamespacedName{}, "the rules there are not complete yet",
+		},
+	}
+	ips := []netip.Addr{own, own6}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			d, err := newDemands().of([]expect.Expectation{{
+				Flow: flow.Flow{Protocol: flow.TCP, Src: tc.src, Dst: tc.dst, Port: 3306},
+				Want: tc.want, Policy: tc.policy, Why: "payroll/secret-plan ingress[0]",
+			}}, ips)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := d.awaits(0, "db", ips); got != tc.text {
+				t.Errorf("awaits = %q, want %q", got, tc.text)
+			}
+			if got := d.awaits(7, "db", ips); got != "" {
+				t.Errorf("awaits of an index that is not there = %q, want none", got)
+			}
+		})
+	}
+	if got := (Demand{}).awaits(0, "db", nil); got != "" {
+		t.Errorf("awaits of a node that is asked nothing = %q, want none", got)
+	}
+}
+
+func TestWhatIsSentLeavesOutThePodsOwnAddress(t *testing.T) {
+	own, twin, own6 := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.1.2.4"), netip.MustParseAddr("fd00::3")
+	other, other6 := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("fd00::9")
+	cases := map[string]struct {
+		ips              []netip.Addr
+		src, dst         netip.Addr
+		witness          bool
+		wantSrc, wantDst bool
+	}{
+		"as the source":                                  {ips: []netip.Addr{own}, src: own, dst: other, wantDst: true},
+		"as the destination":                             {ips: []netip.Addr{own}, src: other, dst: own, wantSrc: true},
+		"of either family":                               {ips: []netip.Addr{own, own6}, src: own6, dst: other6, wantDst: true},
+		"not of a flow between others":                   {ips: []netip.Addr{own}, src: other, dst: twin, wantSrc: true, wantDst: true},
+		"not if it cannot be told from another":          {ips: []netip.Addr{own, twin}, src: own, dst: other, wantSrc: true, wantDst: true},
+		"not of a flow that is about older Pods instead": {ips: []netip.Addr{own}, src: own, dst: other, witness: true, wantSrc: true, wantDst: true},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			message, _ := newDemand([]expect.Expectation{{
+				Flow: flow.Flow{Protocol: flow.TCP, Src: tc.src, Dst: tc.dst, Port: 80}, Want: flow.Allowed, Witness: tc.witness,
+			}}, tc.ips)
+			f := message.GetExpectations()[0].GetFlow()
+			if len(f.GetSrc()) > 0 != tc.wantSrc || len(f.GetDst()) > 0 != tc.wantDst {
+				t.Errorf("flow is %v", f)
+			}
+		})
+	}
+}
+
+func TestWhatIsSentNamesEachRuleOnce(t *testing.T) {
+	ip := netip.MustParseAddr("10.1.2.3")
+	other := allow(shopAllow, "10.1.2.3", 81)
+	advisory := allow(types.NamespacedName{Namespace: "shop", Name: "other"}, "10.1.2.3", 80)
+	advisory.Advisory = true
+	denied := allow(shopAllow, "10.1.2.3", 82)
+	denied.Want, denied.Why = flow.Denied, "shop/allow isolates"
+	witness := allow(shopAllow, "10.7.7.7", 80)
+	witness.Witness = true
+	message, made := newDemand([]expect.Expectation{allow(shopAllow, "10.1.2.3", 80), other, advisory, denied, witness}, []netip.Addr{ip})
+	if diff := cmp.Diff([]string{"shop/allow ingress[0]", "shop/other ingress[0]", "shop/allow isolates"}, message.GetWhys()); diff != "" {
+		t.Errorf("whys (-want +got):\n%s", diff)
+	}
+	want := []why{
+		{rule: deviation.Rule{Policy: shopAllow, Generation: 1, Why: "shop/allow ingress[0]"}, witnessed: true, allows: deviation.Entire},
+		{rule: deviation.Rule{Policy: advisory.Policy, Generation: 1, Why: "shop/other ingress[0]"}, allows: deviation.Advisory},
+		{rule: deviation.Rule{Policy: shopAllow, Generation: 1, Why: "shop/allow isolates"}},
+	}
+	if diff := cmp.Diff(want, made.whys, cmp.AllowUnexported(why{})); diff != "" {
+		t.Errorf("rules (-want +got):\n%s", diff)
+	}
+	var sent []string
+	for _, e := range message.GetExpectations() {
+		sent = append(sent, fmt.Sprint(e.GetWhy(), e.GetWant() == hubv1.Answer_ANSWER_DENIED, e.GetAdvisory(), e.GetWitness()))
+	}
+	wantSent := []string{"0 false false false", "0 false false false", "1 false true false", "2 true false false", "0 false false true"}
+	if diff := cmp.Diff(wantSent, sent); diff != "" {
+		t.Errorf("expectations (-want +got):\n%s", diff)
+	}
+}
+
+func TestPodsOfOnePolicyShareTheirDemand(t *testing.T) {
+	table := newDemands()
+	demand := func(i int, generation int64) Demand {
+		ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250)
+		e := allow(shopAllow, ip, 80)
+		e.Generation = generation
+		d, err := table.of([]expect.Expectation{e}, []netip.Addr{netip.MustParseAddr(ip)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	size := func() int {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		return len(table.known)
+	}
+	first := demand(0, 1)
+	for i := range 3000 {
+		if demand(i, 1) != first {
+			t.Fatalf("Pod %d has a demand of its own", i)
+		}
+	}
+	if next := demand(0, 2); next == first || next.content() != first.content() {
+		t.Error("another generation of the policy must be another demand with the same description")
+	}
+	if size() > 2 {
+		t.Errorf("%d demands are kept, want 2", size())
+	}
+	runtime.KeepAlive(first.shared)
+
+	// Nothing is left once the last Pod is gone.
+	for deadline := time.Now().Add(10 * time.Second); size() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d demands are kept for nobody", size())
+		}
+		runtime.GC()
+	}
+}

@@ -1,0 +1,254 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+// rereadInterval is how often the message of a Pod is made again for answers
+// that cannot open its gate: each names the whole span.
+const rereadInterval = time.Second
+
+// inquiry is what one node was asked about one entry, and what it answered.
+type inquiry struct {
+	entry *entry
+	name  string
+	node  *node
+	// optional is true if the node is asked and need not be awaited.
+	optional bool
+	demand   Demand
+	// excused are the rules that are not awaited, as Assign.excused has them.
+	excused    []uint32
+	generation uint64
+	answer     answer
+	// awaited is true while it counts in entry.lacking and in the node's waits.
+	awaited bool
+}
+
+// answer is what a node answered to the inquiry's generation; zero: nothing.
+type answer struct {
+	// given is true if there was a report.
+	given, confirmed bool
+	// advisory is true if it confirmed with unmet advisory expectations.
+	advisory bool
+	// without is the family that was left out, as "v6", or "".
+	without string
+	// lacks is an unmet expectation's index if lacking is true.
+	lacking bool
+	lacks   uint32
+	// unrealized and steady are the report's.
+	unrealized []uint32
+	steady     bool
+}
+
+// passed notes that the barrier has passed for the entry. What was computed
+// before is what would be computed now if it stands.
+func (l *Ledger) passed(e *entry) {
+	if e.stale || !e.computed {
+		return // it is computed anyway, or has no address yet
+	}
+	basis, stands := l.coverage.Standing(e.pod.uid)
+	if !stands {
+		l.outdated(e)
+		return
+	}
+	if e.assignment != nil && l.barrier.Passed(e.pod.uid) {
+		e.current, e.basis = true, basis
+		l.touch(e, urgent)
+	}
+}
+
+// recompute brings the entry's assignment up to date and hands it out.
+func (l *Ledger) recompute(e *entry) {
+	uid := e.pod.uid
+	// Asked first: what passes in between is not in what is computed.
+	passed := l.barrier.Passed(uid)
+	a, err := l.coverage.Assignment(uid)
+	if err != nil {
+		l.log.Error(err, "what must be confirmed cannot be asked, the gate stays shut", "pod", e.pod.namespace+"/"+e.pod.name)
+		a = nil
+	}
+	e.stale, e.computed = false, true
+	if a == nil || a.Span == nil || !slices.Equal(a.Subject.GetIps(), text(e.pod.ips)) {
+		// Not computed, or for addresses that the inbox does not know of yet.
+		l.withdraw(e)
+		e.current = false
+		return
+	}
+	e.current, e.basis = passed, a.Basis
+	l.handOut(e, a)
+}
+
+// handOut makes a the entry's assignment and tells the nodes whose part of it
+// has changed; the others have confirmed it if they have confirmed theirs.
+//
+// The Pod's own node is told whatever has changed, wherever, as it is there
+// that a release arrives: holding a from then on, it refuses the releases of a
+// replica that has not seen what a was computed from. Nothing has to be told
+// when only the basis has advanced. A replica that lags behind with an equal
+// content is right, and one whose content another would have been computed
+// from what it lacks is told apart: that very change met the subject's
+// footprint on the replica that saw it, which handed out then what it means.
+func (l *Ledger) handOut(e *entry, a *Assignment) {
+	before := e.assignment
+	e.assignment = a
+	uid := e.pod.uid
+	same, sameFrame := a.sameContent(before), a.sameFrame(before)
+	former := e.inquiries
+	e.inquiries = make([]*inquiry, 0, len(a.Demands))
+	for _, name := range slices.Sorted(maps.Keys(a.Demands)) {
+		n := l.node(name)
+		q, known := n.inquiries[uid]
+		if !known {
+			q = &inquiry{entry: e, name: name, node: n}
+			n.inquiries[uid] = q
+		}
+		e.inquiries = append(e.inquiries, q)
+		demand := a.Demands[name]
+		excused := demand.excused(l.deviations, name, e.pod.namespace)
+		tell := !known || !sameFrame || !same && name == e.pod.node ||
+			demand.content() != q.demand.content() || !slices.Equal(excused, q.excused)
+		_, awaited := slices.BinarySearch(a.Span, name)
+		q.optional, q.demand, q.excused = !awaited, demand, excused
+		if tell {
+			l.assign(q)
+		} else {
+			l.await(q)
+		}
+	}
+	for _, q := range former {
+		if _, stays := a.Demands[q.name]; !stays {
+			l.drop(q)
+		}
+	}
+}
+
+// assign asks the node, in place of what it was asked before.
+func (l *Ledger) assign(q *inquiry) {
+	l.generation++
+	q.generation = l.generation
+	l.answered(q, answer{})
+	a := q.entry.assignment
+	l.hub.Assign(q.name, &hubv1.Assign{
+		Subject:        a.Subject,
+		Generation:     q.generation,
+		Basis:          a.Basis,
+		OwnNode:        q.name == q.entry.pod.node,
+		Settle:         a.Settle,
+		ExcuseFamilies: a.ExcuseFamilies,
+		Excused:        q.excused,
+	}, q.demand.content())
+}
+
+// withdraw takes the entry's assignment back from all nodes.
+func (l *Ledger) withdraw(e *entry) {
+	for _, q := range e.inquiries {
+		l.drop(q)
+	}
+	e.assignment, e.basis, e.inquiries = nil, nil, nil
+}
+
+// drop ends an inquiry.
+func (l *Ledger) drop(q *inquiry) {
+	uid := q.entry.pod.uid
+	l.hub.Withdraw(q.name, string(uid))
+	delete(q.node.inquiries, uid)
+	q.optional = true // awaited no more
+	l.await(q)
+}
+
+// answered makes a the inquiry's answer.
+func (l *Ledger) answered(q *inquiry, a answer) {
+	q.answer = a
+	l.await(q)
+}
+
+// await counts an inquiry that is awaited, or counts it no more.
+func (l *Ledger) await(q *inquiry) {
+	awaited := !q.optional && !q.answer.confirmed
+	switch {
+	case awaited == q.awaited:
+	case awaited:
+		q.entry.lacking++
+		q.node.await(q.entry.pod.namespace, l.clock.Now())
+	default:
+		q.entry.lacking--
+		q.node.over(q.entry.pod.namespace)
+	}
+	q.awaited = awaited
+}
+
+// reported takes a node's answer, if it answers what the node was told last.
+func (l *Ledger) reported(name string, r *hubv1.Report) {
+	n, ok := l.nodes[name]
+	if !ok {
+		return
+	}
+	q := n.inquiries[types.UID(r.GetUid())]
+	if q == nil || r.GetGeneration() != q.generation {
+		return
+	}
+	e, before := q.entry, q.answer
+	l.answered(q, answerOf(r))
+	if !q.answer.confirmed && q.answer.lacking {
+		l.log.V(1).Info("node has not confirmed", "pod", e.pod.namespace+"/"+e.pod.name, "node", name,
+			"reason", r.GetUnmet()[0].GetReason(), "required", r.GetUnmetRequired(), "advisory", r.GetUnmetAdvisory())
+	}
+	now := l.clock.Now()
+	if q.answer.confirmed {
+		l.confirmedBy(n, now)
+		if !before.confirmed {
+			// What kept an agent from releasing may be over.
+			e.resend, e.attempts = time.Time{}, 0
+		}
+	}
+	l.unlearn(q, r.GetRealized())
+	l.learnAdvisory(q)
+	switch {
+	case name == e.pod.node || before.confirmed != q.answer.confirmed && e.lacking <= l.excusing:
+		l.touch(e, urgent)
+	case before.confirmed:
+		l.touch(e, usual) // it may have taken back what others rest on
+	case now.Sub(e.addressed) >= quiet && !e.touched:
+		if again := now.Add(rereadInterval); e.due.IsZero() || again.Before(e.due) {
+			l.timers.set(e, again)
+		}
+	}
+}
+
+// answerOf returns what a report says.
+func answerOf(r *hubv1.Report) answer {
+	a := answer{
+		given:      true,
+		confirmed:  r.GetConfirmed(),
+		advisory:   r.GetConfirmed() && r.GetUnmetAdvisory() > 0,
+		unrealized: r.GetUnrealized(),
+		steady:     r.GetSteady(),
+	}
+	switch {
+	case r.GetIpv4Unenforced():
+		a.without = "v4"
+	case r.GetIpv6Unenforced():
+		a.without = "v6"
+	}
+	if !a.confirmed && len(r.GetUnmet()) > 0 {
+		a.lacking, a.lacks = true, r.GetUnmet()[0].GetExpectation()
+	}
+	return a
+}
+
+// forgetAnswers drops what a node answered.
+func (l *Ledger) forgetAnswers(n *node) {
+	for _, q := range n.inquiries {
+		l.answered(q, answer{})
+		l.touch(q.entry, usual)
+	}
+}

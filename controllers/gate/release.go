@@ -1,0 +1,125 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"time"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+// resendFirst and resendMost pace releases that the Pod does not show: an
+// agent drops one that is older than what it holds from another replica.
+const (
+	resendFirst = 500 * time.Millisecond
+	resendMost  = 5 * time.Second
+)
+
+// settle decides about an entry that is not stale and acts on it.
+func (l *Ledger) settle(e *entry, now time.Time) {
+	e.touched = false
+	s := l.state(e)
+	if !s.addressed.IsZero() && !now.Before(s.deadline()) {
+		l.learnOverdue(e)
+		s = l.state(e)
+	}
+	d := decide(s, now)
+	if d.suspect {
+		e.suspected = true
+		l.coverage.Suspect(e.pod.uid)
+		l.outdated(e)
+	}
+	next := d.next
+	switch {
+	case d.open != nil:
+		l.teller.Hush(e.pod.uid)
+		if !l.release(e, *d.open, now) {
+			return
+		}
+		next = e.resend
+	case d.shut != nil:
+		l.teller.Tell(Message{
+			UID: e.pod.uid, Namespace: e.pod.namespace, Name: e.pod.name,
+			ResourceVersion: e.pod.resourceVersion, Generation: e.pod.generation,
+			Current: e.pod.condition,
+			Reason:  d.shut.reason, Text: d.shut.message, Urgent: d.urgent,
+		})
+	default:
+		l.teller.Hush(e.pod.uid)
+	}
+	l.timers.set(e, next)
+}
+
+// release sends the release to the Pod's node unless it was just sent. It
+// reports false if something has happened meanwhile that must be computed
+// first.
+func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
+	if now.Before(e.resend) {
+		return true
+	}
+	// The release carries the newest basis, or an agent that holds a newer one
+	// from another replica drops it.
+	basis, stands := l.coverage.Standing(e.pod.uid)
+	if !stands {
+		l.outdatedIn(e, urgent)
+		return false
+	}
+	e.basis = basis
+	sent := l.hub.Release(e.pod.node, &hubv1.Release{
+		Subject: e.assignment.Subject,
+		Basis:   e.basis,
+		Reason:  o.reason,
+		Message: o.message,
+	})
+	e.resend = now.Add(min(resendFirst<<min(e.attempts, 8), resendMost))
+	e.attempts++
+	if sent {
+		level := 0
+		if e.released {
+			level = 1
+		}
+		e.released = true
+		l.log.V(level).Info("gate is released", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node,
+			"reason", o.reason, "message", o.message, "attempt", e.attempts)
+	}
+	return true
+}
+
+// state gathers what the decision about e is made of.
+func (l *Ledger) state(e *entry) state {
+	s := state{
+		addressed: e.addressed,
+		held:      e.pod.held,
+		timeout:   e.pod.settings.Timeout,
+		onTimeout: e.pod.settings.OnTimeout,
+		current:   e.current && !e.stale,
+		moved:     e.pod.moved(l.node(e.pod.node).bootID),
+		suspected: e.suspected,
+	}
+	if s.held.Equal(e.former) {
+		s.held = time.Time{}
+	}
+	if e.assignment == nil {
+		return s
+	}
+	s.notAsked = e.assignment.NotAsked
+	s.span = make([]spanNode, len(e.inquiries))
+	for i, q := range e.inquiries {
+		n, a := q.node, &q.answer
+		s.span[i] = spanNode{
+			name: q.name, own: q.name == e.pod.node, optional: q.optional,
+			connected: n.connected, unseen: n.connected && n.unseen, stalled: n.quarantined(e.pod.namespace),
+			answered: a.given, confirmed: a.confirmed, without: a.without,
+		}
+		switch {
+		case a.confirmed && len(a.unrealized) > 0:
+			s.span[i].deviates = q.demand.unrealized(a.unrealized, e.pod.namespace)
+		case a.advisory:
+			s.span[i].deviates = []string{"all that was asked"}
+		case a.lacking:
+			s.span[i].awaits = q.demand.awaits(a.lacks, e.pod.namespace, e.pod.ips)
+		}
+	}
+	return s
+}
