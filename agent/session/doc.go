@@ -7,9 +7,14 @@
 //
 // Replicas are found through the EndpointSlices of the hub's Service, not by
 // DNS, so that an agent knows each of them and when one is gone for good. A
-// session that breaks is opened again after a random time that doubles; what
-// the replica assigned is kept meanwhile, so that a short cut loses no looks,
-// and forgotten once the replica is gone.
+// session that breaks is opened again after a random time, within what
+// replicas asked for so that a cluster's agents do not come at once, and longer
+// while attempts fail; what the replica assigned is kept meanwhile, so that a
+// short cut loses no looks, and forgotten once the replica is gone.
+//
+// What a replica describes is decoded once in a session and handed on with each
+// assignment that names it. It is bounded; an assignment whose description is
+// not there goes on without, and its subject is not confirmed.
 //
 // A replica may also ask for a trace. It is answered beside everything else,
 // so that neither assignments nor releases wait for it, and answers wait for

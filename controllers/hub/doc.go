@@ -19,9 +19,26 @@
 // # Sessions
 //
 // There is one per node: a newer one replaces an older. What waits to be sent
-// is coalesced by uid, so that a queue never grows beyond the assignments. An
-// agent that does not read for half a minute is cut off; it connects again and
-// is synced in full.
+// is coalesced by uid, so that a queue never grows beyond the assignments, and
+// is put into words when it is sent: what is superseded costs nothing. Releases
+// go first, and namespaces take turns, so that a burst of one tenant's delays
+// nobody else's Pod. An agent that does not read for half a minute is cut off;
+// it connects again and is synced in full.
+//
+// # Descriptions
+//
+// Thousands of Pods under one policy need the same of a node but for their own
+// addresses. That much is a Description: encoded once, shared by all nodes and
+// sessions, and sent to an agent when an assignment first needs it. A session
+// has its own small ids for them. One that no assignment names any more is kept
+// for the next Pod of a Job, up to a bound; then the agent forgets it, too.
+//
+// # Storms
+//
+// When a replica goes, its agents all turn to the next. Each is told with
+// Synced how long the agents of a cluster may take to connect, by the number of
+// nodes that the hub has heard of, and draws a moment of that time. Whoever
+// comes in spite of it waits for one of few reviews of tokens in flight.
 //
 // # Questions
 //

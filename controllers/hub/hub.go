@@ -40,8 +40,8 @@ const (
 	// minPing is how often an agent may ping.
 	minPing = 5 * time.Second
 	// connectRate is how many agents a second may connect again after a
-	// replica has gone. Each costs a TLS handshake (1 to 2 ms of CPU) and a
-	// TokenReview, of which the manager's client sends at most 100 a second,
+	// replica has gone. Each costs about 1 ms of CPU, most of it for TLS, and
+	// a TokenReview, of which the manager's client sends at most 100 a second,
 	// among other things. A thousand agents take 20 s so.
 	connectRate = 50
 	// maxSpread bounds it: from 3,000 agents on the reviews in flight are what

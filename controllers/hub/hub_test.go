@@ -143,11 +143,19 @@ type fixture struct {
 
 func serve(t testing.TB, clk clock.WithTicker, r TokenReviews) *fixture {
 	t.Helper()
+	s := &sink{}
+	f := serveTo(t, clk, r, s)
+	f.sink = s
+	return f
+}
+
+func serveTo(t testing.TB, clk clock.WithTicker, r TokenReviews, to Sink) *fixture {
+	t.Helper()
 	cert, roots := certificate(t)
-	f := &fixture{sink: &sink{}, roots: roots, certificate: cert.Certificate[0]}
+	f := &fixture{roots: roots, certificate: cert.Certificate[0]}
 	f.Hub = New(Options{
 		Reviewer: NewTokenReviewer(r, agentUser),
-		Sink:     f.sink,
+		Sink:     to,
 		Clock:    clk,
 		Log:      logr.Discard(),
 		Address:  "127.0.0.1:0",

@@ -18,7 +18,9 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -115,8 +117,19 @@ func used(b *testing.B) usage {
 	}
 }
 
-// BenchmarkMemory tells what a session costs a hub while nothing happens.
-func BenchmarkMemory(b *testing.B) {
+// worked returns the CPU time that this process has used.
+func worked(b *testing.B) time.Duration {
+	b.Helper()
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// BenchmarkSessions tells what a session costs a hub: CPU time to begin, a
+// review apart, and memory while nothing happens.
+func BenchmarkSessions(b *testing.B) {
 	for _, agents := range []int{100, 1000} {
 		b.Run(fmt.Sprint("agents=", agents), func(b *testing.B) {
 			for b.Loop() {
@@ -125,10 +138,13 @@ func BenchmarkMemory(b *testing.B) {
 					f.node(fmt.Sprint("n", i))
 				}
 				before := used(b)
+				began := worked(b)
 				end := f.idle(b, agents)
+				beginning := worked(b) - began
 				after := used(b)
 				end()
 				per := func(after, before float64) float64 { return (after - before) / float64(agents) }
+				b.ReportMetric(float64(beginning.Microseconds())/float64(agents), "µs-CPU/session")
 				b.ReportMetric(per(after.resident, before.resident)/1024, "KiB-RSS/session")
 				b.ReportMetric(per(after.heap, before.heap)/1024, "KiB-heap/session")
 				b.ReportMetric(per(after.stack, before.stack)/1024, "KiB-stack/session")
