@@ -49,30 +49,43 @@ type taken struct{ began, ended time.Time }
 // cost is how long the look took.
 func (t taken) cost() time.Duration { return t.ended.Sub(t.began) }
 
-// plan returns when the next look is.
+// hasten brings the next look forward.
+func (p *cadence) hasten(due time.Time) {
+	if p.due.IsZero() || due.Before(p.due) {
+		p.due = due
+	}
+}
+
+// plan returns when the next look is. It goes through what is pending once
+// after each look: until the next one, assignments and notices can only bring
+// that forward.
 func (c *Confirmer) plan() cadence {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Now()
-	c.retire(now)
-	if len(c.pending)+c.resting.Len() == 0 {
-		return cadence{}
+	if c.planned == nil {
+		c.planned = c.planAll()
 	}
-	p := cadence{pending: len(c.pending) > 0, due: c.audited.Add(auditEvery)}
-	sooner := func(t time.Time) {
-		if t.Before(p.due) {
-			p.due = t
-		}
-	}
-	for e := range c.pending {
-		sooner(c.dueOf(e, now))
-	}
+	p := *c.planned
 	if p.pending && !c.noticed.IsZero() {
 		due := c.noticed.Add(debounce)
 		if !c.newest.ended.IsZero() {
 			due = later(due, c.newest.ended.Add(share*c.newest.cost()))
 		}
-		sooner(due)
+		p.hasten(due)
+	}
+	return p
+}
+
+// planAll returns when the next look is but for notices.
+func (c *Confirmer) planAll() *cadence {
+	now := c.clock.Now()
+	c.retire(now)
+	p := &cadence{pending: len(c.pending) > 0}
+	if p.pending || c.resting.Len() > 0 {
+		p.hasten(c.audited.Add(auditEvery))
+	}
+	for e := range c.pending {
+		p.hasten(c.dueOf(e, now))
 	}
 	return p
 }

@@ -71,6 +71,9 @@ type Confirmer struct {
 	// all others, looked at longest ago first. Malformed ones are in neither.
 	pending map[*evaluation]struct{}
 	resting *list.List
+	// planned is when the next look is but for notices; nil from the beginning
+	// of a look until it is planned anew.
+	planned *cadence
 	newest  taken // what was judged last, or zero
 	failing bool  // whether its look failed
 	// noticed is when the first change was noticed that no look has begun
@@ -321,7 +324,7 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 	if e.place != nil {
 		c.resting.MoveToBack(e.place)
 	}
-	if !e.answer.confirmed {
+	if !e.answer.confirmed && e.place != nil {
 		c.await(e)
 	}
 	switch {

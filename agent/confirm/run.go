@@ -106,7 +106,7 @@ func (c *Confirmer) look(ctx context.Context) {
 func (c *Confirmer) audit(ctx context.Context) bool {
 	now := c.clock.Now()
 	c.mu.Lock()
-	c.noticed = time.Time{}
+	c.noticed, c.planned = time.Time{}, nil
 	due := !now.Before(c.audited.Add(auditEvery))
 	if due {
 		c.audited = now

@@ -23,10 +23,14 @@ func (e *evaluation) pendingAt(now time.Time) bool {
 	return !e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !e.toldAll()
 }
 
-// await makes e pending.
+// await makes e pending, and brings the next look forward for it.
 func (c *Confirmer) await(e *evaluation) {
 	c.unrest(e)
 	c.pending[e] = struct{}{}
+	if c.planned != nil {
+		c.planned.pending = true
+		c.planned.hasten(c.dueOf(e, c.clock.Now()))
+	}
 }
 
 // unrest takes e out of the resting ones.
