@@ -1,0 +1,245 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/agent/reporter"
+	"github.com/policygate/policygate/agent/session"
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/test/bench/fleet"
+	"github.com/policygate/policygate/test/bench/world"
+)
+
+const (
+	// hubAudience is what a hub's token must be for.
+	hubAudience = "policygate-hub"
+	// hubServerName is what the hub's certificate is for.
+	hubServerName = "policygate-hub." + installed + ".svc"
+	// tokenLife is longer than any run.
+	tokenLife = 6 * time.Hour
+	// maxWrong bounds the descriptions of wrong openings that are kept.
+	maxWrong = 20
+)
+
+// agents are one for each node, each a fleet of its own with its own tokens.
+type agents struct {
+	fleets []*fleet.Fleet
+	judge  *judge
+}
+
+// newAgents makes the agents' Pods and tokens, and agents that know no replicas
+// yet.
+func (c *controlPlane) newAgents(ctx context.Context, dir string, s Shape, w *world.World, log logr.Logger) (*agents, error) {
+	a := &agents{fleets: make([]*fleet.Fleet, s.Nodes), judge: &judge{world: w, opened: make(map[types.UID]bool)}}
+	err := parallel(ctx, s.Nodes, func(ctx context.Context, i int) error {
+		node := s.node(i)
+		pod := newPod(installed, "policygate-agent-"+node, node, "agent")
+		pod.Spec.ServiceAccountName, pod.Spec.HostNetwork = agentAccount, true
+		pod.Spec.Containers[0].Ports = nil
+		hubToken, apiToken, err := c.newPodTokens(ctx, pod)
+		if err != nil {
+			return err
+		}
+		file := filepath.Join(dir, node+".token")
+		if err := writeFile(file, hubToken); err != nil {
+			return err
+		}
+		client, err := c.newAgentClient(apiToken)
+		if err != nil {
+			return err
+		}
+		a.fleets[i] = fleet.New(fleet.Options{
+			World: w, Pods: judgedPods{reporter.ClientPods(client), a.judge}, ServerName: hubServerName,
+			ConditionType: v1alpha1.ConditionProgrammed, Clock: clock.RealClock{}, Log: log,
+		}, []fleet.Node{{Name: node, BootID: bootID(node), TokenFile: file}})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the agents: %w", err)
+	}
+	return a, nil
+}
+
+// newPodTokens creates a Pod and two tokens of its ServiceAccount that are
+// bound to it, as the kubelet asks for: one for the hub and one for the API
+// server.
+func (c *controlPlane) newPodTokens(ctx context.Context, pod *corev1.Pod) (hub, api string, err error) {
+	created, err := c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	if err != nil {
+		return "", "", err
+	}
+	token := func(audiences ...string) (string, error) {
+		request, err := c.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, pod.Spec.ServiceAccountName,
+			&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+				Audiences:         audiences,
+				ExpirationSeconds: new(int64(tokenLife / time.Second)),
+				BoundObjectRef:    &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: created.Name, UID: created.UID},
+			}}, metav1.CreateOptions{})
+		if err != nil {
+			return "", fmt.Errorf("ask for a token of %s: %w", created.Name, err)
+		}
+		return request.Status.Token, nil
+	}
+	hub, err = token(hubAudience)
+	if err != nil {
+		return "", "", err
+	}
+	api, err = token()
+	return hub, api, err
+}
+
+// newAgentClient returns a client of core/v1 with the token. All share their
+// connections.
+func (c *controlPlane) newAgentClient(token string) (*rest.RESTClient, error) {
+	config := rest.AnonymousClientConfig(c.config)
+	config.BearerToken = token
+	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
+	return rest.RESTClientFor(config)
+}
+
+// roots returns the certificates that the manager has published, once it has.
+func (c *controlPlane) roots(ctx context.Context) (*x509.CertPool, error) {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	for {
+		bundle, err := c.client.CoreV1().ConfigMaps(installed).Get(ctx, "policygate-ca", metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("get the certificates of the hub: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if err == nil && pool.AppendCertsFromPEM([]byte(bundle.Data["ca.crt"])) {
+			return pool, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the manager has published no certificates: %w", ctx.Err())
+		case <-ticker.C:
+		}
+	}
+}
+
+// run runs the agents until ctx ends.
+func (a *agents) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, f := range a.fleets {
+		group.Go(func() error { return f.Run(ctx) })
+	}
+	return group.Wait()
+}
+
+// setReplicas tells all where the replicas are that run.
+func (a *agents) setReplicas(replicas []*replica, roots *x509.CertPool) {
+	var known []session.Replica
+	for _, r := range replicas {
+		known = append(known, session.Replica{Name: r.name, Address: r.hub, Ready: true})
+	}
+	for _, f := range a.fleets {
+		f.SetRoots(roots)
+		f.SetReplicas(known)
+	}
+}
+
+// synced returns how many agents have a session.
+func (a *agents) synced() int {
+	n := 0
+	for _, f := range a.fleets {
+		n += f.Synced()
+	}
+	return n
+}
+
+// judge holds each gate that opens against the truth.
+type judge struct {
+	world *world.World
+
+	mu     sync.Mutex // guards the following fields
+	opened map[types.UID]bool
+	Judged
+}
+
+// Judged is what the truth says of the gates that were opened.
+type Judged struct {
+	// Gates and Flows are how many were held against it.
+	Gates, Flows int
+	// WrongGates are those that were opened although a kernel did, or was
+	// about to do, otherwise than the policies demand; Wrong are some of the
+	// reasons.
+	WrongGates int
+	Wrong      []string
+}
+
+// result returns what was judged since the last call.
+func (j *judge) result() Judged {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	out := j.Judged
+	j.Judged = Judged{}
+	return out
+}
+
+// judgedPods has each gate judged at the moment before it is opened.
+type judgedPods struct {
+	reporter.Pods
+	judge *judge
+}
+
+// PatchStatus implements reporter.Pods.
+func (p judgedPods) PatchStatus(ctx context.Context, namespace, name string, patch []byte) error {
+	var of struct {
+		Metadata struct {
+			UID types.UID `json:"uid"`
+		} `json:"metadata"`
+	}
+	if err := json.Unmarshal(patch, &of); err != nil {
+		return errors.Join(err, errors.New("the patch of a gate names no Pod"))
+	}
+	p.judge.opening(of.Metadata.UID)
+	return p.Pods.PatchStatus(ctx, namespace, name, patch)
+}
+
+// opening judges the gate of uid, the first time.
+func (j *judge) opening(uid types.UID) {
+	j.mu.Lock()
+	again := j.opened[uid]
+	j.opened[uid] = true
+	j.mu.Unlock()
+	if again {
+		return
+	}
+	o := j.world.Opened(uid, time.Now())
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if o.Unjudged != "" {
+		return
+	}
+	j.Gates++
+	j.Flows += o.Strangers + o.Peers
+	if len(o.Wrong) > 0 {
+		j.WrongGates++
+		if len(j.Wrong) < maxWrong {
+			j.Wrong = append(j.Wrong, o.Wrong...)
+		}
+	}
+}
