@@ -35,7 +35,7 @@ func TestBothReadNetworkPolicyAlike(t *testing.T) {
 	for _, a := range abstentions() {
 		want[a.name] = 1
 	}
-	counts := run(t, 500, semantics, want)
+	counts := run(t, 400, semantics, want)
 	if counts[isolatedDoubt] > (counts[isolatedAllowed]+counts[isolatedDenied])/5 {
 		t.Errorf("%d answers are in doubt: too many to show anything", counts[isolatedDoubt])
 	}
