@@ -431,6 +431,13 @@ func TestAMalformedAssignmentIsReportedWithoutALook(t *testing.T) {
 		if holds, _ := c.Holds(t.Context(), "u"); holds {
 			t.Error("a malformed assignment holds")
 		}
+		unsent := assign("unsent", 3)
+		unsent.Description = 7
+		must(t, c.Assign(replicaA, unsent.Assign, nil))
+		expect(t, out, sent{replicaA, &hubv1.Report{
+			Uid: "unsent", Generation: 3, UnmetRequired: 1,
+			Unmet: []*hubv1.Unmet{{Reason: "malformed assignment: it names description 7, which was not sent: want a Describe of it first"}},
+		}})
 		if err := c.Assign(replicaA, &hubv1.Assign{}, nil); err == nil {
 			t.Error("no error for an assignment without subject")
 		}

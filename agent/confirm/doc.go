@@ -4,6 +4,10 @@
 // Package confirm holds what the manager's replicas assigned to this node and
 // answers, look by look, whether the node's dataplane does what is expected.
 //
+// Assignments of thousands of subjects share a Description, which is decoded
+// and validated once; of a subject only its addresses are kept, for the flows
+// that leave its own out, and what is excused for it.
+//
 // # What counts
 //
 //   - A subject is confirmed when every required expectation holds in two
@@ -14,6 +18,9 @@
 //     no moment that lasted, holds nothing.
 //   - Advisory expectations are awaited until the required ones have held for
 //     10 s without interruption or over two rewrites of the rules.
+//   - An Allowed of a why that the assignment excuses, and a witness, which is
+//     a flow between other Pods, are asked and not awaited: they neither
+//     confirm nor retract. A Denied is always awaited.
 //   - A subject that must settle also waits for two rewrites since its first
 //     look here, or for 10 s without any.
 //   - Where the manager allows it, the expectations of an address family that
@@ -22,12 +29,22 @@
 //     some subject's were let in for 15 s while those of its other family were
 //     denied. They are still asked: the first that is denied ends it until the
 //     agent restarts, and what was confirmed without them is judged with them
-//     on the same look. A subject of which nothing else is asked is not
+//     on the same look. A subject of which nothing else is awaited is not
 //     excused.
 //   - Watching goes on after a subject was confirmed, until it is withdrawn;
 //     a required expectation that fails retracts at once.
 //   - Changes of the rules that looks find within 250 ms of each other count
 //     as one rewrite.
+//
+// # What is told beside it
+//
+// A report names the whys that this node's engine does not realize: some
+// Allowed was asked, the witnesses included, and all that were are Denied. An
+// Inconclusive one may be Allowed. It names the excused whys of which an Allowed
+// holds after all, while every Denied does: where nothing is programmed yet,
+// everything is let in. And it says that this is no passing state, if on two
+// looks nothing else was unmet and the rules were rewritten twice since the
+// first. What to learn from that is the manager's business.
 //
 // # When it looks
 //
@@ -40,10 +57,16 @@
 //     what nobody tells of;
 //   - what Notices tells brings the next one forward, 10 ms after the first of
 //     a burst;
-//   - a look never takes more than a fifth of the time, whatever is told;
+//   - looks never take more than a fifth of the time, whatever is told, but
+//     for those that come 50 ms after the last for what is new or needs but a
+//     second look;
 //   - a look answers all that are pending and some of the others. Of one that
 //     lacks something, it asks for that first, and for the rest only if it has
-//     come to hold or a second has passed.
+//     come to hold or a second has passed;
+//   - a look goes on for 50 ms, or for as long as reading the rules took. It
+//     takes the namespaces in turn, and of each those first that are new or
+//     need but a second look; what it does not come to is left to the next. So
+//     hundreds of subjects of one tenant delay nobody else's.
 //
 // While none is, no notices are taken, and each 15 s an audit asks what else
 // could hide the dataplane and takes one look at a sample of the evaluations,
