@@ -4,7 +4,6 @@
 package gate
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -55,7 +54,9 @@ type StatusPatcher interface {
 
 // Messages writes False and what is awaited into conditions. It keeps what is
 // to be said on every replica, and writes it while Start runs, which is on the
-// elected one.
+// elected one. Namespaces take turns, with what is urgent as with what is not:
+// however many Pods of one run into their timeouts, another's message waits
+// for one of each.
 type Messages struct {
 	patcher       StatusPatcher
 	clock         clock.Clock
@@ -66,17 +67,30 @@ type Messages struct {
 
 	// mu guards the following.
 	mu sync.Mutex
-	// pending is what is to be written.
-	pending map[types.UID]Message
-	// written is what was last attempted, by Pod.
-	written map[types.UID]attempt
+	// slips has a slip for each Pod of which something is to be written or was
+	// written, ready those whose turn may come, and later those whose Pod was
+	// written too short a while ago.
+	slips map[types.UID]*slip
+	ready queue[*slip]
+	later timers[*slip]
 }
 
-// attempt is one write.
-type attempt struct {
+// slip is what is to be written of one Pod, and when it was written last.
+type slip struct {
+	timer
+	// message is nil if nothing is to be written.
+	message *Message
+	// reason is what was attempted last, and again when the Pod may be written
+	// next; zero if it was never.
 	reason string
-	// again is when the Pod may be written next.
-	again time.Time
+	again  time.Time
+	// in says in which lanes of ready the slip is.
+	in [lanes]bool
+}
+
+// due reports whether the slip's message may be written.
+func (s *slip) due(now time.Time) bool {
+	return !now.Before(s.again) || s.message.Urgent && s.reason != s.message.Reason
 }
 
 var _ Teller = (*Messages)(nil)
@@ -90,8 +104,7 @@ func NewMessages(p StatusPatcher, conditionType corev1.PodConditionType, clk clo
 		conditionType: conditionType,
 		limiter:       rate.NewLimiter(messagesPerSecond, messagesPerSecond),
 		told:          make(chan struct{}, 1),
-		pending:       map[types.UID]Message{},
-		written:       map[types.UID]attempt{},
+		slips:         map[types.UID]*slip{},
 	}
 }
 
@@ -101,13 +114,36 @@ func (m *Messages) Tell(msg Message) {
 	defer m.mu.Unlock()
 	c := msg.Current
 	if c.Status == corev1.ConditionFalse && c.Reason == msg.Reason && c.Message == msg.Text {
-		delete(m.pending, msg.UID)
+		m.hush(msg.UID)
 		return
 	}
-	m.pending[msg.UID] = msg
+	s := m.slips[msg.UID]
+	if s == nil {
+		s = &slip{}
+		m.slips[msg.UID] = s
+	}
+	m.schedule(s, &msg)
 	select {
 	case m.told <- struct{}{}:
 	default:
+	}
+}
+
+// schedule makes msg what is to be written next of its Pod. The caller holds mu.
+func (m *Messages) schedule(s *slip, msg *Message) {
+	s.message = msg
+	if !s.due(m.clock.Now()) {
+		m.later.set(s, s.again)
+		return
+	}
+	m.later.set(s, time.Time{})
+	in := usual
+	if msg.Urgent {
+		in = urgent
+	}
+	if !s.in[in] {
+		s.in[in] = true
+		m.ready.push(in, msg.Namespace, s)
 	}
 }
 
@@ -115,15 +151,28 @@ func (m *Messages) Tell(msg Message) {
 func (m *Messages) Hush(uid types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.pending, uid)
+	m.hush(uid)
+}
+
+// hush takes back what is to be written of uid. The caller holds mu.
+func (m *Messages) hush(uid types.UID) {
+	s := m.slips[uid]
+	if s == nil {
+		return
+	}
+	s.message = nil
+	m.later.set(s, time.Time{})
+	if s.again.IsZero() {
+		delete(m.slips, uid)
+	}
 }
 
 // Forget implements Teller.
 func (m *Messages) Forget(uid types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.pending, uid)
-	delete(m.written, uid)
+	m.hush(uid)
+	delete(m.slips, uid)
 }
 
 // NeedLeaderElection reports true: one replica writes.
@@ -148,33 +197,36 @@ func (m *Messages) Start(ctx context.Context) error {
 	return nil
 }
 
-// next takes the message that is to be written now, the urgent ones first. If
-// there is none it returns when there may be, unless another is told before.
+// next takes the message that is to be written now. If there is none it
+// returns when there may be, unless another is told before.
 func (m *Messages) next(now time.Time) (*Message, time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var first *Message
-	wait := messageInterval
-	for _, msg := range m.pending {
-		last, known := m.written[msg.UID]
-		due := !known || !now.Before(last.again) || msg.Urgent && last.reason != msg.Reason
-		switch {
-		case !due:
-			wait = min(wait, last.again.Sub(now))
-		case first == nil, msg.Urgent && !first.Urgent,
-			msg.Urgent == first.Urgent && cmp.Less(msg.UID, first.UID):
-			first = &msg
+	for s, ok := m.later.pop(now); ok; s, ok = m.later.pop(now) {
+		m.schedule(s, s.message)
+	}
+	for !m.ready.empty() {
+		if m.limiter.TokensAt(now) < 1 {
+			return nil, time.Second / messagesPerSecond
 		}
+		s, in, _ := m.ready.pop()
+		s.in[in] = false
+		msg := s.message
+		switch {
+		case msg == nil: // taken back, or written from the other lane
+			continue
+		case !s.due(now): // replaced by one that is not as urgent
+			m.later.set(s, s.again)
+			continue
+		}
+		m.limiter.AllowN(now, 1)
+		s.message, s.reason, s.again = nil, msg.Reason, now.Add(messageInterval)
+		return msg, 0
 	}
-	if first == nil {
-		return nil, wait
+	if due := m.later.next(); !due.IsZero() {
+		return nil, due.Sub(now)
 	}
-	if !m.limiter.AllowN(now, 1) {
-		return nil, time.Second / messagesPerSecond
-	}
-	delete(m.pending, first.UID)
-	m.written[first.UID] = attempt{reason: first.Reason, again: now.Add(messageInterval)}
-	return first, 0
+	return nil, messageInterval
 }
 
 // write patches one Pod. A Pod that is gone, or that has changed since msg was
@@ -204,17 +256,18 @@ func (m *Messages) write(ctx context.Context, msg Message) {
 	default:
 		log.Error(err, "condition could not be written")
 	}
-	if _, wanted := m.written[msg.UID]; !wanted {
-		return
-	}
-	if _, newer := m.pending[msg.UID]; newer {
+	s := m.slips[msg.UID]
+	switch {
+	case s == nil: // nobody waits for it any more
+	case s.message != nil:
 		// The event of what changed has already made it; nothing was written,
 		// so it need not wait.
-		delete(m.written, msg.UID)
-		return
+		s.again = time.Time{}
+		m.schedule(s, s.message)
+	default:
+		s.again = now.Add(retryAfter)
+		m.schedule(s, &msg)
 	}
-	m.written[msg.UID] = attempt{reason: msg.Reason, again: now.Add(retryAfter)}
-	m.pending[msg.UID] = msg
 }
 
 // patch returns the strategic merge patch of m, with the Pod's UID and
