@@ -103,7 +103,7 @@ func New(o Options) *Client {
 		options:  o,
 		tracing:  make(chan struct{}, maxTraces),
 		changed:  make(chan struct{}, 1),
-		random:   rand.Float64, //nolint:gosec // spreads load
+		random:   rand.Float64,
 		spreads:  make(map[string]time.Duration),
 		replicas: make(map[string]Replica),
 		links:    make(map[string]*link),

@@ -104,7 +104,7 @@ func (h *holdings) leave(d *described) *hubv1.HubMessage {
 	h.idleBytes += d.description.Len()
 	var ids []uint64
 	for h.idle.Len() > maxIdle || h.idleBytes > maxIdleBytes {
-		oldest := h.idle.Remove(h.idle.Front()).(*described) //nolint:forcetypeassert,errcheck // nothing else is in it
+		oldest := h.idle.Remove(h.idle.Front()).(*described)
 		h.idleBytes -= oldest.description.Len()
 		delete(h.described, oldest.description)
 		ids = append(ids, oldest.id)

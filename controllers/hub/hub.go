@@ -136,15 +136,15 @@ type assignment struct {
 }
 
 // expectations and whys return how many the assignment has.
-func (a *assignment) expectations() uint64 {
+func (a *assignment) expectations() int {
 	if a == nil {
 		return 0
 	}
-	return uint64(a.description.value().expectations + len(a.message.GetExpectations()))
+	return a.description.value().expectations + len(a.message.GetExpectations())
 }
 
-func (a *assignment) whys() uint64 {
-	return uint64(a.description.value().whys + len(a.message.GetWhys()))
+func (a *assignment) whys() int {
+	return a.description.value().whys + len(a.message.GetWhys())
 }
 
 // wire returns the message for an agent that knows the description by id.
@@ -178,7 +178,7 @@ func New(o Options) *Hub {
 			GetCertificate: o.GetCertificate,
 			NextProtos:     []string{"h2"},
 		},
-		random: rand.Float64, //nolint:gosec // spreads load
+		random: rand.Float64,
 		nodes:  map[string]*node{},
 	}
 	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0)))

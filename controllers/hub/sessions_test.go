@@ -161,7 +161,7 @@ func (f *fixture) idle(b *testing.B, agents int) (end func()) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	command := exec.CommandContext(b.Context(), binary, strconv.Itoa(agents)) //nolint:gosec // this binary
+	command := exec.CommandContext(b.Context(), binary, strconv.Itoa(agents))
 	command.Env = append(os.Environ(), agentsOf+"="+f.Addr().String())
 	command.Stderr = os.Stderr
 	input, err := command.StdinPipe()

@@ -48,7 +48,7 @@ func (t *turns) first() (uid string, ok bool) {
 	if front == nil {
 		return "", false
 	}
-	return front.Value.(*lane).uids.Front().Value.(string), true //nolint:forcetypeassert,errcheck // nothing else is in them
+	return front.Value.(*lane).uids.Front().Value.(string), true
 }
 
 // remove takes a uid out; if it was its turn, the next namespace's has come.

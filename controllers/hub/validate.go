@@ -61,7 +61,7 @@ func validateReport(r *hubv1.Report, answered *assignment) error {
 		if len(u.GetReason()) > maxText || u.GetReason() != printable(u.GetReason()) {
 			return fmt.Errorf("unmet[%d].reason %q: want at most %d bytes of printable ASCII", i, printable(u.GetReason()), maxText)
 		}
-		if has := answered.expectations(); answered != nil && uint64(u.GetExpectation()) >= has {
+		if has := answered.expectations(); answered != nil && int64(u.GetExpectation()) >= int64(has) {
 			return fmt.Errorf("unmet[%d].expectation is %d: the assignment has %d", i, u.GetExpectation(), has)
 		}
 	}
@@ -90,7 +90,7 @@ func validateWhys(r *hubv1.Report, answered *assignment) error {
 	}
 	// The last is the largest.
 	if last := len(r.GetUnrealized()) - 1; answered != nil && last >= 0 {
-		if has := answered.whys(); uint64(r.GetUnrealized()[last]) >= has {
+		if has := answered.whys(); int64(r.GetUnrealized()[last]) >= int64(has) {
 			return fmt.Errorf("unrealized[%d] is %d: the description has %d whys", last, r.GetUnrealized()[last], has)
 		}
 	}

@@ -9,10 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
-
-	"github.com/go-logr/logr"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
