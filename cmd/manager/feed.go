@@ -27,31 +27,42 @@ type index interface {
 	DeletePolicy(np *networkingv1.NetworkPolicy)
 	SetNode(n *corev1.Node)
 	DeleteNode(name string)
+	SetService(s *corev1.Service)
+	DeleteService(s *corev1.Service)
 }
 
-// ledger is told of Pods and nodes after the index.
+// ledger is told of Pods and nodes, and of policies that are gone, after the
+// index.
 type ledger interface {
 	PodChanged(p *corev1.Pod)
 	PodDeleted(uid types.UID)
 	NodeChanged(name, bootID string)
+	NodeDeleted(name string)
+	PolicyDeleted(namespace, name string)
 }
 
 // feed passes the events of the caches on, to the index first.
 type feed struct {
 	index  index
 	ledger ledger
+	// services is set if Services are watched as well.
+	services bool
 	// synced are those that must be true before the first gate is opened.
 	synced []toolscache.InformerSynced
 }
 
 // watch adds the handlers to the caches, which need not have started.
 func (f *feed) watch(ctx context.Context, informers cache.Informers) error {
-	return errors.Join(
+	errs := []error{
 		add(ctx, f, informers, &corev1.Pod{}, f.setPod, f.deletePod),
 		add(ctx, f, informers, &corev1.Namespace{}, f.index.SetNamespace, f.index.DeleteNamespace),
-		add(ctx, f, informers, &networkingv1.NetworkPolicy{}, f.index.SetPolicy, f.index.DeletePolicy),
+		add(ctx, f, informers, &networkingv1.NetworkPolicy{}, f.index.SetPolicy, f.deletePolicy),
 		add(ctx, f, informers, &corev1.Node{}, f.setNode, f.deleteNode),
-	)
+	}
+	if f.services {
+		errs = append(errs, add(ctx, f, informers, &corev1.Service{}, f.index.SetService, f.index.DeleteService))
+	}
+	return errors.Join(errs...)
 }
 
 // add adds the handler of one kind.
@@ -114,7 +125,15 @@ func (f *feed) setNode(n *corev1.Node) {
 	f.ledger.NodeChanged(n.Name, n.Status.NodeInfo.BootID)
 }
 
-func (f *feed) deleteNode(n *corev1.Node) { f.index.DeleteNode(n.Name) }
+func (f *feed) deleteNode(n *corev1.Node) {
+	f.index.DeleteNode(n.Name)
+	f.ledger.NodeDeleted(n.Name)
+}
+
+func (f *feed) deletePolicy(np *networkingv1.NetworkPolicy) {
+	f.index.DeletePolicy(np)
+	f.ledger.PolicyDeleted(np.Namespace, np.Name)
+}
 
 // ready returns nil once every handler has been given what was there at the
 // start.

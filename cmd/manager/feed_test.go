@@ -36,11 +36,17 @@ func (r *recorder) SetPolicy(o *networkingv1.NetworkPolicy) { r.add("index: set 
 func (r *recorder) DeletePolicy(o *networkingv1.NetworkPolicy) {
 	r.add("index: delete policy %s", o.UID)
 }
-func (r *recorder) SetNode(o *corev1.Node)        { r.add("index: set node %s", o.Name) }
-func (r *recorder) DeleteNode(name string)        { r.add("index: delete node %s", name) }
-func (r *recorder) PodChanged(p *corev1.Pod)      { r.add("ledger: pod %s", p.UID) }
-func (r *recorder) PodDeleted(uid types.UID)      { r.add("ledger: no pod %s", uid) }
-func (r *recorder) NodeChanged(name, boot string) { r.add("ledger: node %s boot %s", name, boot) }
+func (r *recorder) SetNode(o *corev1.Node)          { r.add("index: set node %s", o.Name) }
+func (r *recorder) DeleteNode(name string)          { r.add("index: delete node %s", name) }
+func (r *recorder) SetService(o *corev1.Service)    { r.add("index: set service %s", o.UID) }
+func (r *recorder) DeleteService(o *corev1.Service) { r.add("index: delete service %s", o.UID) }
+func (r *recorder) PodChanged(p *corev1.Pod)        { r.add("ledger: pod %s", p.UID) }
+func (r *recorder) PodDeleted(uid types.UID)        { r.add("ledger: no pod %s", uid) }
+func (r *recorder) NodeChanged(name, boot string)   { r.add("ledger: node %s boot %s", name, boot) }
+func (r *recorder) NodeDeleted(name string)         { r.add("ledger: no node %s", name) }
+func (r *recorder) PolicyDeleted(namespace, name string) {
+	r.add("ledger: no policy %s/%s", namespace, name)
+}
 
 func TestFeed(t *testing.T) {
 	meta := func(uid string) metav1.ObjectMeta {
@@ -55,11 +61,21 @@ func TestFeed(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "n1"},
 		Status:     corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{BootID: "b"}},
 	}
+	service := &corev1.Service{ObjectMeta: meta("1")}
+	tellOfService := func(i *controllertest.FakeInformer) { i.Add(service); i.Delete(service) }
 	cases := map[string]struct {
-		kind client.Object
-		tell func(i *controllertest.FakeInformer)
-		want []string
+		kind     client.Object
+		tell     func(i *controllertest.FakeInformer)
+		services bool
+		want     []string
 	}{
+		"services go to the index, if they are watched": {
+			kind: service, services: true, tell: tellOfService,
+			want: []string{"index: set service 1", "index: delete service 1"},
+		},
+		"services that are not watched go nowhere": {
+			kind: service, tell: tellOfService,
+		},
 		"the index hears of a Pod before the ledger": {
 			kind: pod(""), tell: func(i *controllertest.FakeInformer) { i.Add(pod("1")) },
 			want: []string{"index: set pod 1", "ledger: pod 1"},
@@ -79,7 +95,8 @@ func TestFeed(t *testing.T) {
 				i.Update(policy("1"), policy("2"))
 				i.Delete(policy("2"))
 			},
-			want: []string{"index: set policy 1", "index: delete policy 1", "index: set policy 2", "index: delete policy 2"},
+			want: []string{"index: set policy 1", "index: delete policy 1", "ledger: no policy shop/x",
+				"index: set policy 2", "index: delete policy 2", "ledger: no policy shop/x"},
 		},
 		"namespaces go to the index": {
 			kind: &corev1.Namespace{},
@@ -89,18 +106,22 @@ func TestFeed(t *testing.T) {
 		"the ledger is told of a node's boot": {
 			kind: &corev1.Node{},
 			tell: func(i *controllertest.FakeInformer) { i.Add(node); i.Delete(node) },
-			want: []string{"index: set node n1", "ledger: node n1 boot b", "index: delete node n1"},
+			want: []string{"index: set node n1", "ledger: node n1 boot b", "index: delete node n1", "ledger: no node n1"},
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			r, informers := &recorder{}, &informertest.FakeInformers{}
-			f := &feed{index: r, ledger: r}
+			f := &feed{index: r, ledger: r, services: tc.services}
 			if err := f.watch(t.Context(), informers); err != nil {
 				t.Fatal(err)
 			}
-			if len(f.synced) != 4 {
-				t.Errorf("%d kinds are waited for, want 4", len(f.synced))
+			kinds := 4
+			if tc.services {
+				kinds = 5
+			}
+			if len(f.synced) != kinds {
+				t.Errorf("%d kinds are waited for, want %d", len(f.synced), kinds)
 			}
 			i, err := informers.FakeInformerFor(t.Context(), tc.kind)
 			if err != nil {

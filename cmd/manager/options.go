@@ -38,6 +38,7 @@ type options struct {
 	conditionType    string
 	families         string
 	maxForeignNodes  int
+	watchServices    bool
 	defaultTimeout   time.Duration
 	defaultOnTimeout string
 	leaderElect      bool
@@ -82,6 +83,8 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 		"Address families to confirm: auto, v4, v6 or both. auto leaves out a family on a node where the policy engine was seen not to enforce it, as nothing would ever confirm it.")
 	fs.IntVar(&o.maxForeignNodes, "max-foreign-nodes", o.maxForeignNodes,
 		"Nodes on which a Pod waits for policies of other namespaces, at most. Without a limit one namespace's rule for everybody holds the Pods of all others until every node has confirmed.")
+	fs.BoolVar(&o.watchServices, "watch-services", o.watchServices,
+		"Watch Services, and have Pods whose policies a Service concerns confirmed only once the engine rests again. Needed with Kube-OVN up to 1.15, which writes such policies anew; other engines do not know Services. Needs the rights in config/services.")
 	fs.DurationVar(&o.defaultTimeout, "default-timeout", o.defaultTimeout,
 		"How long a Pod is held if neither it nor its namespace says otherwise; at most 10m. Held time counts toward a Job's activeDeadlineSeconds.")
 	fs.StringVar(&o.defaultOnTimeout, "default-on-timeout", o.defaultOnTimeout,

@@ -32,6 +32,7 @@ func TestOptionsParse(t *testing.T) {
 		"condition-type":            {"--condition-type=example.com/Ready", func(o *options) { o.conditionType = "example.com/Ready" }},
 		"families":                  {"--families=v4", func(o *options) { o.families = "v4" }},
 		"max-foreign-nodes":         {"--max-foreign-nodes=0", func(o *options) { o.maxForeignNodes = 0 }},
+		"watch-services":            {"--watch-services", func(o *options) { o.watchServices = true }},
 		"default-timeout":           {"--default-timeout=2m", func(o *options) { o.defaultTimeout = 2 * time.Minute }},
 		"default-on-timeout":        {"--default-on-timeout=fail", func(o *options) { o.defaultOnTimeout = "fail" }},
 		"leader-elect":              {"--leader-elect=false", func(o *options) { o.leaderElect = false }},

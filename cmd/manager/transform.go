@@ -4,6 +4,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +26,7 @@ func trim(obj any) (any, error) {
 		trimPod(o)
 	case *corev1.Node:
 		o.ObjectMeta = meta(&o.ObjectMeta)
-		o.Spec = corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs}
+		o.Spec = corev1.NodeSpec{PodCIDRs: o.Spec.PodCIDRs}
 		status := corev1.NodeStatus{
 			Addresses: o.Status.Addresses,
 			NodeInfo:  corev1.NodeSystemInfo{BootID: o.Status.NodeInfo.BootID},
@@ -44,6 +45,10 @@ func trim(obj any) (any, error) {
 		o.Labels = labels
 	case *networkingv1.NetworkPolicy:
 		o.ObjectMeta = meta(&o.ObjectMeta)
+	case *corev1.Service:
+		o.ObjectMeta = meta(&o.ObjectMeta)
+		o.Spec = corev1.ServiceSpec{Selector: o.Spec.Selector, ClusterIPs: o.Spec.ClusterIPs}
+		o.Status = corev1.ServiceStatus{}
 	}
 	return obj, nil
 }
@@ -87,6 +92,9 @@ func trimPod(p *corev1.Pod) {
 	}
 	for _, s := range p.Status.InitContainerStatuses {
 		if s.Name == v1alpha1.HoldContainerName {
+			if ended := s.State.Terminated; ended != nil {
+				s.State.Terminated = &corev1.ContainerStateTerminated{StartedAt: ended.StartedAt}
+			}
 			status.InitContainerStatuses = append(status.InitContainerStatuses,
 				corev1.ContainerStatus{Name: s.Name, State: s.State})
 		}
@@ -94,15 +102,18 @@ func trimPod(p *corev1.Pod) {
 	p.Status = status
 }
 
-// trimContainers keeps what named ports are resolved from.
+// trimContainers keeps those that declare ports, and of them what named ports
+// are resolved from. Even an empty container takes half a kilobyte.
 func trimContainers(containers []corev1.Container) []corev1.Container {
-	out := make([]corev1.Container, 0, len(containers))
+	var out []corev1.Container
 	for i := range containers {
-		out = append(out, corev1.Container{
-			Name:          containers[i].Name,
-			Ports:         containers[i].Ports,
-			RestartPolicy: containers[i].RestartPolicy,
-		})
+		if len(containers[i].Ports) > 0 {
+			out = append(out, corev1.Container{
+				Name:          containers[i].Name,
+				Ports:         containers[i].Ports,
+				RestartPolicy: containers[i].RestartPolicy,
+			})
+		}
 	}
-	return out
+	return slices.Clip(out)
 }

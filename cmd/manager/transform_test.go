@@ -45,7 +45,10 @@ func TestTrim(t *testing.T) {
 				Spec: corev1.PodSpec{
 					NodeName: "n1", HostNetwork: true, ServiceAccountName: "default",
 					ReadinessGates: []corev1.PodReadinessGate{{ConditionType: gate}},
-					Containers:     []corev1.Container{{Name: "db", Image: "mariadb", Ports: ports, Env: []corev1.EnvVar{{Name: "A"}}}},
+					Containers: []corev1.Container{
+						{Name: "db", Image: "mariadb", Ports: ports, Env: []corev1.EnvVar{{Name: "A"}}},
+						{Name: "logs", Image: "fluent"},
+					},
 					InitContainers: []corev1.Container{{Name: "mesh", Ports: ports, RestartPolicy: &always, Command: []string{"x"}}},
 					Volumes:        []corev1.Volume{{Name: "v"}},
 				},
@@ -85,7 +88,7 @@ func TestTrim(t *testing.T) {
 			},
 			want: &corev1.Node{
 				ObjectMeta: meta(true, false),
-				Spec:       corev1.NodeSpec{PodCIDR: "10.0.0.0/24", PodCIDRs: []string{"10.0.0.0/24"}},
+				Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.0.0.0/24"}},
 				Status: corev1.NodeStatus{
 					Addresses:  []corev1.NodeAddress{{Address: "192.0.2.1"}},
 					NodeInfo:   corev1.NodeSystemInfo{BootID: "b"},
@@ -105,6 +108,20 @@ func TestTrim(t *testing.T) {
 			want: &networkingv1.NetworkPolicy{
 				ObjectMeta: meta(true, false),
 				Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{"Ingress"}},
+			},
+		},
+		"a Service keeps its selector and addresses": {
+			in: &corev1.Service{
+				ObjectMeta: meta(false, true),
+				Spec: corev1.ServiceSpec{
+					Selector: map[string]string{"app": "x"}, ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1"},
+					Ports: []corev1.ServicePort{{Port: 80}},
+				},
+				Status: corev1.ServiceStatus{Conditions: []metav1.Condition{{Type: "x"}}},
+			},
+			want: &corev1.Service{
+				ObjectMeta: meta(true, false),
+				Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "x"}, ClusterIPs: []string{"10.96.0.1"}},
 			},
 		},
 		"another kind stays as it is": {

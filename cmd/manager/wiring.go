@@ -56,8 +56,9 @@ func newManager(ctx context.Context, config *rest.Config, o *options, log logr.L
 	config.QPS, config.Burst = clientQPS, clientBurst
 	serving := certs.NewServing(clock.RealClock{})
 	byObject := map[client.Object]cache.ByObject{}
-	for _, kind := range []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.NetworkPolicy{}} {
-		byObject[kind] = cache.ByObject{Transform: trim}
+	shared := newSharing()
+	for _, kind := range []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.NetworkPolicy{}, &corev1.Service{}} {
+		byObject[kind] = cache.ByObject{Transform: shared.trim}
 	}
 	mgr, err := manager.New(config, manager.Options{
 		Logger: log,
@@ -108,7 +109,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	expectations.Families = expect.Families(o.families)
 	expectations.MaxForeignNodes = o.maxForeignNodes
 	covered := coverage.DefaultOptions()
-	covered.ConditionType, covered.Expect = conditionType, expectations
+	covered.ConditionType, covered.Expect, covered.Services = conditionType, expectations, o.watchServices
 	index := coverage.New(covered)
 
 	ordered := barrier.New(barrier.Options{
@@ -127,7 +128,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		Address: o.hubAddress, GetCertificate: serving.GetCertificate,
 	})
 	gates.SetHub(sessions)
-	events := &feed{index: index, ledger: gates}
+	events := &feed{index: index, ledger: gates, services: o.watchServices}
 	if err := events.watch(ctx, mgr.GetCache()); err != nil {
 		return err
 	}

@@ -36,6 +36,7 @@ func newTown(t *testing.T) *town {
 	w.idle = a.pod("web/idle", "n1", "10.0.1.10")
 	a.pod("web/idle2", "n2", "10.0.2.10")
 	w.mysql = a.pod("db/mysql", "n2", "10.0.2.20")
+	a.pod("db/bystander", "n2", "10.0.2.22")
 	a.policy("db/allow", "mysql", pods("backup"))
 	a.policy("web/in", "page", pods("idle"))
 	w.backup = a.pod("db/backup", "n1", "10.0.1.20", gated)
