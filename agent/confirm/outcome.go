@@ -89,12 +89,12 @@ func (d findings) outcome(c *content, without [families]bool) outcome {
 		switch {
 		case t.unrealized():
 			if len(o.unrealized) < maxWhys {
-				o.unrealized = append(o.unrealized, uint32(why)) //nolint:gosec // bounded by the message's size
+				o.unrealized = append(o.unrealized, uint32(why))
 			}
 		case t&someAwaited != 0:
 			o.explained = false
-		case t&someAllowed != 0 && controls && len(o.realized) < maxWhys && c.excuses(uint32(why)): //nolint:gosec // bounded by the message's size
-			o.realized = append(o.realized, uint32(why)) //nolint:gosec // bounded by the message's size
+		case t&someAllowed != 0 && controls && len(o.realized) < maxWhys && c.excuses(uint32(why)):
+			o.realized = append(o.realized, uint32(why))
 		}
 	}
 	o.explained = o.explained && controls

@@ -212,8 +212,8 @@ func TestWhatIsNotAwaitedIsNotWhatIsLeftOfASubject(t *testing.T) {
 }
 
 // ruled is an assignment with a stranger and one Allowed of a rule.
-func ruled(uid string, change func(*assigned)) *assigned {
-	a := assign(uid, 1)
+func ruled(change func(*assigned)) *assigned {
+	a := assign("u", 1)
 	a.Whys = []string{"jobs isolates", "jobs/rule ingress[0]"}
 	a.Expectations[0].Why = 1
 	change(a)
@@ -255,7 +255,7 @@ func TestSteady(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d, out := &dataplane{}, &outbox{}
 				c := newConfirmer(d, out)
-				must(t, give(c, replicaA, ruled("u", func(*assigned) {})))
+				must(t, give(c, replicaA, ruled(func(*assigned) {})))
 				for i, s := range steps {
 					d.set(func(d *dataplane) {
 						d.verdicts, d.rewrites, d.err = map[flow.Flow]flow.Answer{client: s.client, stranger: s.stranger}, s.rewrites, nil
@@ -287,7 +287,7 @@ func TestAnUnmetAdvisoryOneIsToldAsUnrealized(t *testing.T) {
 		d, out := &dataplane{verdicts: map[flow.Flow]flow.Answer{client: flow.Denied, stranger: flow.Denied}}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, give(c, replicaA, ruled("u", func(a *assigned) { a.Expectations[0].Advisory = true })))
+		must(t, give(c, replicaA, ruled(func(a *assigned) { a.Expectations[0].Advisory = true })))
 		pass(rest - time.Second)
 		report := &hubv1.Report{
 			Uid: "u", Generation: 1, UnmetAdvisory: 1, Unrealized: []uint32{1},
@@ -309,7 +309,7 @@ func TestAnExcusedRuleIsNotAwaitedAndItsComingIsTold(t *testing.T) {
 		d, out := &dataplane{verdicts: map[flow.Flow]flow.Answer{client: flow.Denied, stranger: flow.Denied}}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, give(c, replicaA, ruled("u", func(a *assigned) { a.Excused = []uint32{0, 1} })))
+		must(t, give(c, replicaA, ruled(func(a *assigned) { a.Excused = []uint32{0, 1} })))
 		pass(secondLook + time.Millisecond)
 		expect(t, out, sent{replicaA, &hubv1.Report{Uid: "u", Generation: 1, Confirmed: true, Unrealized: []uint32{1}}})
 		if holds, reason := c.Holds(t.Context(), "u"); !holds {
@@ -337,7 +337,7 @@ func TestAWitnessNeverHoldsASubject(t *testing.T) {
 		d.verdicts[older] = flow.Denied
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, give(c, replicaA, ruled("u", func(a *assigned) {
+		must(t, give(c, replicaA, ruled(func(a *assigned) {
 			w := want(older, flow.Allowed)
 			w.Witness, w.Why = true, 1
 			a.Expectations = append(a.Expectations, w)
@@ -353,7 +353,7 @@ func TestWhatIsRealizedByTurnsIsToldOnceASecond(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, give(c, replicaA, ruled("u", func(a *assigned) { a.Excused = []uint32{1} })))
+		must(t, give(c, replicaA, ruled(func(a *assigned) { a.Excused = []uint32{1} })))
 		for i := range 100 {
 			d.set(func(d *dataplane) { d.verdicts[client] = flow.Allowed + flow.Answer(i%2) })
 			pass(shortest)
@@ -370,7 +370,7 @@ func TestNothingIsToldWhenAllHoldsAndTheEngineGoesOn(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(d, out)
 		run(t, c)
-		must(t, give(c, replicaA, ruled("u", func(*assigned) {})))
+		must(t, give(c, replicaA, ruled(func(*assigned) {})))
 		for range 10 {
 			d.set(func(d *dataplane) { d.rewrites++ })
 			pass(time.Second)

@@ -120,6 +120,6 @@ func inTurn(all []*evaluation) {
 	}
 }
 
-// urgent reports whether a look decides about e: nobody was told anything, or
+// urgent reports whether e comes first: some replica was told nothing yet, or
 // nothing but a second look is missing.
 func (e *evaluation) urgent() bool { return !e.observed || e.state.wanting || !e.toldAll() }
