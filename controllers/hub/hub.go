@@ -140,11 +140,11 @@ func (a *assignment) expectations() int {
 	if a == nil {
 		return 0
 	}
-	return a.description.value().expectations + len(a.message.GetExpectations())
+	return a.description.value().expectations
 }
 
 func (a *assignment) whys() int {
-	return a.description.value().whys + len(a.message.GetWhys())
+	return a.description.value().whys
 }
 
 // wire returns the message for an agent that knows the description by id.
@@ -154,8 +154,6 @@ func (a *assignment) wire(id uint64) *hubv1.Assign {
 		Subject:        a.message.GetSubject(),
 		Generation:     a.generation,
 		Basis:          a.message.GetBasis(),
-		Expectations:   a.message.GetExpectations(),
-		Whys:           a.message.GetWhys(),
 		OwnNode:        a.message.GetOwnNode(),
 		Settle:         a.message.GetSettle(),
 		ExcuseFamilies: a.message.GetExcuseFamilies(),

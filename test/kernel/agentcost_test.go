@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/api/flow"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
@@ -39,7 +41,7 @@ func BenchmarkAgent(b *testing.B) {
 			l := newLarge(b, variant, 1)
 			r := l.load(b)
 			a := startAgent(b, r, binary)
-			subjects := pendingSubjects(b, l, r, 30)
+			subjects := a.pendingSubjects(b, l, r, 30)
 			for _, stage := range []struct {
 				name     string
 				subjects []*hubv1.Assign
@@ -63,8 +65,8 @@ func BenchmarkAgent(b *testing.B) {
 }
 
 // pendingSubjects returns assignments of 20 flows each, of which the last is
-// expected to be what it is not.
-func pendingSubjects(b *testing.B, l *large, r *rig, n int) []*hubv1.Assign {
+// expected to be what it is not. The agent is told of the flows.
+func (a *agent) pendingSubjects(b *testing.B, l *large, r *rig, n int) []*hubv1.Assign {
 	b.Helper()
 	flows := l.flows(20*n, false)
 	assigns := make([]*hubv1.Assign, 0, n)
@@ -79,7 +81,8 @@ func pendingSubjects(b *testing.B, l *large, r *rig, n int) []*hubv1.Assign {
 			return err
 		}
 		for i := range n {
-			a := &hubv1.Assign{Generation: 1, Whys: []string{"measured"}, OwnNode: true, Subject: &hubv1.Subject{
+			d := &hubv1.Description{Whys: []string{"measured"}}
+			s := &hubv1.Assign{Generation: 1, Description: uint64(i + 1), OwnNode: true, Subject: &hubv1.Subject{
 				Uid: fmt.Sprintf("subject-%d", i), Namespace: "default", Name: fmt.Sprintf("pod-%d", i),
 				Ips: []string{flows[20*i].Dst.String()},
 			}}
@@ -91,11 +94,18 @@ func pendingSubjects(b *testing.B, l *large, r *rig, n int) []*hubv1.Assign {
 				if j == 19 {
 					want = map[flow.Answer]flow.Answer{flow.Allowed: flow.Denied, flow.Denied: flow.Allowed}[want]
 				}
-				a.Expectations = append(a.Expectations, &hubv1.Expectation{
+				d.Expectations = append(d.Expectations, &hubv1.Expectation{
 					Flow: hubv1.FlowOf(f), Want: hubv1.AnswerOf(want),
 				})
 			}
-			assigns = append(assigns, a)
+			content, err := proto.Marshal(d)
+			if err != nil {
+				return err
+			}
+			a.hub.send <- &hubv1.HubMessage{Message: &hubv1.HubMessage_Describe{Describe: &hubv1.Describe{
+				Id: s.GetDescription(), Content: content,
+			}}}
+			assigns = append(assigns, s)
 		}
 		return nil
 	})

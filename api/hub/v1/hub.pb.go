@@ -912,12 +912,8 @@ type Assign struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Subject *Subject               `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
 	// generation identifies this assignment in this replica; it grows.
-	Generation   uint64         `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	Basis        *Basis         `protobuf:"bytes,3,opt,name=basis,proto3" json:"basis,omitempty"`
-	Expectations []*Expectation `protobuf:"bytes,4,rep,name=expectations,proto3" json:"expectations,omitempty"`
-	// whys are texts that expectations share, such as
-	// "db/allow-jobs ingress[0]"; for the node's administrator.
-	Whys []string `protobuf:"bytes,5,rep,name=whys,proto3" json:"whys,omitempty"`
+	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Basis      *Basis `protobuf:"bytes,3,opt,name=basis,proto3" json:"basis,omitempty"`
 	// own_node: the subject runs on this node.
 	OwnNode bool `protobuf:"varint,6,opt,name=own_node,json=ownNode,proto3" json:"own_node,omitempty"`
 	// settle: an address of the subject was another Pod's a short while ago, so
@@ -982,20 +978,6 @@ func (x *Assign) GetGeneration() uint64 {
 func (x *Assign) GetBasis() *Basis {
 	if x != nil {
 		return x.Basis
-	}
-	return nil
-}
-
-func (x *Assign) GetExpectations() []*Expectation {
-	if x != nil {
-		return x.Expectations
-	}
-	return nil
-}
-
-func (x *Assign) GetWhys() []string {
-	if x != nil {
-		return x.Whys
 	}
 	return nil
 }
@@ -1129,7 +1111,7 @@ func (x *Synced) GetSpreadMillis() uint32 {
 
 type Unmet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// expectation indexes Assign.expectations.
+	// expectation indexes the description's expectations.
 	Expectation uint32 `protobuf:"varint,1,opt,name=expectation,proto3" json:"expectation,omitempty"`
 	// reason is printable ASCII of at most 200 bytes.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1771,21 +1753,19 @@ const file_api_hub_v1_hub_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"\x1a\n" +
 	"\x06Forget\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\x04R\x03ids\"\xfe\x02\n" +
+	"\x03ids\x18\x01 \x03(\x04R\x03ids\"\xc6\x02\n" +
 	"\x06Assign\x124\n" +
 	"\asubject\x18\x01 \x01(\v2\x1a.policygate.hub.v1.SubjectR\asubject\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12.\n" +
-	"\x05basis\x18\x03 \x01(\v2\x18.policygate.hub.v1.BasisR\x05basis\x12B\n" +
-	"\fexpectations\x18\x04 \x03(\v2\x1e.policygate.hub.v1.ExpectationR\fexpectations\x12\x12\n" +
-	"\x04whys\x18\x05 \x03(\tR\x04whys\x12\x19\n" +
+	"\x05basis\x18\x03 \x01(\v2\x18.policygate.hub.v1.BasisR\x05basis\x12\x19\n" +
 	"\bown_node\x18\x06 \x01(\bR\aownNode\x12\x16\n" +
 	"\x06settle\x18\a \x01(\bR\x06settle\x12'\n" +
 	"\x0fexcuse_families\x18\b \x01(\bR\x0eexcuseFamilies\x12 \n" +
 	"\vdescription\x18\t \x01(\x04R\vdescription\x12\x18\n" +
 	"\aexcused\x18\n" +
-	" \x03(\rR\aexcused\"\x1c\n" +
+	" \x03(\rR\aexcusedJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06R\fexpectationsR\x04whys\"\x1c\n" +
 	"\bWithdraw\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\"-\n" +
 	"\x06Synced\x12#\n" +
@@ -1900,21 +1880,20 @@ var file_api_hub_v1_hub_proto_depIdxs = []int32{
 	7,  // 12: policygate.hub.v1.Description.expectations:type_name -> policygate.hub.v1.Expectation
 	5,  // 13: policygate.hub.v1.Assign.subject:type_name -> policygate.hub.v1.Subject
 	4,  // 14: policygate.hub.v1.Assign.basis:type_name -> policygate.hub.v1.Basis
-	7,  // 15: policygate.hub.v1.Assign.expectations:type_name -> policygate.hub.v1.Expectation
-	14, // 16: policygate.hub.v1.Report.unmet:type_name -> policygate.hub.v1.Unmet
-	5,  // 17: policygate.hub.v1.Release.subject:type_name -> policygate.hub.v1.Subject
-	4,  // 18: policygate.hub.v1.Release.basis:type_name -> policygate.hub.v1.Basis
-	6,  // 19: policygate.hub.v1.Trace.flow:type_name -> policygate.hub.v1.Flow
-	19, // 20: policygate.hub.v1.TraceResult.hops:type_name -> policygate.hub.v1.TraceHop
-	0,  // 21: policygate.hub.v1.TraceHop.answer:type_name -> policygate.hub.v1.Answer
-	20, // 22: policygate.hub.v1.TraceHop.steps:type_name -> policygate.hub.v1.TraceStep
-	1,  // 23: policygate.hub.v1.Hub.Session:input_type -> policygate.hub.v1.AgentMessage
-	2,  // 24: policygate.hub.v1.Hub.Session:output_type -> policygate.hub.v1.HubMessage
-	24, // [24:25] is the sub-list for method output_type
-	23, // [23:24] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	14, // 15: policygate.hub.v1.Report.unmet:type_name -> policygate.hub.v1.Unmet
+	5,  // 16: policygate.hub.v1.Release.subject:type_name -> policygate.hub.v1.Subject
+	4,  // 17: policygate.hub.v1.Release.basis:type_name -> policygate.hub.v1.Basis
+	6,  // 18: policygate.hub.v1.Trace.flow:type_name -> policygate.hub.v1.Flow
+	19, // 19: policygate.hub.v1.TraceResult.hops:type_name -> policygate.hub.v1.TraceHop
+	0,  // 20: policygate.hub.v1.TraceHop.answer:type_name -> policygate.hub.v1.Answer
+	20, // 21: policygate.hub.v1.TraceHop.steps:type_name -> policygate.hub.v1.TraceStep
+	1,  // 22: policygate.hub.v1.Hub.Session:input_type -> policygate.hub.v1.AgentMessage
+	2,  // 23: policygate.hub.v1.Hub.Session:output_type -> policygate.hub.v1.HubMessage
+	23, // [23:24] is the sub-list for method output_type
+	22, // [22:23] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_hub_v1_hub_proto_init() }
