@@ -60,9 +60,13 @@ type cluster struct {
 	names     []string
 	addresses []*addresses
 	pods      *pods
-	unwatch   func()
-	stop      context.CancelFunc
-	stopped   chan error
+	// held are the Pods that a scenario holds to its end.
+	held    sync.WaitGroup
+	unwatch func()
+	// steady is the index of a replica that stays to the end of the run.
+	steady  int
+	stop    context.CancelFunc
+	stopped chan error
 
 	mu       sync.Mutex // guards what follows
 	started  int

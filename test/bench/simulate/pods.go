@@ -37,10 +37,10 @@ type job struct {
 	namespace string
 	labels    map[string]string
 	ports     []corev1.ContainerPort
-	// life is how long it runs once its gate is open. 0: to the end.
+	// life is how long it runs once its gate is open.
 	life time.Duration
-	// node is where it runs, or nil for anywhere with an agent.
-	node *int
+	// held: the scenario sees to it that it is not opened.
+	held bool
 }
 
 // passage is what became of a gated Pod.
@@ -127,9 +127,6 @@ func (p *pods) run(ctx context.Context, j job, rng *rand.Rand) {
 func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 	c := p.cluster
 	node := rng.IntN(c.options.Nodes)
-	if j.node != nil {
-		node = *j.node
-	}
 	x := &passage{done: make(chan struct{})}
 	key := p.create(j, x)
 	defer func() {
@@ -138,7 +135,9 @@ func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.byName, key)
-		p.ended = append(p.ended, x)
+		if !j.held {
+			p.ended = append(p.ended, x)
+		}
 	}()
 	c.store.UpdatePod(key, x.uid, func(pod *corev1.Pod) { pod.Spec.NodeName = c.names[node] })
 	if !sleep(ctx, between(rng, sandboxLeast, sandboxMost)) {
@@ -150,11 +149,15 @@ func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 	x.addressed = time.Now()
 	p.mu.Unlock()
 	c.store.UpdatePod(key, x.uid, func(pod *corev1.Pod) { hold(pod, ip, time.Now()) })
+	var giveUp <-chan time.Time
+	if !j.held {
+		giveUp = time.After(patience)
+	}
 	select {
 	case <-x.done:
 	case <-ctx.Done():
 		return
-	case <-time.After(patience):
+	case <-giveUp:
 		return
 	}
 	sleep(ctx, between(rng, 0, noticeMost))
@@ -162,10 +165,6 @@ func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 		p.mu.Lock()
 		x.reason = conditionOf(pod).Reason
 		p.mu.Unlock()
-	}
-	if j.life == 0 {
-		<-ctx.Done()
-		return
 	}
 	sleep(ctx, j.life)
 	c.store.UpdatePod(key, x.uid, func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded })

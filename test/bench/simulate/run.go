@@ -47,8 +47,8 @@ type Outcome struct {
 	// assignment; Nodes how many were assigned a Pod.
 	Assigns Distribution
 	Nodes   float64
-	// Seen is from the last report to the first release as agents see it, and
-	// Bare the round trip of an echo.
+	// Seen is from the last report to the first release as agents see it, where
+	// no barrier came last, and Bare the round trip of an echo.
 	Seen, Bare Distribution
 	// Total is from a Pod's address to its open gate.
 	Total Distribution
@@ -64,7 +64,10 @@ type Outcome struct {
 	// a Pod; Messages are the manager's.
 	Requests map[int]int
 	Messages int
-	// Wrong is what must not be.
+	// WrongFlows are the flows that kernels treated otherwise than they must
+	// when a gate opened.
+	WrongFlows int
+	// Wrong is what must not be, those flows included.
 	Wrong []string
 }
 
@@ -75,6 +78,8 @@ type outcome struct {
 	messages []time.Time
 	gates    []replica.Gate
 	waited   []fleet.Waited
+	// behind are the Pods for which a barrier came last.
+	behind map[string]bool
 }
 
 // stream has gated Pods created at a rate until ctx ends, and does what the
@@ -131,11 +136,13 @@ func (c *cluster) collect(ctx context.Context, o *outcome) error {
 // sum makes figures of what was collected.
 func (o *outcome) sum() {
 	var adds, assigns, seen, total []time.Duration
+	o.behind = map[string]bool{}
 	nodes := 0
 	for _, g := range o.gates {
 		last := g.Confirmed
 		if g.Passed.After(last) {
 			last = g.Passed
+			o.behind[g.UID] = true
 			o.Behind++
 		}
 		if !g.Confirmed.IsZero() {
@@ -147,7 +154,9 @@ func (o *outcome) sum() {
 		nodes += g.Nodes
 	}
 	for _, w := range o.waited {
-		seen = append(seen, w.Released.Sub(w.Reported))
+		if !o.behind[w.UID] {
+			seen = append(seen, w.Released.Sub(w.Reported))
+		}
 	}
 	o.Requests = map[int]int{}
 	for _, x := range o.passages {
@@ -187,6 +196,7 @@ func (o *outcome) judge(x *passage) {
 	if x.reason == v1alpha1.ReasonPartiallyConfirmed {
 		return // and says so
 	}
+	o.WrongFlows += len(x.opening.Wrong)
 	o.Wrong = append(o.Wrong, x.opening.Wrong...)
 }
 
@@ -219,7 +229,7 @@ func (c *cluster) measured(ctx context.Context, do func(context.Context, *outcom
 	var echo sync.WaitGroup
 	var echoErr error
 	echo.Go(func() {
-		bare, echoErr = replica.RoundTrips(echoing, c.running()[0].Echo(), serverName, c.identity.roots, echoEvery)
+		bare, echoErr = replica.RoundTrips(echoing, c.running()[c.steady].Echo(), serverName, c.identity.roots, echoEvery)
 	})
 	began := time.Now()
 	err = do(ctx, o)

@@ -37,28 +37,26 @@ func Sustained(ctx context.Context, o Options, s Shape, l Load) (_ *Outcome, err
 	if err != nil {
 		return nil, err
 	}
-	if more := len(out.passages) - out.Requests[1]; o.Replicas == 1 {
-		out.Wrong = append(out.Wrong, out.writes(more)...)
-	}
+	out.writes()
 	return &out.Outcome, nil
 }
 
-// writes says what is wrong with the writes per Pod.
-func (o *outcome) writes(int) []string {
-	var wrong []string
+// writes adds what is wrong with the writes per Pod.
+func (o *outcome) writes() {
 	for n, pods := range o.Requests {
 		if n != 1 {
-			wrong = append(wrong, fmt.Sprintf("%d Pods that were confirmed within %s had %d patches of their status: want 1", pods, quick, n))
+			o.Wrong = append(o.Wrong, fmt.Sprintf(
+				"%d Pods that were confirmed within %s had %d patches of their status: want 1", pods, quick, n))
 		}
 	}
-	return wrong
 }
 
 // Killed is what came of a run in whose middle a replica was killed.
 type Killed struct {
 	Outcome
 	// Undisturbed and Around are from the last report to the first release, of
-	// Pods that were released before the kill, and of those within 5 s of it.
+	// Pods that were released well before the kill, and of those within 5 s of
+	// it, or a sixth of the run if that is less.
 	Undisturbed, Around Distribution
 	// TotalUndisturbed and TotalAround are from address to open gate.
 	TotalUndisturbed, TotalAround Distribution
@@ -68,8 +66,8 @@ type Killed struct {
 	Most     int
 }
 
-// around is how far from a kill Pods are counted as touched by it.
-const around = 5 * time.Second
+// greatestAround is how far from a kill Pods are counted as touched by it.
+const greatestAround = 5 * time.Second
 
 // Kill has one of two replicas, the leader if leader is set, killed in the
 // middle of a run, and another started in its place a third later.
@@ -84,9 +82,9 @@ func Kill(ctx context.Context, o Options, s Shape, l Load, leader bool) (_ *Kill
 	if leader {
 		victim = 0
 	}
+	c.steady = 1 - victim
 	out := &Killed{}
 	var killed time.Time
-	// The echo must survive: it is the first replica's.
 	done, err := c.measured(ctx, func(ctx context.Context, run *outcome) error {
 		streaming, cancel := context.WithTimeout(ctx, l.Lasts)
 		defer cancel()
@@ -101,11 +99,11 @@ func Kill(ctx context.Context, o Options, s Shape, l Load, leader bool) (_ *Kill
 				}
 				killed = time.Now()
 				c.kill(victim)
-				c.announceLater(streaming)
+				go c.announceLater(streaming)
 				if !sleep(streaming, l.Lasts/3) {
 					return nil
 				}
-				return c.bringBack(ctx, out)
+				return c.bringBack(ctx, run, out)
 			}()
 		}()
 		c.stream(streaming, s, l.Rate, o.Seed)
@@ -115,7 +113,7 @@ func Kill(ctx context.Context, o Options, s Shape, l Load, leader bool) (_ *Kill
 		return nil, err
 	}
 	out.Outcome = done.Outcome
-	out.compare(done, killed)
+	out.compare(done, killed, min(greatestAround, l.Lasts/6))
 	return out, nil
 }
 
@@ -132,7 +130,7 @@ func (c *cluster) announceLater(ctx context.Context) {
 }
 
 // bringBack starts a replica in the place of the one that was killed.
-func (c *cluster) bringBack(ctx context.Context, out *Killed) error {
+func (c *cluster) bringBack(ctx context.Context, run *outcome, out *Killed) error {
 	began := time.Now()
 	if err := c.addReplica(ctx); err != nil {
 		return err
@@ -145,6 +143,7 @@ func (c *cluster) bringBack(ctx context.Context, out *Killed) error {
 			return err
 		}
 		sessions = told.Sessions
+		run.gates = append(run.gates, told.Gates...)
 		connected = append(connected, told.Connected...)
 		if !sleep(ctx, pollEvery) {
 			return ctx.Err()
@@ -157,9 +156,12 @@ func (c *cluster) bringBack(ctx context.Context, out *Killed) error {
 }
 
 // compare tells what was around the kill from what was before.
-func (k *Killed) compare(o *outcome, killed time.Time) {
+func (k *Killed) compare(o *outcome, killed time.Time, around time.Duration) {
 	var undisturbed, near, totalUndisturbed, totalNear []time.Duration
 	for _, w := range o.waited {
+		if o.behind[w.UID] {
+			continue
+		}
 		switch after := w.Released.Sub(killed); {
 		case after < -around:
 			undisturbed = append(undisturbed, w.Released.Sub(w.Reported))
@@ -198,15 +200,17 @@ func Frozen(ctx context.Context, o Options, s Shape, l Load) (_ *Outcome, err er
 	out, err := c.measured(ctx, func(ctx context.Context, _ *outcome) error {
 		ctx, cancel := context.WithTimeout(ctx, l.Lasts)
 		defer cancel()
+		thawed := make(chan struct{})
 		go func() {
-			if !sleep(ctx, l.Lasts/4) {
-				return
+			defer close(thawed)
+			if sleep(ctx, l.Lasts/4) {
+				c.running()[0].Freeze(store.NetworkPolicies)
+				sleep(ctx, l.Lasts/2)
+				c.running()[0].Thaw(store.NetworkPolicies)
 			}
-			c.running()[0].Freeze(store.NetworkPolicies)
-			defer c.running()[0].Thaw(store.NetworkPolicies)
-			sleep(ctx, l.Lasts/2)
 		}()
 		c.stream(ctx, s, l.Rate, o.Seed)
+		<-thawed
 		return nil
 	})
 	if err != nil {

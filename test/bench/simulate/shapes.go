@@ -61,7 +61,7 @@ func Shapes() []Shape {
 		},
 		{
 			Name: "edits", About: "as small without default-deny; five times a second a policy comes, goes or is edited",
-			furnish: furnishOpen, next: nextSmall, disturb: editPolicy, often: 200 * time.Millisecond,
+			furnish: furnishOpen, next: nextEdited, disturb: editPolicy, often: 200 * time.Millisecond,
 		},
 	}
 }
@@ -227,9 +227,21 @@ func nextServer(c *cluster, rng *rand.Rand) job {
 	return j
 }
 
+// edited is how many namespaces have their policies edited, and most Jobs: so
+// that edits and Jobs meet.
+const edited = 20
+
+func nextEdited(c *cluster, rng *rand.Rand) job {
+	j := nextSmall(c, rng)
+	if rng.IntN(4) > 0 {
+		j.namespace = smallName(rng.IntN(min(edited, smallNamespaces(c))))
+	}
+	return j
+}
+
 // editPolicy adds a policy to a namespace, edits one or takes one away.
 func editPolicy(c *cluster, rng *rand.Rand) {
-	namespace := smallName(rng.IntN(smallNamespaces(c)))
+	namespace := smallName(rng.IntN(min(edited, smallNamespaces(c))))
 	name := fmt.Sprintf("edited-%d", rng.IntN(2))
 	key := types.NamespacedName{Namespace: namespace, Name: name}
 	switch rng.IntN(4) {

@@ -44,3 +44,77 @@ func TestSustained(t *testing.T) {
 		})
 	}
 }
+
+func TestKill(t *testing.T) {
+	shape := shapeOf(t, "small")
+	for name, leader := range map[string]bool{
+		"all Pods are opened rightly though the leader is killed": true,
+		"all Pods are opened rightly though the other is killed":  false,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k, err := Kill(t.Context(), small(), shape, Load{Rate: 10, Lasts: 6 * time.Second}, leader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%+v", *k)
+			for _, wrong := range k.Wrong {
+				t.Error(wrong)
+			}
+		})
+	}
+}
+
+func TestFrozen(t *testing.T) {
+	shape := shapeOf(t, "edits")
+	t.Run("no gate is opened wrongly while a replica hears of no policy", func(t *testing.T) {
+		t.Parallel()
+		o, err := Frozen(t.Context(), small(), shape, Load{Rate: 20, Lasts: 6 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%+v", *o)
+		for _, wrong := range o.Wrong {
+			t.Error(wrong)
+		}
+	})
+	t.Run("gates are seen to be opened wrongly where the barrier is lied to", func(t *testing.T) {
+		t.Parallel()
+		options := small()
+		options.Lies = true
+		o, err := Frozen(t.Context(), options, shape, Load{Rate: 20, Lasts: 6 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%d wrong: %q", len(o.Wrong), o.Wrong)
+		if len(o.Wrong) == 0 {
+			t.Error("no wrong opening was seen: the judge sees nothing")
+		}
+	})
+}
+
+func TestFounding(t *testing.T) {
+	t.Run("Pods beside a storm are opened rightly", func(t *testing.T) {
+		t.Parallel()
+		s, err := Founding(t.Context(), small(), shapeOf(t, "small"), Load{Rate: 10, Lasts: 4 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%+v", *s)
+		for _, wrong := range append(s.Calm.Wrong, s.Storm.Wrong...) {
+			t.Error(wrong)
+		}
+		if s.Assigned < s.Held {
+			t.Errorf("%d assignments were made during the storm: want at least one of each of the %d Pods that are held", s.Assigned, s.Held)
+		}
+	})
+}
+
+func shapeOf(t *testing.T, name string) Shape {
+	t.Helper()
+	s, err := ShapeOf(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
