@@ -83,8 +83,10 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 	for _, e := range s.evaluations() {
 		if e.answer.confirmed {
 			e.answer = e.state.recall(reason)
-			c.await(e)
 			c.publish(e)
+		}
+		if e.content.malformed == nil {
+			c.await(e)
 		}
 	}
 	c.wakeUp()
