@@ -71,7 +71,7 @@ func (x *Index) SetNode(n *corev1.Node) {
 // reviewBoot looks again at the Pods of a node whose boot has changed.
 func (x *Index) reviewBoot(name string) {
 	for _, p := range x.cluster.PeersOn(name) {
-		if p := x.pods[p.UID]; p.gated {
+		if p := x.pods[p.UID]; p.gate != nil {
 			x.review(p, true)
 		}
 	}

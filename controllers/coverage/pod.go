@@ -20,8 +20,12 @@ import (
 // pod is what the index keeps of a Pod.
 type pod struct {
 	*expect.Pod
-	// gated Pods have what follows; it is zero for others.
-	gated      bool
+	// gate is nil for a Pod that is not gated.
+	*gate
+}
+
+// gate is what the index keeps of a gated Pod beside.
+type gate struct {
 	generation int64
 	settings   v1alpha1.Settings
 	annotation string
@@ -30,38 +34,43 @@ type pod struct {
 	holdStarted time.Time
 	// since is when the present addresses were first seen.
 	since time.Time
-	// version is the resourceVersion of the last change to anything above.
+	// version is the resourceVersion of the last change to anything that the
+	// Pod's assignment is made of.
 	version uint64
 }
 
 // newPod returns what the index keeps of p, as the successor of what it has.
 func (x *Index) newPod(p *corev1.Pod) *pod {
-	next := &pod{Pod: expect.NewPod(p), version: parseVersion(p.ResourceVersion)}
-	before := x.pods[p.UID]
-	if before != nil && next.samePeer(before) {
-		// One of the two is enough, with all that hangs on it.
-		next.Pod = before.Pod
+	next := &pod{Pod: expect.NewPod(p)}
+	if slices.ContainsFunc(p.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
+		return g.ConditionType == x.options.ConditionType
+	}) {
+		next.gate = newGate(p, x.options.ConditionType)
 	}
-	switch now := x.options.Clock.Now(); {
-	case before != nil && slices.Equal(before.IPs, next.IPs):
-		next.since = before.since
-		if next.Pod != before.Pod {
-			next.Seq = before.Seq
-		}
+	before := x.pods[p.UID]
+	stays := before != nil && slices.Equal(before.IPs, next.IPs)
+	switch {
+	case stays:
+		next.Seq = before.Seq
 	case len(next.IPs) == 0:
 	case before == nil && next.Created.Before(x.started):
 		// It had its address before anybody looked, nobody knows since when:
 		// it counts as older than all, and all of its kind wait for each other.
-		next.since = now
 	default:
 		x.sequence++
-		next.Seq, next.since = x.sequence, now
+		next.Seq = x.sequence
 	}
-	next.gated = slices.ContainsFunc(p.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
-		return g.ConditionType == x.options.ConditionType
-	})
-	if next.gated {
-		next.readGate(p, x.options.ConditionType)
+	if before != nil && next.samePeer(before) {
+		// One of the two is enough, with all that hangs on it.
+		next.Pod = before.Pod
+	}
+	if next.gate == nil {
+		return next
+	}
+	if stays && before.gate != nil {
+		next.since = before.since
+	} else if len(next.IPs) > 0 {
+		next.since = x.options.Clock.Now()
 	}
 	if before != nil && next.same(before) {
 		next.version = before.version
@@ -69,31 +78,38 @@ func (x *Index) newPod(p *corev1.Pod) *pod {
 	return next
 }
 
-func (p *pod) readGate(in *corev1.Pod, conditionType corev1.PodConditionType) {
-	p.generation = in.Generation
-	p.annotation = in.Annotations[v1alpha1.KeyProgrammed]
+func newGate(p *corev1.Pod, conditionType corev1.PodConditionType) *gate {
+	g := &gate{
+		generation: p.Generation,
+		annotation: p.Annotations[v1alpha1.KeyProgrammed],
+		version:    parseVersion(p.ResourceVersion),
+	}
 	// The webhook admits no malformed value; what came in without it means the
 	// default.
-	p.settings, _ = v1alpha1.ParseSettings(in.Annotations)
-	for _, c := range in.Status.Conditions {
+	g.settings, _ = v1alpha1.ParseSettings(p.Annotations)
+	for _, c := range p.Status.Conditions {
 		if c.Type == conditionType {
-			p.open = c.Status == corev1.ConditionTrue
+			g.open = c.Status == corev1.ConditionTrue
 		}
 	}
-	for _, s := range in.Status.InitContainerStatuses {
+	for _, s := range p.Status.InitContainerStatuses {
 		switch {
 		case s.Name != v1alpha1.HoldContainerName:
 		case s.State.Running != nil:
-			p.holdStarted = s.State.Running.StartedAt.Time
+			g.holdStarted = s.State.Running.StartedAt.Time
 		case s.State.Terminated != nil:
-			p.holdStarted = s.State.Terminated.StartedAt.Time
+			g.holdStarted = s.State.Terminated.StartedAt.Time
 		}
 	}
+	return g
 }
 
-// same reports whether nothing differs that an assignment is made of.
+// same reports whether nothing differs that p's own assignment is made of.
 func (p *pod) same(b *pod) bool {
-	return p.samePeer(b) && p.gated == b.gated && p.generation == b.generation && p.settings == b.settings &&
+	if !p.samePeer(b) || (p.gate == nil) != (b.gate == nil) {
+		return false
+	}
+	return p.gate == nil || p.generation == b.generation && p.settings == b.settings &&
 		p.annotation == b.annotation && p.open == b.open && p.holdStarted.Equal(b.holdStarted)
 }
 
@@ -108,11 +124,12 @@ func sameLabels(a, b map[string]string) bool { return maps.Equal(a, b) }
 
 // holds reports whether p is a subject that waits for its gate.
 func (x *Index) holds(p *pod) bool {
-	return p.gated && p.Peer() && (!p.open || !x.programmed(p))
+	return p.gate != nil && p.Peer() && (!p.open || !x.programmed(p))
 }
 
-// programmed reports whether the annotation names p as it is now. A boot that
-// is not known is not compared: the first Pods may be seen before their nodes.
+// programmed reports whether the annotation names p, which is gated, as it is
+// now. A boot that is not known is not compared: the first Pods may be seen
+// before their nodes.
 func (x *Index) programmed(p *pod) bool {
 	want := programmed.Identity{UID: string(p.UID), IPs: p.IPs}
 	if n := x.nodes[p.Node]; n != nil && n.bootID != "" {

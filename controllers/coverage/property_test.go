@@ -131,7 +131,9 @@ func (h *history) afresh() *Index {
 		return cmp.Compare(p.UID, q.UID)
 	}) {
 		next, known := x.newPod(p), h.x.pods[p.UID]
-		next.Seq, next.since = known.Seq, known.since
+		if next.Seq = known.Seq; next.gate != nil {
+			next.since = known.since
+		}
 		x.setPod(next)
 	}
 	x.departed.byAddress = h.x.departed.byAddress
