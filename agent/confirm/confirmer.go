@@ -176,7 +176,7 @@ func (c *Confirmer) Assign(from Source, a *hubv1.Assign, d *Description) error {
 	if e == nil {
 		e = s.evaluate(key, contentOf(a, d))
 	}
-	c.end(s, from.Replica)
+	c.unassign(s, from.Replica)
 	s.assignments = append(s.assignments, &assignment{
 		source: from, generation: a.GetGeneration(), basis: a.GetBasis(), evaluation: e,
 	})
@@ -230,9 +230,9 @@ func (s *subject) evaluations() []*evaluation {
 	return all
 }
 
-// end ends what the replica assigned for s, if anything, and drops the
+// unassign ends what the replica assigned for s, if anything, and drops the
 // evaluation if no other replica assigned the same.
-func (c *Confirmer) end(s *subject, replica string) {
+func (c *Confirmer) unassign(s *subject, replica string) {
 	i := slices.IndexFunc(s.assignments, func(a *assignment) bool { return a.source.Replica == replica })
 	if i < 0 {
 		return
@@ -252,7 +252,7 @@ func (c *Confirmer) Withdraw(from Source, uid string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.subjects[uid]; s != nil {
-		c.end(s, from.Replica)
+		c.unassign(s, from.Replica)
 		c.tidy(s)
 	}
 }
@@ -265,7 +265,7 @@ func (c *Confirmer) Forget(replica string, before uint64) {
 		if slices.ContainsFunc(s.assignments, func(a *assignment) bool {
 			return a.source.Replica == replica && a.source.Session < before
 		}) {
-			c.end(s, replica)
+			c.unassign(s, replica)
 			c.tidy(s)
 		}
 	}
