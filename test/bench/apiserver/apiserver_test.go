@@ -75,6 +75,10 @@ func TestManagerAgainstAPIServer(t *testing.T) {
 	if _, err := cluster.Storm(ctx); err != nil {
 		t.Fatal(err)
 	}
+	// Who becomes the leader says so with an Event.
+	if _, err := cluster.Leader(ctx); err != nil {
+		t.Fatal(err)
+	}
 	load(nil)
 
 	t.Log("nothing happens")

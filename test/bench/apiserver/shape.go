@@ -68,14 +68,15 @@ func namespaceName(i int) string { return fmt.Sprintf("tenant-%04d", i) }
 // bootID returns the boot id of a node.
 func bootID(node string) string { return "boot-of-" + node }
 
-// podRange returns the addresses of node i's Pods, a /24 of 10.0.0.0/8.
+// podRange returns the addresses of node i's Pods, a /24 of 10.0.0.0/8 beyond
+// those of Services.
 func podRange(i int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + i>>8), byte(i), 0}), 24)
 }
 
-// nodeAddress returns the address of node i.
+// nodeAddress returns the address of node i, of 192.168.0.0/16.
 func nodeAddress(i int) netip.Addr {
-	return netip.AddrFrom4([4]byte{192, 168 + byte(i>>16), byte(i >> 8), byte(i)})
+	return netip.AddrFrom4([4]byte{192, 168, byte((i + 1) >> 8), byte(i + 1)})
 }
 
 func (s Shape) newNode(i int) *corev1.Node {

@@ -53,7 +53,7 @@ type watcher struct {
 	mu       sync.Mutex // guards the following fields
 	gated    map[types.UID]*Gated
 	standing map[types.UID]bool // Pods without a gate that run
-	errs []error
+	errs     []error
 }
 
 // watch begins to follow the cluster of c, until ctx ends.
