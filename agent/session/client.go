@@ -37,8 +37,8 @@ type Replica struct {
 
 // Subjects is told what replicas assign. Its methods must not block.
 type Subjects interface {
-	// Assign returns an error if nothing can be reported on a. d is what it
-	// names as its description, or nil if it names none that is known.
+	// Assign returns an error if nothing can be reported on a. d is the
+	// description that it names, or nil if that is not known.
 	Assign(from confirm.Source, a *hubv1.Assign, d *confirm.Description) error
 	Withdraw(from confirm.Source, uid string)
 	// Forget ends what the replica assigned in sessions before the given one.

@@ -71,17 +71,13 @@ func (d *descriptions) forget(m *hubv1.Forget) {
 	}
 }
 
-// of returns the description that a names, or nil if it names none. The error
-// says that what it names is not there.
+// of returns the description that a names. The error says that it is not
+// there.
 func (d *descriptions) of(a *hubv1.Assign) (*confirm.Description, error) {
-	id := a.GetDescription()
-	if id == 0 {
-		return nil, nil //nolint:nilnil // an assignment may name none; what that means is said elsewhere
-	}
-	k := d.known[id]
+	k := d.known[a.GetDescription()]
 	if k.description == nil {
 		return nil, fmt.Errorf("assignment of %s names description %d, which was not described, or not so that it could be kept",
-			a.GetSubject().GetUid(), id)
+			a.GetSubject().GetUid(), a.GetDescription())
 	}
 	return k.description, nil
 }

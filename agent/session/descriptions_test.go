@@ -36,7 +36,7 @@ func TestDescriptions(t *testing.T) {
 		want     string // the error of the assignment
 	}{
 		"one that was described is there":     {describe: []*hubv1.Describe{describeOf(t, 7, "x")}, assign: 7},
-		"an assignment may name none":         {assign: 0},
+		"an assignment that names none":       {assign: 0, want: "names description 0"},
 		"one that was never described":        {assign: 7, want: "assignment of u names description 7"},
 		"one that was forgotten":              {describe: []*hubv1.Describe{describeOf(t, 7)}, forget: []uint64{6, 7}, assign: 7, want: "description 7"},
 		"one that was forgotten and comes on": {describe: []*hubv1.Describe{describeOf(t, 7)}, forget: []uint64{8}, assign: 7},
@@ -44,7 +44,8 @@ func TestDescriptions(t *testing.T) {
 			describe: []*hubv1.Describe{{Id: 7, Content: []byte{0xff}}},
 			refused:  "description 7: description of 1 bytes", assign: 7, want: "description 7",
 		},
-		"one without an id": {describe: []*hubv1.Describe{describeOf(t, 0)}, refused: "has id 0"},
+		"one without an id": {describe: []*hubv1.Describe{describeOf(t, 0)}, refused: "has id 0", want: "names description 0"},
+		"one that is empty": {describe: []*hubv1.Describe{{Id: 7}}, assign: 7},
 		"one id for two": {
 			describe: []*hubv1.Describe{describeOf(t, 7, "x"), describeOf(t, 7, "y")},
 			refused:  "description 7 is described twice", assign: 7, want: "description 7",
@@ -60,7 +61,7 @@ func TestDescriptions(t *testing.T) {
 			d.forget(&hubv1.Forget{Ids: tc.forget})
 			got, err := d.of(naming("u", tc.assign))
 			check(t, "assignment", err, tc.want)
-			if there := got != nil; there != (tc.want == "" && tc.assign != 0) {
+			if there := got != nil; there != (tc.want == "") {
 				t.Errorf("there is a description: %v", there)
 			}
 		})

@@ -20,7 +20,7 @@ const maxContent = 1 << 20
 
 // Description is what one node must confirm, without what differs from one
 // subject to the next. It is a value: equal contents are equal, share their
-// memory, and travel to an agent once. The zero Description holds nothing.
+// memory, and travel to an agent once. The zero Description asks for nothing.
 type Description struct {
 	encoded unique.Handle[encoded]
 }
@@ -46,6 +46,9 @@ func Describe(d *hubv1.Description) (Description, error) {
 	content, err := proto.MarshalOptions{Deterministic: true}.Marshal(d)
 	if err != nil {
 		return Description{}, fmt.Errorf("encode description: %w", err)
+	}
+	if len(content) == 0 {
+		return Description{}, nil
 	}
 	if len(content) > maxContent {
 		return Description{}, fmt.Errorf("description of %d expectations has %d bytes: want at most %d",

@@ -24,8 +24,7 @@ const (
 type holdings struct {
 	// last is the newest id of a description.
 	last uint64
-	// named are the descriptions that the agent's assignments name, by uid;
-	// nil for an assignment without one.
+	// named are the descriptions that the agent's assignments name, by uid.
 	named     map[string]*described
 	described map[Description]*described
 	// idle are the descriptions that no assignment names, the least recently
@@ -59,10 +58,6 @@ func (h *holdings) holds(uid string) bool {
 // the one to send behind it, or nil.
 func (h *holdings) assign(uid string, d Description) (id uint64, describe, forget *hubv1.HubMessage) {
 	before := h.named[uid]
-	if d == (Description{}) {
-		h.named[uid] = nil
-		return 0, nil, h.leave(before)
-	}
 	next, ok := h.described[d]
 	if !ok {
 		h.last++
@@ -90,7 +85,7 @@ func (h *holdings) withdraw(uid string) (forget *hubv1.HubMessage) {
 	return h.leave(before)
 }
 
-// leave ends one use of d, which may be nil. It returns the message that
+// leave ends one use of d, or none if it is nil. It returns the message that
 // forgets what is idle beyond the bounds, or nil.
 func (h *holdings) leave(d *described) *hubv1.HubMessage {
 	if d == nil {

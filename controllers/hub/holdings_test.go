@@ -85,7 +85,7 @@ func (m *mirror) receive(message *hubv1.HubMessage) {
 		}
 	case *hubv1.HubMessage_Assign:
 		id := x.Assign.GetDescription()
-		if _, known := m.described[id]; !known && id != 0 {
+		if _, known := m.described[id]; !known {
 			m.t.Fatalf("%s names id %d, which is not described", x.Assign.GetSubject().GetUid(), id)
 		}
 		m.named[x.Assign.GetSubject().GetUid()] = id
@@ -145,7 +145,6 @@ func TestRandomChangesLeaveTheAgentWithWhatIsAssigned(t *testing.T) {
 		for _, id := range agent.named {
 			used[id] = true
 		}
-		delete(used, 0)
 		if idle := len(agent.described) - len(used); idle > maxIdle {
 			t.Errorf("seed %d: the agent keeps %d idle descriptions, want at most %d", seed, idle, maxIdle)
 		}
@@ -180,6 +179,9 @@ func TestDescribe(t *testing.T) {
 	}
 	if v := d.value(); v.expectations != 1 || v.whys != 1 || d.Len() != len(v.content) {
 		t.Errorf("counts %d and %d, %d bytes of %d", v.expectations, v.whys, d.Len(), len(v.content))
+	}
+	if empty, err := Describe(nil); err != nil || empty != (Description{}) {
+		t.Errorf("a description of nothing is %v, %v: want the zero one", empty, err)
 	}
 	if zero, err := (Description{}).Message(); err != nil || len(zero.GetExpectations()) != 0 || (Description{}).Len() != 0 {
 		t.Errorf("the zero description holds %v, %v", zero, err)

@@ -282,7 +282,7 @@ func TestSessionSyncsInFullAndThenSendsDeltas(t *testing.T) {
 	}
 
 	a := f.connect(t, "token-of-n1")
-	first := a.expect("assign a", "assign b", "synced")
+	first := a.expect("describe", "assign a", "assign b", "synced")
 	f.Assign("n1", assign("a", 4), Description{})
 	second := a.expect("assign a")
 	if second[0] <= first[0] || second[0] <= first[1] {
@@ -307,9 +307,9 @@ func TestANewerSessionReplacesAnOlderOne(t *testing.T) {
 	f := serve(t, clock.RealClock{}, reviews{})
 	f.Assign("n1", assign("a", 1), Description{})
 	older := f.connect(t, "token-of-n1")
-	before := older.expect("assign a", "synced")
+	before := older.expect("describe", "assign a", "synced")
 	newer := f.connect(t, "token-of-n1")
-	after := newer.expect("assign a", "synced")
+	after := newer.expect("describe", "assign a", "synced")
 	if after[0] <= before[0] {
 		t.Errorf("the generation is %d in the newer session, was %d: want it to grow", after[0], before[0])
 	}

@@ -41,11 +41,8 @@ func describe(t testing.TB, why string) Description {
 func word(m *hubv1.HubMessage) string {
 	switch x := m.GetMessage().(type) {
 	case *hubv1.HubMessage_Assign:
-		s := fmt.Sprintf("assign %s %d", x.Assign.GetSubject().GetUid(), x.Assign.GetGeneration())
-		if x.Assign.GetDescription() != 0 {
-			s += fmt.Sprintf(" as %d", x.Assign.GetDescription())
-		}
-		return s
+		return fmt.Sprintf("assign %s %d as %d",
+			x.Assign.GetSubject().GetUid(), x.Assign.GetGeneration(), x.Assign.GetDescription())
 	case *hubv1.HubMessage_Withdraw:
 		return "withdraw " + x.Withdraw.GetUid()
 	case *hubv1.HubMessage_Release:
@@ -97,7 +94,7 @@ func TestQueue(t *testing.T) {
 				q.assign("n/b", of("n/b", 2, none))
 				q.assign("n/a", of("n/a", 3, none))
 			},
-			want: []string{"assign n/a 3", "assign n/b 2"},
+			want: []string{"describe 1", "assign n/a 3 as 1", "assign n/b 2 as 1"},
 		},
 		"a withdrawal of what the agent does not hold leaves nothing to send": {
 			puts: func(q *queue) {
@@ -123,7 +120,7 @@ func TestQueue(t *testing.T) {
 				q.withdraw("n/a", "n")
 				q.assign("n/a", of("n/a", 2, none))
 			},
-			want: []string{"assign n/a 2"},
+			want: []string{"assign n/a 2 as 1"},
 		},
 		"a release follows the assignment it was decided on, and its description": {
 			puts: func(q *queue) {
@@ -138,7 +135,7 @@ func TestQueue(t *testing.T) {
 				q.assign("n/a", of("n/a", 2, none))
 				q.release("n/a", released("n/a"))
 			},
-			want: []string{"assign n/a 2", "release n/a", "describe 1", "assign n/b 1 as 1"},
+			want: []string{"describe 1", "assign n/a 2 as 1", "release n/a", "describe 2", "assign n/b 1 as 2"},
 		},
 		"two releases are one": {
 			puts: func(q *queue) { q.release("n/a", released("n/a")); q.release("n/a", released("n/a")) },
@@ -149,7 +146,7 @@ func TestQueue(t *testing.T) {
 				q.release("n/a", released("n/a"))
 				q.assign("n/a", of("n/a", 2, none))
 			},
-			want: []string{"assign n/a 2"},
+			want: []string{"describe 1", "assign n/a 2 as 1"},
 		},
 		"synced waits for the full sync alone": {
 			puts: func(q *queue) {
@@ -158,7 +155,7 @@ func TestQueue(t *testing.T) {
 				q.assign("n/b", of("n/b", 2, none))
 				q.assign("n/a", of("n/a", 3, none))
 			},
-			want: []string{"assign n/a 3", "synced 20", "assign n/b 2"},
+			want: []string{"describe 1", "assign n/a 3 as 1", "synced 20", "assign n/b 2 as 1"},
 		},
 		"synced does not wait for what was withdrawn": {
 			puts: func(q *queue) {
@@ -207,8 +204,8 @@ func TestQueue(t *testing.T) {
 				q.release("burst/3", released("burst/3"))
 			},
 			want: []string{
-				"assign burst/3 1", "release burst/3",
-				"assign burst/0 1", "assign n/a 2", "assign burst/1 1", "assign n/b 3", "assign burst/2 1",
+				"describe 1", "assign burst/3 1 as 1", "release burst/3",
+				"assign burst/0 1 as 1", "assign n/a 2 as 1", "assign burst/1 1 as 1", "assign n/b 3 as 1", "assign burst/2 1 as 1",
 			},
 		},
 		"traces are last": {
@@ -218,7 +215,7 @@ func TestQueue(t *testing.T) {
 				q.assign("n/a", of("n/a", 1, none))
 				q.synced()
 			},
-			want: []string{"assign n/a 1", "synced 20", "trace 1", "trace 2"},
+			want: []string{"describe 1", "assign n/a 1 as 1", "synced 20", "trace 1", "trace 2"},
 		},
 	}
 	for name, tc := range cases {

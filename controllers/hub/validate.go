@@ -61,7 +61,9 @@ func validateReport(r *hubv1.Report, answered *assignment) error {
 		if len(u.GetReason()) > maxText || u.GetReason() != printable(u.GetReason()) {
 			return fmt.Errorf("unmet[%d].reason %q: want at most %d bytes of printable ASCII", i, printable(u.GetReason()), maxText)
 		}
-		if has := answered.expectations(); answered != nil && int64(u.GetExpectation()) >= int64(has) {
+		// What is wrong with an assignment as a whole is told of the first,
+		// even if there is none.
+		if has := answered.expectations(); answered != nil && u.GetExpectation() > 0 && int64(u.GetExpectation()) >= int64(has) {
 			return fmt.Errorf("unmet[%d].expectation is %d: the assignment has %d", i, u.GetExpectation(), has)
 		}
 	}

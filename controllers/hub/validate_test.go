@@ -33,12 +33,16 @@ func TestValidateReport(t *testing.T) {
 		want   string
 		// unknown: the hub does not know the assignment any more.
 		unknown bool
+		// empty: the assignment asks for nothing.
+		empty bool
 	}{
 		"nothing but a uid":               {report: &hubv1.Report{}},
 		"confirmed and steady":            {report: &hubv1.Report{Confirmed: true, Steady: true}},
 		"the last of everything":          {report: &hubv1.Report{Unmet: []*hubv1.Unmet{{Expectation: 1}}, Unrealized: []uint32{1, 2}, Realized: []uint32{0}}},
 		"steady, and it is said why":      {report: &hubv1.Report{UnmetRequired: 1, Unrealized: []uint32{1}, Steady: true}},
 		"anything of what is not known":   {report: &hubv1.Report{Unmet: []*hubv1.Unmet{{Expectation: 99}}, Unrealized: []uint32{98}, Realized: []uint32{99}}, unknown: true},
+		"the whole of an empty one":       {report: &hubv1.Report{Unmet: []*hubv1.Unmet{{}}}, empty: true},
+		"more than an empty one has":      {report: &hubv1.Report{Unmet: []*hubv1.Unmet{{Expectation: 1}}}, empty: true, want: "the assignment has 0"},
 		"a uid that is too long":          {report: &hubv1.Report{Uid: strings.Repeat("u", 129)}, want: "uid has 129 bytes"},
 		"more unmet than agreed":          {report: &hubv1.Report{Unmet: make([]*hubv1.Unmet, 4)}, want: "unmet has 4 entries"},
 		"an index beyond the assignment":  {report: &hubv1.Report{Unmet: []*hubv1.Unmet{{}, {Expectation: 2}}}, want: "unmet[1].expectation is 2: the assignment has 2"},
@@ -63,6 +67,9 @@ func TestValidateReport(t *testing.T) {
 			of := answered
 			if tc.unknown {
 				of = nil
+			}
+			if tc.empty {
+				of = &assignment{message: &hubv1.Assign{}}
 			}
 			err := validateReport(tc.report, of)
 			switch {

@@ -922,7 +922,8 @@ type Assign struct {
 	// excuse_families: the agent may leave out the expectations of a family that
 	// the node's engine does not enforce. Without it none is ever left out.
 	ExcuseFamilies bool `protobuf:"varint,8,opt,name=excuse_families,json=excuseFamilies,proto3" json:"excuse_families,omitempty"`
-	// description is the id of the description that holds the expectations.
+	// description is the id of the description that holds the expectations,
+	// which may be none. It is never 0.
 	Description uint64 `protobuf:"varint,9,opt,name=description,proto3" json:"description,omitempty"`
 	// excused indexes the description's whys whose Allowed expectations are
 	// asked and not awaited, ascending.
@@ -1111,7 +1112,8 @@ func (x *Synced) GetSpreadMillis() uint32 {
 
 type Unmet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// expectation indexes the description's expectations.
+	// expectation indexes the description's expectations. What concerns the
+	// assignment as a whole is told of the first, 0, even if there is none.
 	Expectation uint32 `protobuf:"varint,1,opt,name=expectation,proto3" json:"expectation,omitempty"`
 	// reason is printable ASCII of at most 200 bytes.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
