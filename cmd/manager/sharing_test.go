@@ -177,7 +177,7 @@ func realisticPod(i int) *corev1.Pod {
 		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: kind, Status: "True", LastTransitionTime: now})
 	}
 	for c, name := range []string{"app", "proxy"} {
-		p.Spec.Containers = append(p.Spec.Containers, realisticContainer(name, 8080+int32(c))) //nolint:gosec // two
+		p.Spec.Containers = append(p.Spec.Containers, realisticContainer(name, 8080+int32(c)))
 		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{
 			Name: name, Image: "registry.example.com/shop/" + name + ":1.2.3", ImageID: "sha256:" + strings.Repeat("ab", 32),
 			ContainerID: "containerd://" + strings.Repeat("cd", 32), Ready: true,
@@ -192,7 +192,7 @@ func realisticPod(i int) *corev1.Pod {
 	for _, manager := range []string{"kube-controller-manager", "kubelet"} {
 		p.ManagedFields = append(p.ManagedFields, metav1.ManagedFieldsEntry{
 			Manager: manager, Operation: "Update", APIVersion: "v1", Time: &now, FieldsType: "FieldsV1",
-			FieldsV1: &metav1.FieldsV1{Raw: []byte(strings.Repeat(`{"f:metadata":{"f:labels":{".":{},"f:app":{}}}},`, 24))},
+			FieldsV1: metav1.NewFieldsV1(strings.Repeat(`{"f:metadata":{"f:labels":{".":{},"f:app":{}}}},`, 24)),
 		})
 	}
 	return p
@@ -232,25 +232,29 @@ func BenchmarkPodMemory(b *testing.B) {
 		b.Run(tc.name, func(b *testing.B) {
 			for b.Loop() {
 				before := heap()
-				cached := make([]*corev1.Pod, count)
-				index := coverage.New(coverage.DefaultOptions())
+				var manager struct {
+					cached []*corev1.Pod
+					index  *coverage.Index
+				}
+				manager.cached = make([]*corev1.Pod, count)
+				manager.index = coverage.New(coverage.DefaultOptions())
 				for version := range versions {
-					for i := range cached {
+					for i := range manager.cached {
 						p := realisticPod(i)
 						p.ResourceVersion = fmt.Sprintf("%d%06d", version, i)
 						got, err := tc.transform(decode(b, p))
 						if err != nil {
 							b.Fatal(err)
 						}
-						cached[i] = got.(*corev1.Pod)
-						index.SetPod(cached[i])
+						manager.cached[i] = got.(*corev1.Pod)
+						manager.index.SetPod(manager.cached[i])
 					}
 				}
 				both := heap()
-				runtime.KeepAlive(index)
-				index = nil
+				runtime.KeepAlive(manager.index)
+				manager.index = nil
 				alone := heap()
-				runtime.KeepAlive(cached)
+				runtime.KeepAlive(&manager)
 				b.ReportMetric(float64(alone-before)/count, "cache-bytes/pod")
 				b.ReportMetric(float64(both-alone)/count, "index-bytes/pod")
 				b.ReportMetric(float64(both-before)/count, "bytes/pod")

@@ -111,7 +111,7 @@ func TestSubjectsIsASet(t *testing.T) {
 	var s subjects
 	var all []*held
 	for i := range 3 * fewSubjects {
-		h := subject("a", uint64(i), false) //nolint:gosec // small
+		h := subject("a", uint64(i), false)
 		all = append(all, h)
 		s.add(h)
 		s.add(h)

@@ -68,19 +68,19 @@ func TestWhomAServiceAffects(t *testing.T) {
 			func(w *town) { w.service("db/s", "nobody"); w.service("db/s", "mysql") }, []types.UID{"db/backup"},
 		},
 		"one that selects nobody any more": {
-			func(w *town) { old(w, "db/s", "mysql"); w.service("db/s", "nobody") }, []types.UID{"db/backup"},
+			func(w *town) { old(w); w.service("db/s", "nobody") }, []types.UID{"db/backup"},
 		},
 		"one whose addresses change": {
 			func(w *town) {
-				old(w, "db/s", "mysql")
+				old(w)
 				w.service("db/s", "mysql", func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"10.96.0.8"} })
 			}, []types.UID{"db/backup"},
 		},
 		"one whose status changes": {
-			func(w *town) { old(w, "db/s", "mysql"); w.service("db/s", "mysql") }, []types.UID{},
+			func(w *town) { old(w); w.service("db/s", "mysql") }, []types.UID{},
 		},
 		"one that goes": {
-			func(w *town) { w.x.DeleteService(old(w, "db/s", "mysql")) }, []types.UID{"db/backup"},
+			func(w *town) { w.x.DeleteService(old(w)) }, []types.UID{"db/backup"},
 		},
 		"one that goes and was never seen": {
 			func(w *town) {
@@ -115,8 +115,8 @@ func TestWhomAServiceAffects(t *testing.T) {
 }
 
 // old writes a Service that was there before anybody looked.
-func old(w *town, name, selected string) *corev1.Service {
-	return w.service(name, selected, func(s *corev1.Service) { s.CreationTimestamp = metav1.NewTime(epoch.AddDate(0, 0, -1)) })
+func old(w *town) *corev1.Service {
+	return w.service("db/s", "mysql", func(s *corev1.Service) { s.CreationTimestamp = metav1.NewTime(epoch.AddDate(0, 0, -1)) })
 }
 
 func TestABurstOfServicesTouchesASubjectOnce(t *testing.T) {
