@@ -47,9 +47,21 @@ func (c *Confirmer) retire(now time.Time) {
 	for e := range c.pending {
 		if !e.pendingAt(now) {
 			delete(c.pending, e)
-			e.place = c.resting.PushBack(e)
+			c.rest(e)
 		}
 	}
+}
+
+// rest puts e among the resting ones, behind those that were looked at before.
+// Only what a look or a release has come to since is behind e.
+func (c *Confirmer) rest(e *evaluation) {
+	for place := c.resting.Back(); place != nil; place = place.Prev() {
+		if other, ok := place.Value.(*evaluation); ok && !other.seenAt.After(e.seenAt) {
+			e.place = c.resting.InsertAfter(e, place)
+			return
+		}
+	}
+	e.place = c.resting.PushFront(e)
 }
 
 // chosen returns the evaluations that the next look answers, in the order in
