@@ -12,7 +12,16 @@
 // what is awaited, on the elected replica only.
 //
 // The decision itself is the pure function decide. The Ledger is one goroutine
-// around it: what others tell it goes through an inbox in order.
+// around it: what others tell it goes through an inbox in order. What that
+// costs follows what has happened, not how many Pods wait: what is stale, what
+// is to be decided and what is due by time are queues. Reports that may open a
+// gate are decided before anything is computed, and namespaces take turns.
+//
+// Rules that a node's engine does not realize, for older Pods neither, are
+// learned from reports (package deviation), and nobody waits for them again. A
+// node that confirms nothing while Pods wait for it is in quarantine. Both are
+// a replica's own: one that has just started finds out anew, which holds a Pod
+// for its timeout, or two minutes, at the most.
 //
 // The package computes no expectation, opens no connection and reads no
 // object from the API. Names of other namespaces' policies and text that comes

@@ -257,7 +257,8 @@ func (l *Ledger) step() time.Duration {
 		do()
 	}
 	for _, uid := range l.coverage.Affected() {
-		if e, ok := l.shut[uid]; ok {
+		// What it was touched by may be computed already.
+		if e, ok := l.shut[uid]; ok && !l.stands(e) {
 			l.outdated(e)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/hub"
@@ -241,5 +243,74 @@ func TestUngatedPodsAreIgnored(t *testing.T) {
 	b.wantSent()
 	if len(b.ledger.entries) != 0 || b.barrier.tickets["p"] {
 		t.Error("an ungated Pod has an entry")
+	}
+}
+
+func TestWhatIsNotKnownYetIsComputedBeforeWhatHasChanged(t *testing.T) {
+	b := newBench(t)
+	const others = 100
+	for i := range others {
+		uid := fmt.Sprintf("old-%d", i)
+		b.demandFor(uid, "shop", "10.1.1.1", 5, map[string][]expect.Expectation{"n1": nil})
+		b.ledger.PodChanged(b.named(uid, "shop", "10.1.1.1"))
+	}
+	b.settled()
+	for i := range others {
+		b.demandFor(fmt.Sprintf("old-%d", i), "shop", "10.1.1.1", 6, map[string][]expect.Expectation{"n1": nil})
+	}
+	var order []types.UID
+	b.coverage.compute = func(uid types.UID) { order = append(order, uid) }
+	b.ledger.PodChanged(b.named("new", "shop", "10.1.1.2"))
+	b.settled()
+	if len(order) != others+1 || order[0] != "new" {
+		t.Errorf("%d were computed, %s first; want all, the new one first", len(order), order[0])
+	}
+}
+
+func TestANodeThatIsGoneIsForgotten(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.ledger.Disconnected("n7")
+	b.ledger.NodeChanged("n7", "boot")
+	b.ledger.NodeDeleted("n7")
+	known := func() bool {
+		b.clock.Step(inspectInterval)
+		b.settled()
+		_, known := b.ledger.nodes["n7"]
+		return known
+	}
+	if !known() {
+		t.Error("a node that a Pod waits for is forgotten")
+	}
+	b.ledger.PodDeleted("p")
+	if known() {
+		t.Error("a node that is gone and that nothing refers to is remembered")
+	}
+	if _, known := b.ledger.nodes["n1"]; !known {
+		t.Error("a node that is there is forgotten")
+	}
+}
+
+// Whatever happened, nothing is counted for a Pod that is gone.
+func TestNothingIsLeftOfPodsThatAreGone(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.report("n7", true)
+	b.report("n7", false)
+	b.ledger.Disconnected("n1")
+	b.demand("10.0.0.1", 6, 80, "n1", "n7", "n8")
+	b.settled()
+	b.clock.Step(quiet)
+	b.settled()
+	b.ledger.PodDeleted("p")
+	b.settled()
+	l := b.ledger
+	if len(l.entries)+len(l.shut)+len(l.deaf) > 0 || !l.stale.empty() || !l.touched.empty() || !l.timers.next().IsZero() {
+		t.Error("the ledger keeps a Pod that is gone")
+	}
+	for name, n := range l.nodes {
+		if len(n.residents)+len(n.inquiries)+len(n.waits) > 0 {
+			t.Errorf("node %s keeps a Pod that is gone", name)
+		}
 	}
 }
