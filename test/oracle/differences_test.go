@@ -17,9 +17,17 @@ const (
 	finishedHasNoAddress
 	terminatingIsNoPeer
 	unknownNamespaceMatchesNothing
-
-	everyCorrection correction = 1<<iota - 1
 )
+
+// everyCorrection is what the table has, so that nothing is corrected that it
+// does not name.
+func everyCorrection() correction {
+	var out correction
+	for _, d := range differences() {
+		out |= d.correct
+	}
+	return out
+}
 
 // side is who does what the API's documentation says.
 type side string

@@ -91,7 +91,7 @@ func TestEveryExpectationIsWhatTheOtherSays(t *testing.T) {
 }
 
 func expectations(w *world, r *rand.Rand, counts tally) string {
-	truth, err := newCyclonus(w, everyCorrection)
+	truth, err := newCyclonus(w, everyCorrection())
 	if err != nil {
 		return err.Error()
 	}
@@ -244,7 +244,7 @@ func TestEveryRuleThatMeansTwoPodsIsAskedAbout(t *testing.T) {
 }
 
 func completeness(w *world, _ *rand.Rand, counts tally) string {
-	truth, err := newCyclonus(w, everyCorrection)
+	truth, err := newCyclonus(w, everyCorrection())
 	if err != nil {
 		return err.Error()
 	}

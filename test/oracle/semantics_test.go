@@ -50,11 +50,11 @@ type judges struct {
 func newJudges(w *world, counts tally) (*judges, error) {
 	out := &judges{allBut: map[string]*cyclonus{}}
 	var err error
-	if out.all, err = newCyclonus(w, everyCorrection); err != nil {
+	if out.all, err = newCyclonus(w, everyCorrection()); err != nil {
 		return nil, err
 	}
 	for _, d := range differences() {
-		c, err := newCyclonus(w, everyCorrection&^d.correct)
+		c, err := newCyclonus(w, everyCorrection()&^d.correct)
 		if err != nil {
 			counts[d.name]++
 			continue
