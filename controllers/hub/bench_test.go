@@ -21,7 +21,7 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
-// addresses returns the nth Pod's address.
+// address returns the nth Pod's address.
 func address(n int) []byte {
 	a := netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)})
 	return a.AsSlice()

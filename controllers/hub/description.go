@@ -69,14 +69,5 @@ func (d Description) value() encoded {
 	return d.encoded.Value()
 }
 
-// Len returns the size of the description in bytes as it travels.
-func (d Description) Len() int { return len(d.value().content) }
-
-// Message returns what was described, decoded anew.
-func (d Description) Message() (*hubv1.Description, error) {
-	var m hubv1.Description
-	if err := proto.Unmarshal([]byte(d.value().content), &m); err != nil {
-		return nil, fmt.Errorf("decode description: %w", err)
-	}
-	return &m, nil
-}
+// size returns the size of the description in bytes as it travels.
+func (d Description) size() int { return len(d.value().content) }

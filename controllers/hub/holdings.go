@@ -70,7 +70,7 @@ func (h *holdings) assign(uid string, d Description) (id uint64, describe, forge
 	if next.idle != nil {
 		h.idle.Remove(next.idle)
 		next.idle = nil
-		h.idleBytes -= d.Len()
+		h.idleBytes -= d.size()
 	}
 	next.uses++
 	h.named[uid] = next
@@ -96,11 +96,11 @@ func (h *holdings) leave(d *described) *hubv1.HubMessage {
 		return nil
 	}
 	d.idle = h.idle.PushBack(d)
-	h.idleBytes += d.description.Len()
+	h.idleBytes += d.description.size()
 	var ids []uint64
 	for h.idle.Len() > maxIdle || h.idleBytes > maxIdleBytes {
 		oldest := h.idle.Remove(h.idle.Front()).(*described)
-		h.idleBytes -= oldest.description.Len()
+		h.idleBytes -= oldest.description.size()
 		delete(h.described, oldest.description)
 		ids = append(ids, oldest.id)
 	}
