@@ -127,7 +127,7 @@ func (d Demand) excused(known *deviation.Table, node, namespace string) []uint32
 	var out []uint32
 	for i, w := range d.whys() {
 		if w.excusable() && known.Extent(node, w.rule, namespace) >= w.allows {
-			out = append(out, uint32(i)) //nolint:gosec // a subject has at most 256 flows
+			out = append(out, uint32(i))
 		}
 	}
 	return out

@@ -124,9 +124,16 @@ func TestWhatIsSentNamesEachRuleOnce(t *testing.T) {
 	}
 	var sent []string
 	for _, e := range message.GetExpectations() {
-		sent = append(sent, fmt.Sprint(e.GetWhy(), e.GetWant() == hubv1.Answer_ANSWER_DENIED, e.GetAdvisory(), e.GetWitness()))
+		sent = append(sent, fmt.Sprintf("%d denied=%v advisory=%v witness=%v",
+			e.GetWhy(), e.GetWant() == hubv1.Answer_ANSWER_DENIED, e.GetAdvisory(), e.GetWitness()))
 	}
-	wantSent := []string{"0 false false false", "0 false false false", "1 false true false", "2 true false false", "0 false false true"}
+	wantSent := []string{
+		"0 denied=false advisory=false witness=false",
+		"0 denied=false advisory=false witness=false",
+		"1 denied=false advisory=true witness=false",
+		"2 denied=true advisory=false witness=false",
+		"0 denied=false advisory=false witness=true",
+	}
 	if diff := cmp.Diff(wantSent, sent); diff != "" {
 		t.Errorf("expectations (-want +got):\n%s", diff)
 	}

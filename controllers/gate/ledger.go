@@ -223,19 +223,14 @@ func (l *Ledger) NeedLeaderElection() bool { return false }
 // Start opens gates until ctx ends; it returns nil then. The first sync of
 // the caches must be complete before.
 func (l *Ledger) Start(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		next := l.step()
 		if next == 0 {
-			if ctx.Err() != nil {
-				return nil
-			}
 			continue
 		}
 		timer := l.clock.NewTimer(next)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
 		case <-l.posted:
 		case <-l.coverage.Wake():
 		case <-l.barrier.Wake():
@@ -243,6 +238,7 @@ func (l *Ledger) Start(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
+	return nil
 }
 
 // step does a part of what there is to do, what may open a gate first, and

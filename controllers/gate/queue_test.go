@@ -50,7 +50,7 @@ func TestWhatIsUrgentDoesNotStarveWhatIsUsual(t *testing.T) {
 }
 
 func TestAQueueLosesNothingAndEnds(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test's dice
+	r := rand.New(rand.NewPCG(1, 2))
 	var q queue[int]
 	var pushed, popped []int
 	for i := range 10000 {
@@ -83,7 +83,7 @@ type alarm struct {
 }
 
 func TestTimersAreServedWhenTheyAreDue(t *testing.T) {
-	r := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // a test's dice
+	r := rand.New(rand.NewPCG(3, 4))
 	t0 := time.Unix(0, 0)
 	var clocks timers[*alarm]
 	alarms := make([]*alarm, 50)
