@@ -4,11 +4,10 @@
 package gate
 
 import (
-	"fmt"
+	"encoding/binary"
 	"net/netip"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"weak"
 
@@ -139,23 +138,26 @@ func (w why) excusable() bool { return w.allows != deviation.None && w.rule.Poli
 // demands makes each Demand once. It holds a Demand as long as anybody else
 // does. The zero demands is not usable: see newDemands.
 type demands struct {
-	mu    sync.Mutex
-	known map[demandKey]weak.Pointer[demand]
+	mu sync.Mutex
+	// known is keyed by what appendKey makes of the expectations.
+	known map[string]weak.Pointer[demand]
+	// key is where that is made.
+	key []byte
 }
 
-// demandKey is what a demand follows from: the description, which holds the
-// rules' texts, and their policies.
-type demandKey struct {
-	description hub.Description
-	policies    string
-}
-
-func newDemands() *demands { return &demands{known: map[demandKey]weak.Pointer[demand]{}} }
+func newDemands() *demands { return &demands{known: map[string]weak.Pointer[demand]{}} }
 
 // of returns the Demand that asks for the expectations of a subject at ips.
+// For one that is known it makes nothing.
 func (t *demands) of(expectations []expect.Expectation, ips []netip.Addr) (Demand, error) {
 	if len(expectations) == 0 {
 		return Demand{}, nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.key = appendKey(t.key[:0], expectations, ips)
+	if known := t.known[string(t.key)].Value(); known != nil {
+		return Demand{known}, nil
 	}
 	message, made := newDemand(expectations, ips)
 	description, err := hub.Describe(message)
@@ -163,31 +165,72 @@ func (t *demands) of(expectations []expect.Expectation, ips []netip.Addr) (Deman
 		return Demand{}, err
 	}
 	made.description = description
-	var policies strings.Builder
-	for _, w := range made.whys {
-		// Names of objects hold no slash.
-		fmt.Fprintf(&policies, "%s/%s/%d\n", w.rule.Policy.Namespace, w.rule.Policy.Name, w.rule.Generation)
-	}
-	key := demandKey{description, policies.String()}
-
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if known := t.known[key].Value(); known != nil {
-		return Demand{known}, nil
-	}
-	pointer := weak.Make(made)
+	key, pointer := string(t.key), weak.Make(made)
 	t.known[key] = pointer
-	runtime.AddCleanup(made, func(key demandKey) { t.forget(key, pointer) }, key)
+	runtime.AddCleanup(made, func(key string) { t.forget(key, pointer) }, key)
 	return Demand{made}, nil
 }
 
 // forget drops what is no longer held, unless it was made anew.
-func (t *demands) forget(key demandKey, pointer weak.Pointer[demand]) {
+func (t *demands) forget(key string, pointer weak.Pointer[demand]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known[key] == pointer {
 		delete(t.known, key)
 	}
+}
+
+// appendKey appends what tells the demand of these expectations from others.
+func appendKey(key []byte, expectations []expect.Expectation, ips []netip.Addr) []byte {
+	text := func(s string) {
+		key = binary.AppendUvarint(key, uint64(len(s)))
+		key = append(key, s...)
+	}
+	address := func(a netip.Addr, own bool) {
+		if own {
+			a = unspecified(a)
+		}
+		raw := a.As16()
+		key = append(key, flag(own), flag(a.Is4()))
+		key = append(key, raw[:]...)
+	}
+	for _, e := range expectations {
+		src, dst := ownEnd(e, ips)
+		address(e.Flow.Src, src)
+		address(e.Flow.Dst, dst)
+		key = append(key, byte(e.Flow.Protocol), byte(e.Want), flag(e.Advisory), flag(e.External), flag(e.Witness))
+		key = binary.AppendUvarint(key, uint64(e.Flow.Port))
+		key = binary.AppendVarint(key, e.Generation)
+		text(e.Policy.Namespace)
+		text(e.Policy.Name)
+		text(e.Why)
+	}
+	return key
+}
+
+func flag(set bool) byte {
+	if set {
+		return 1
+	}
+	return 0
+}
+
+// unspecified returns the unspecified address of a's family.
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// ownEnd reports which end of the flow, at most one, is left out of what is
+// sent, as it is the subject's own address.
+func ownEnd(e expect.Expectation, ips []netip.Addr) (src, dst bool) {
+	if e.Witness {
+		return false, false
+	}
+	src = isOnly(e.Flow.Src, ips)
+	return src, !src && isOnly(e.Flow.Dst, ips)
 }
 
 // newDemand returns the expectations as they are sent, each rule once and the
@@ -207,14 +250,14 @@ func newDemand(expectations []expect.Expectation, ips []netip.Addr) (*hubv1.Desc
 		}
 		made.whys[at].add(e)
 		sent := hubv1.FlowOf(e.Flow)
-		own := !e.Witness && isOnly(e.Flow.Src, ips)
+		src, dst := ownEnd(e, ips)
 		switch {
-		case own:
+		case src:
 			sent.Src = nil
-		case !e.Witness && isOnly(e.Flow.Dst, ips):
+		case dst:
 			sent.Dst = nil
 		}
-		made.asked[i] = asked{why: at, denied: e.Want == flow.Denied, own: own, v6: e.Flow.Src.Is6()}
+		made.asked[i] = asked{why: at, denied: e.Want == flow.Denied, own: src, v6: e.Flow.Src.Is6()}
 		message.Expectations[i] = &hubv1.Expectation{
 			Flow:     sent,
 			Want:     hubv1.AnswerOf(e.Want),

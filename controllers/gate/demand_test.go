@@ -178,3 +178,72 @@ func TestPodsOfOnePolicyShareTheirDemand(t *testing.T) {
 		runtime.GC()
 	}
 }
+
+// Whatever two expectations differ in, they are two demands.
+func TestDemandsDifferInWhateverIsAsked(t *testing.T) {
+	changes := map[string]func(*expect.Expectation){
+		"nothing":              func(*expect.Expectation) {},
+		"source":               func(e *expect.Expectation) { e.Flow.Src = netip.MustParseAddr("10.7.7.7") },
+		"destination":          func(e *expect.Expectation) { e.Flow.Dst = netip.MustParseAddr("10.7.7.7") },
+		"unspecified source":   func(e *expect.Expectation) { e.Flow.Src = netip.IPv4Unspecified() },
+		"family":               func(e *expect.Expectation) { e.Flow.Dst = netip.MustParseAddr("::ffff:10.9.9.9") },
+		"protocol":             func(e *expect.Expectation) { e.Flow.Protocol = flow.UDP },
+		"port":                 func(e *expect.Expectation) { e.Flow.Port++ },
+		"answer":               func(e *expect.Expectation) { e.Want = flow.Denied },
+		"advisory":             func(e *expect.Expectation) { e.Advisory = true },
+		"external":             func(e *expect.Expectation) { e.External = true },
+		"witness":              func(e *expect.Expectation) { e.Witness = true },
+		"generation":           func(e *expect.Expectation) { e.Generation++ },
+		"policy":               func(e *expect.Expectation) { e.Policy.Name += "x" },
+		"namespace":            func(e *expect.Expectation) { e.Policy.Namespace += "x" },
+		"text":                 func(e *expect.Expectation) { e.Why += "x" },
+		"where the names part": func(e *expect.Expectation) { e.Policy = types.NamespacedName{Namespace: "sho", Name: "pallow"} },
+	}
+	table, seen := newDemands(), map[Demand]string{}
+	for name, change := range changes {
+		e := allow(shopAllow, "10.0.0.1", 80)
+		change(&e)
+		d, err := table.of([]expect.Expectation{e}, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, known := seen[d]; known {
+			t.Errorf("%q and %q are one demand", name, other)
+		}
+		seen[d] = name
+	}
+}
+
+// BenchmarkDemand makes the demand of one more Pod, of eight expectations,
+// that others have, and one that none has.
+func BenchmarkDemand(b *testing.B) {
+	eight := func(i int) ([]expect.Expectation, []netip.Addr) {
+		ip := fmt.Sprintf("10.0.%d.%d", i/250%250, i%250)
+		list := make([]expect.Expectation, 8)
+		for j := range list {
+			list[j] = allow(shopAllow, ip, uint16(80+j)) //nolint:gosec // below 65536
+		}
+		return list, []netip.Addr{netip.MustParseAddr(ip)}
+	}
+	b.Run("known", func(b *testing.B) {
+		table := newDemands()
+		first, err := table.of(eight(0))
+		list, ips := eight(1)
+		b.ReportAllocs()
+		for b.Loop() {
+			var d Demand
+			if d, err = table.of(list, ips); err != nil || d != first {
+				b.Fatal("not the same demand", err)
+			}
+		}
+	})
+	b.Run("new", func(b *testing.B) {
+		list, ips := eight(1)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := newDemands().of(list, ips); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
