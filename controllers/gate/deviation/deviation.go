@@ -53,8 +53,14 @@ type Table struct {
 	// spaces has the same by the policies' namespaces, oldest first, and
 	// policies by policy.
 	spaces   map[string]*list.List
-	policies map[types.NamespacedName]map[*list.Element]struct{}
+	policies map[types.NamespacedName]*policy
 	count    int
+}
+
+// policy is what was learned of one policy, at one generation.
+type policy struct {
+	generation int64
+	rules      map[*list.Element]struct{}
 }
 
 // key is what is learned on a node.
@@ -79,7 +85,7 @@ func NewTable(limit int) *Table {
 		limit:    limit,
 		nodes:    map[string]map[key]*list.Element{},
 		spaces:   map[string]*list.List{},
-		policies: map[types.NamespacedName]map[*list.Element]struct{}{},
+		policies: map[types.NamespacedName]*policy{},
 	}
 }
 
@@ -93,7 +99,7 @@ func keyFor(r Rule, namespace string) key {
 
 // Learn notes that Pods of the namespace have shown that node does not realize
 // r in that extent, and reports whether that is news. It forgets what was
-// learned there of other generations of the policy, and does nothing for None.
+// learned of other generations of the policy, and does nothing for None.
 func (t *Table) Learn(node string, r Rule, namespace string, extent Extent) bool {
 	if extent == None {
 		return false
@@ -107,10 +113,8 @@ func (t *Table) Learn(node string, r Rule, namespace string, extent Extent) bool
 		l.extent = extent
 		return true
 	}
-	for e := range t.policies[r.Policy] {
-		if at(e).rule.Generation != r.Generation {
-			t.drop(e)
-		}
+	if p := t.policies[r.Policy]; p != nil && p.generation != r.Generation {
+		t.ForgetPolicy(r.Policy)
 	}
 	if t.count >= t.limit {
 		t.dropOldest()
@@ -126,9 +130,9 @@ func (t *Table) Learn(node string, r Rule, namespace string, extent Extent) bool
 	}
 	t.nodes[node][k] = e
 	if t.policies[r.Policy] == nil {
-		t.policies[r.Policy] = map[*list.Element]struct{}{}
+		t.policies[r.Policy] = &policy{generation: r.Generation, rules: map[*list.Element]struct{}{}}
 	}
-	t.policies[r.Policy][e] = struct{}{}
+	t.policies[r.Policy].rules[e] = struct{}{}
 	t.count++
 	return true
 }
@@ -156,8 +160,8 @@ func (t *Table) Any(node string) bool { return len(t.nodes[node]) > 0 }
 // whether anything was: the rule was seen to be realized.
 func (t *Table) Unlearn(node string, r Rule) bool {
 	forgot := false
-	for e := range t.policies[r.Policy] {
-		if l := at(e); l.node == node && l.rule == r {
+	for k, e := range t.nodes[node] {
+		if k.rule == r {
 			t.drop(e)
 			forgot = true
 		}
@@ -166,9 +170,11 @@ func (t *Table) Unlearn(node string, r Rule) bool {
 }
 
 // ForgetPolicy forgets all that is known of a policy that is gone.
-func (t *Table) ForgetPolicy(policy types.NamespacedName) {
-	for e := range t.policies[policy] {
-		t.drop(e)
+func (t *Table) ForgetPolicy(name types.NamespacedName) {
+	if p := t.policies[name]; p != nil {
+		for e := range p.rules {
+			t.drop(e)
+		}
 	}
 }
 
@@ -203,13 +209,14 @@ func (t *Table) drop(e *list.Element) {
 	if delete(t.nodes[l.node], l.key); len(t.nodes[l.node]) == 0 {
 		delete(t.nodes, l.node)
 	}
-	policy := l.rule.Policy
-	if delete(t.policies[policy], e); len(t.policies[policy]) == 0 {
-		delete(t.policies, policy)
+	name := l.rule.Policy
+	p := t.policies[name]
+	if delete(p.rules, e); len(p.rules) == 0 {
+		delete(t.policies, name)
 	}
-	space := t.spaces[policy.Namespace]
+	space := t.spaces[name.Namespace]
 	if space.Remove(e); space.Len() == 0 {
-		delete(t.spaces, policy.Namespace)
+		delete(t.spaces, name.Namespace)
 	}
 	t.count--
 }
