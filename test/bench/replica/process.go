@@ -213,7 +213,7 @@ func (r *Replica) receive(listening chan<- struct{}) {
 			r.mu.Unlock()
 			r.overtake(&frame{Op: opListed, ID: f.ID, Versions: r.options.Store.List(f.Kind)})
 		case opPatch:
-			err := r.options.Store.PatchStatus(context.Background(), f.Namespace, f.Name, f.Data)
+			_, err := r.options.Store.PatchStatus(f.Namespace, f.Name, f.Data)
 			if r.options.Patched != nil {
 				r.options.Patched(f.Namespace, f.Name, err)
 			}

@@ -40,6 +40,9 @@ type Options struct {
 	Seed uint64
 	// Least and Most bound the delay until a node realizes a change.
 	Least, Most time.Duration
+	// Patience is how long a gated Pod is waited for. One that is not open by
+	// then is wrong.
+	Patience time.Duration
 	// Lies has every replica's barrier believe that there is nothing to wait
 	// for: the control that shows that wrong releases are seen.
 	Lies bool

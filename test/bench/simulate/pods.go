@@ -4,6 +4,7 @@
 package simulate
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -28,8 +29,8 @@ const (
 	// noticeMost is how long a kubelet takes at most to show a hold what the
 	// gate says.
 	noticeMost = 100 * time.Millisecond
-	// patience is how long a Pod is waited for: longer than its own timeout.
-	patience = 90 * time.Second
+	// again marks the annotation's value where it is written to wake a kubelet.
+	again = ";again="
 )
 
 // job is a gated Pod that is to be.
@@ -48,11 +49,11 @@ type passage struct {
 	uid                        types.UID
 	created, addressed, opened time.Time
 	reason                     string
-	// requests and writes count the agents' patches, and those that changed
-	// the Pod; messages the manager's.
-	requests, messages int
-	opening            world.Opening
-	done               chan struct{}
+	// requests counts the agents' patches, writes those that changed the Pod
+	// other than to wake its kubelet, and messages the manager's.
+	requests, writes, messages int
+	opening                    world.Opening
+	done                       chan struct{}
 }
 
 // pods keeps track of the gated Pods. It is what the agents patch.
@@ -71,15 +72,18 @@ type pods struct {
 func newPods(c *cluster) *pods { return &pods{cluster: c, byName: map[types.NamespacedName]*passage{}} }
 
 // PatchStatus implements reporter.Pods for every agent.
-func (p *pods) PatchStatus(ctx context.Context, namespace, name string, patch []byte) error {
+func (p *pods) PatchStatus(_ context.Context, namespace, name string, patch []byte) error {
 	key := types.NamespacedName{Namespace: namespace, Name: name}
-	err := p.cluster.store.PatchStatus(ctx, namespace, name, patch)
+	changed, err := p.cluster.store.PatchStatus(namespace, name, patch)
 	at := time.Now()
 	p.mu.Lock()
 	x := p.byName[key]
 	first := false
 	if x != nil {
 		x.requests++
+		if changed && !bytes.Contains(patch, []byte(again)) {
+			x.writes++
+		}
 		if first = err == nil && x.opened.IsZero(); first {
 			x.opened = at
 		}
@@ -151,7 +155,7 @@ func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 	c.store.UpdatePod(key, x.uid, func(pod *corev1.Pod) { hold(pod, ip, time.Now()) })
 	var giveUp <-chan time.Time
 	if !j.held {
-		giveUp = time.After(patience)
+		giveUp = time.After(c.options.Patience)
 	}
 	select {
 	case <-x.done:

@@ -118,7 +118,8 @@ func (r *Report) outcome(run string, scale int, o *Outcome) {
 	r.add(run, scale, "manager's processor time per Pod", short(o.CPU), float64(o.CPU))
 	r.add(run, scale, "bytes to agents per Pod", fmt.Sprint(o.Bytes), float64(o.Bytes))
 	r.add(run, scale, "LISTs a second of one kind", fmt.Sprintf("%.2f", o.Lists), o.Lists)
-	r.add(run, scale, "patches of Pods opened within 3 s", o.several(), 0)
+	r.add(run, scale, "writes of Pods opened within 3 s", several(o.Writes), 0)
+	r.add(run, scale, "patches of these, idle ones included", several(o.Requests), 0)
 	r.add(run, scale, "messages of the manager", fmt.Sprint(o.Messages), 0)
 }
 
@@ -147,7 +148,8 @@ func (r *Report) kill(ctx context.Context, x Run) error {
 			ratio(k.Around.P99, k.Undisturbed.P99), ratio(k.TotalAround.P99, k.TotalUndisturbed.P99)), 0)
 		r.add(run, x.Scale, "every agent is back after", short(k.Returned), float64(k.Returned))
 		r.add(run, x.Scale, "agents back in a tenth of that", fmt.Sprint(k.Most), float64(k.Most))
-		r.add(run, x.Scale, "patches of Pods opened within 3 s", k.several(), 0)
+		r.add(run, x.Scale, "writes of Pods opened within 3 s", several(k.Writes), 0)
+		r.add(run, x.Scale, "patches of these, idle ones included", several(k.Requests), 0)
 		r.add(run, x.Scale, "manager's memory, greatest", fmt.Sprintf("%d MiB", k.Peak>>20), float64(k.Peak))
 	}
 	return nil

@@ -60,10 +60,11 @@ type Outcome struct {
 	Bytes uint64
 	// Lists are the LISTs per second of the kind that was listed most often.
 	Lists float64
-	// Requests counts agents' patches of quick Pods by how many there were of
-	// a Pod; Messages are the manager's.
-	Requests map[int]int
-	Messages int
+	// Writes counts quick Pods by how many patches of the agents' and the
+	// manager's changed one, and Requests by how many there were. Messages are
+	// the manager's.
+	Writes, Requests map[int]int
+	Messages         int
 	// WrongFlows are the flows that kernels treated otherwise than they must
 	// when a gate opened.
 	WrongFlows int
@@ -102,16 +103,13 @@ func (c *cluster) stream(ctx context.Context, s Shape, rate float64, seed uint64
 		count = max(int(rate*s.every.Seconds()), 1)
 		step = s.every
 	}
-	ticker := time.NewTicker(step)
-	defer ticker.Stop()
-	for {
+	// By the clock, so that a driver which is late catches up.
+	for next := time.Now(); ; next = next.Add(step) {
+		if !sleep(ctx, time.Until(next)) {
+			return
+		}
 		for range count {
 			c.pods.run(context.WithoutCancel(ctx), s.next(c, rng), rng)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
 		}
 	}
 }
@@ -134,7 +132,7 @@ func (c *cluster) collect(ctx context.Context, o *outcome) error {
 }
 
 // sum makes figures of what was collected.
-func (o *outcome) sum() {
+func (o *outcome) sum(patience time.Duration) {
 	var adds, assigns, seen, total []time.Duration
 	o.behind = map[string]bool{}
 	nodes := 0
@@ -158,17 +156,23 @@ func (o *outcome) sum() {
 			seen = append(seen, w.Released.Sub(w.Reported))
 		}
 	}
-	o.Requests = map[int]int{}
+	o.Writes, o.Requests = map[int]int{}, map[int]int{}
 	for _, x := range o.passages {
 		o.Created++
-		o.judge(x)
+		o.judge(x, patience)
 		if x.opened.IsZero() {
 			continue
 		}
 		o.Opened++
 		total = append(total, x.opened.Sub(x.addressed))
 		if x.opened.Sub(x.addressed) < quick {
+			o.Writes[x.writes+x.messages]++
 			o.Requests[x.requests+x.messages]++
+		}
+	}
+	for n, pods := range o.Writes {
+		if n != 1 {
+			o.Wrong = append(o.Wrong, fmt.Sprintf("%d Pods that were confirmed within %s had %d writes of their status: want 1", pods, quick, n))
 		}
 	}
 	o.Messages = len(o.messages)
@@ -180,7 +184,7 @@ func (o *outcome) sum() {
 }
 
 // judge adds what the truth says of one Pod.
-func (o *outcome) judge(x *passage) {
+func (o *outcome) judge(x *passage, patience time.Duration) {
 	if x.opened.IsZero() {
 		o.Wrong = append(o.Wrong, fmt.Sprintf("pod %s was not opened within %s", x.uid, patience))
 		return
@@ -244,7 +248,7 @@ func (c *cluster) measured(ctx context.Context, do func(context.Context, *outcom
 	if err != nil {
 		return nil, err
 	}
-	o.sum()
+	o.sum(c.options.Patience)
 	o.Bare = distribution(bare)
 	if len(bare) == 0 && echoErr != nil {
 		return nil, echoErr
@@ -303,13 +307,13 @@ func (o *outcome) cost(before, after map[string]cost, took time.Duration) {
 	}
 }
 
-// several names the Pods that cost more than one write.
-func (o *Outcome) several() string {
-	var out string
-	for _, n := range slices.Sorted(maps.Keys(o.Requests)) {
+// several says how many Pods had how many.
+func several(counts map[int]int) string {
+	out := fmt.Sprintf("%d with 1", counts[1])
+	for _, n := range slices.Sorted(maps.Keys(counts)) {
 		if n != 1 {
-			out += fmt.Sprintf(", %d with %d", o.Requests[n], n)
+			out += fmt.Sprintf(", %d with %d", counts[n], n)
 		}
 	}
-	return fmt.Sprintf("%d with 1%s", o.Requests[1], out)
+	return out
 }

@@ -37,18 +37,7 @@ func Sustained(ctx context.Context, o Options, s Shape, l Load) (_ *Outcome, err
 	if err != nil {
 		return nil, err
 	}
-	out.writes()
 	return &out.Outcome, nil
-}
-
-// writes adds what is wrong with the writes per Pod.
-func (o *outcome) writes() {
-	for n, pods := range o.Requests {
-		if n != 1 {
-			o.Wrong = append(o.Wrong, fmt.Sprintf(
-				"%d Pods that were confirmed within %s had %d patches of their status: want 1", pods, quick, n))
-		}
-	}
 }
 
 // Killed is what came of a run in whose middle a replica was killed.

@@ -5,6 +5,7 @@ package simulate
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -21,12 +22,23 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	flag.Parse()
+	// They wait rather than compute, so more of them than processors can run.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
 // small returns a cluster for a test.
 func small() Options {
-	return Options{Nodes: 30, Replicas: 1, Seed: 1, Least: 10 * time.Millisecond, Most: 300 * time.Millisecond}
+	return Options{
+		Nodes: 30, Replicas: 1, Seed: 1, Least: 10 * time.Millisecond, Most: 300 * time.Millisecond,
+		// A hundred times what a Pod takes, and less than what a change that
+		// was forgotten is found after.
+		Patience: 25 * time.Second,
+	}
 }
 
 func TestSustained(t *testing.T) {

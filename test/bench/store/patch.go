@@ -4,7 +4,6 @@
 package store
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -31,11 +30,11 @@ type patch struct {
 // PatchStatus applies a strategic merge patch to a Pod's status subresource:
 // annotations and conditions, with the UID and the resourceVersion as
 // preconditions. The errors are the API server's. A patch that changes nothing
-// makes no version and tells nobody.
-func (s *Store) PatchStatus(_ context.Context, namespace, name string, data []byte) error {
+// makes no version and tells nobody; changed says so.
+func (s *Store) PatchStatus(namespace, name string, data []byte) (changed bool, err error) {
 	var in patch
 	if err := json.Unmarshal(data, &in); err != nil {
-		return apierrors.NewBadRequest(fmt.Sprintf("patch of pod %s/%s: %v", namespace, name, err))
+		return false, apierrors.NewBadRequest(fmt.Sprintf("patch of pod %s/%s: %v", namespace, name, err))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,16 +42,15 @@ func (s *Store) PatchStatus(_ context.Context, namespace, name string, data []by
 	p, ok := s.objects[Pods][key].(*corev1.Pod)
 	switch {
 	case !ok:
-		return apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, name)
+		return false, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, name)
 	case in.Metadata.UID != "" && in.Metadata.UID != p.UID:
-		return apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, name, field.ErrorList{
+		return false, apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, name, field.ErrorList{
 			field.Invalid(field.NewPath("metadata", "uid"), in.Metadata.UID, "field is immutable"),
 		})
 	case in.Metadata.ResourceVersion != "" && in.Metadata.ResourceVersion != p.ResourceVersion:
-		return apierrors.NewConflict(schema.GroupResource{Resource: "pods"}, name, fmt.Errorf("the object has been modified"))
+		return false, apierrors.NewConflict(schema.GroupResource{Resource: "pods"}, name, fmt.Errorf("the object has been modified"))
 	}
 	next := p.DeepCopy()
-	changed := false
 	for key, value := range in.Metadata.Annotations {
 		if p.Annotations[key] != value {
 			if next.Annotations = maps.Clone(next.Annotations); next.Annotations == nil {
@@ -68,7 +66,7 @@ func (s *Store) PatchStatus(_ context.Context, namespace, name string, data []by
 	if changed {
 		s.put(Pods, key, next)
 	}
-	return nil
+	return changed, nil
 }
 
 // setCondition merges a condition by its type and reports whether it differs.

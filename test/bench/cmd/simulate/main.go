@@ -21,6 +21,9 @@ import (
 	"github.com/policygate/policygate/test/bench/simulate"
 )
 
+// patience is longer than a Pod's own timeout.
+const patience = 90 * time.Second
+
 // options are the flags.
 type options struct {
 	scenarios []string
@@ -89,7 +92,7 @@ func (o *options) scenario(ctx context.Context, report *simulate.Report, name st
 	return report.Run(ctx, simulate.Run{
 		Scenario: name, Shapes: o.shapes, Scale: scale,
 		Options: simulate.Options{
-			Nodes: o.nodes * scale, Replicas: 1, Seed: o.seed, Least: o.least, Most: o.most, Log: log, Verbose: o.verbose,
+			Nodes: o.nodes * scale, Replicas: 1, Seed: o.seed, Least: o.least, Most: o.most, Patience: patience, Log: log, Verbose: o.verbose,
 		},
 		Load: simulate.Load{Rate: o.rate * float64(scale), Lasts: o.lasts},
 	})
