@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// martians4 and martians6 are never on the wire between two hosts.
+// martians are never on the wire between two hosts.
 func martians(v6 bool) []netip.Prefix {
 	if v6 {
 		return []netip.Prefix{
@@ -43,40 +43,71 @@ func outsiders(v6 bool) []netip.Addr {
 	}
 }
 
-// pick returns an address of within that no prefix of avoid has, the same for
-// the same arguments; false if there is none.
-func pick(within netip.Prefix, avoid []netip.Prefix) (netip.Addr, bool) {
-	var inside []netip.Prefix
-	for _, a := range avoid {
-		if !a.Overlaps(within) {
+// span is all addresses from first to last.
+type span struct{ first, last netip.Addr }
+
+// ranges are spans of one family, sorted, with a gap between any two.
+type ranges []span
+
+// newRanges returns what the prefixes, all of one family, have. It is not nil.
+func newRanges(prefixes []netip.Prefix) ranges {
+	out := ranges{}
+	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	for _, p := range prefixes {
+		s := span{p.Masked().Addr(), last(p)}
+		if n := len(out); n > 0 && (s.first.Compare(out[n-1].last) <= 0 || s.first == out[n-1].last.Next()) {
+			if out[n-1].last.Less(s.last) {
+				out[n-1].last = s.last
+			}
 			continue
 		}
-		if a.Bits() <= within.Bits() {
-			return netip.Addr{}, false
-		}
-		inside = append(inside, a)
+		out = append(out, s)
 	}
-	if len(inside) == 0 {
-		if within.IsSingleIP() {
-			return within.Addr(), true
-		}
-		// The first address of a prefix is often a network's own.
-		return within.Addr().Next(), true
-	}
-	low, high := halves(within)
-	if addr, ok := pick(low, inside); ok {
-		return addr, true
-	}
-	return pick(high, inside)
+	return out
 }
 
-// halves splits a masked prefix that is not a single address.
-func halves(p netip.Prefix) (low, high netip.Prefix) {
-	bits := p.Bits()
-	raw := p.Addr().AsSlice()
-	raw[bits/8] |= 0x80 >> (bits % 8)
-	addr, _ := netip.AddrFromSlice(raw)
-	return netip.PrefixFrom(p.Addr(), bits+1), netip.PrefixFrom(addr, bits+1)
+// around returns the end of the span that has addr; false if none has.
+func (r ranges) around(addr netip.Addr) (netip.Addr, bool) {
+	i, _ := slices.BinarySearchFunc(r, addr, func(s span, addr netip.Addr) int { return s.last.Compare(addr) })
+	if i < len(r) && r[i].first.Compare(addr) <= 0 {
+		return r[i].last, true
+	}
+	return netip.Addr{}, false
+}
+
+// pick returns an address of within that neither avoid nor besides have, the
+// same for the same arguments; false if there is none. It is the second of the
+// first subnet that is free, for the first address is often a network's own.
+func pick(within netip.Prefix, avoid ranges, besides []netip.Prefix) (netip.Addr, bool) {
+	taken := func(addr netip.Addr) (netip.Addr, bool) {
+		if end, ok := avoid.around(addr); ok {
+			return end, true
+		}
+		for _, p := range besides {
+			if p.Contains(addr) {
+				return last(p), true
+			}
+		}
+		return netip.Addr{}, false
+	}
+	addr := within.Masked().Addr()
+	for {
+		end, ok := taken(addr)
+		if !ok {
+			break
+		}
+		// Behind the last address of all there is none.
+		if addr = end.Next(); !within.Contains(addr) {
+			return netip.Addr{}, false
+		}
+	}
+	raw := addr.AsSlice()
+	if next := addr.Next(); raw[len(raw)-1]%2 == 0 && within.Contains(next) {
+		if _, ok := taken(next); !ok {
+			return next, true
+		}
+	}
+	return addr, true
 }
 
 // last returns the highest address of p.
@@ -89,32 +120,16 @@ func last(p netip.Prefix) netip.Addr {
 	return addr
 }
 
-// inside returns the prefixes of one family that belong to the cluster: pod
-// CIDRs, node addresses and whatever else the options name.
-func (k *plan) inside(v6 bool) []netip.Prefix {
-	if k.insideOf[bit(v6)] != nil {
-		return k.insideOf[bit(v6)]
-	}
-	out := martians(v6)
-	add := func(p netip.Prefix) {
-		if p.Addr().Is6() == v6 {
-			out = append(out, p)
-		}
-	}
+// inside returns what of one family belongs to the cluster: pod CIDRs and node
+// addresses, and whatever else the options name.
+func (k *plan) inside(v6 bool) (ranges, []netip.Prefix) {
+	var besides []netip.Prefix
 	for _, p := range k.options.Avoid {
-		add(p)
-	}
-	for _, name := range k.cluster.nodeNames {
-		n := k.cluster.nodes[name]
-		for _, p := range n.PodCIDRs {
-			add(p)
-		}
-		for _, a := range n.Addresses {
-			add(netip.PrefixFrom(a, a.BitLen()))
+		if p.Addr().Is6() == v6 {
+			besides = append(besides, p)
 		}
 	}
-	k.insideOf[bit(v6)] = out
-	return out
+	return k.looks.ranges().within(v6), besides
 }
 
 func bit(v6 bool) int {
@@ -135,9 +150,12 @@ const (
 // Pod has, from the high end, which is given out last.
 func (k *plan) unused(node string, v6 bool, yield func(netip.Addr) bool) {
 	nodes := 0
-	for _, name := range k.cluster.nodeNames {
-		n := k.cluster.nodes[name]
-		if name == node || n.Out {
+	for _, name := range k.looks.ranges().names {
+		if name == node {
+			continue
+		}
+		n := k.looks.node(name)
+		if n.Out {
 			continue
 		}
 		if nodes++; nodes > unusedNodes {
@@ -153,7 +171,7 @@ func (k *plan) unused(node string, v6 bool, yield func(netip.Addr) bool) {
 				if !cidr.Contains(addr) {
 					break
 				}
-				taken := len(k.cluster.byAddr[addr]) > 0 || slices.Contains(n.Addresses, addr)
+				taken := len(k.looks.Holding(addr)) > 0 || slices.Contains(n.Addresses, addr)
 				if !taken && !yield(addr) {
 					return
 				}

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/policygate/policygate/api/flow"
 )
 
 // Footprint names parts of a Cluster. A Result has the footprint of all that
@@ -36,17 +34,4 @@ type Footprint struct {
 	// Ports are names of container ports of which it was looked at, or
 	// changed, which numbers they stand for.
 	Ports []PortName
-}
-
-// PortName is a container port's name, which each Pod may give a number.
-type PortName struct {
-	Name     string
-	Protocol flow.Protocol
-}
-
-// LabelSet is all Pods of one namespace that have the same labels and the same
-// named ports: no selector and no port name can tell them apart. It exists as
-// long as one of its Pods does. Pointers to it are compared.
-type LabelSet struct {
-	Namespace string
 }

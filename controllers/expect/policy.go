@@ -50,9 +50,9 @@ type Policy struct {
 	Isolates [2]bool
 	// Rules are those of each direction, in order.
 	Rules [2][]Rule
-	// Err is set, and the other fields but UID, Namespace, Name and Generation are not, if
-	// the policy could not be understood: then nothing is known of the Pods of
-	// its namespace.
+	// Err is set, and the other fields but UID, Namespace, Name and Generation
+	// are not, if the policy could not be understood: then nothing is known of
+	// the Pods of its namespace.
 	Err error
 }
 
@@ -247,6 +247,69 @@ func (q *Policy) key() types.NamespacedName {
 // concatenation is what kube-router hashes into the names of a policy's chain
 // and sets: without a separator, so two policies can share them.
 func (q *Policy) concatenation() string { return q.Namespace + q.Name }
+
+// same reports whether nothing differs between q and other, which has the same
+// name, that a Result can be made of.
+func (q *Policy) same(other *Policy) bool {
+	if q.Generation != other.Generation || (q.Err == nil) != (other.Err == nil) {
+		return false
+	}
+	if q.Err != nil {
+		return q.Err.Error() == other.Err.Error()
+	}
+	return q.Isolates == other.Isolates && selectorKey(q.Pods) == selectorKey(other.Pods) &&
+		slices.EqualFunc(q.Rules[Ingress], other.Rules[Ingress], Rule.same) &&
+		slices.EqualFunc(q.Rules[Egress], other.Rules[Egress], Rule.same)
+}
+
+func (r Rule) same(other Rule) bool {
+	return slices.Equal(r.Ports, other.Ports) && slices.EqualFunc(r.Peers, other.Peers, Peer.same)
+}
+
+func (p Peer) same(other Peer) bool {
+	if p.Block != nil || other.Block != nil {
+		return p.Block != nil && other.Block != nil &&
+			p.Block.CIDR == other.Block.CIDR && slices.Equal(p.Block.Except, other.Block.Except)
+	}
+	if (p.Namespaces == nil) != (other.Namespaces == nil) || selectorKey(p.Pods) != selectorKey(other.Pods) {
+		return false
+	}
+	return p.Namespaces == nil || selectorKey(p.Namespaces) == selectorKey(other.Namespaces)
+}
+
+// everyonesNames returns the port names of egress rules for everyone.
+func (q *Policy) everyonesNames() []PortName {
+	var out []PortName
+	for i := range q.Rules[Egress] {
+		if rule := &q.Rules[Egress][i]; rule.everyone() {
+			out = append(out, rule.portNames()...)
+		}
+	}
+	return out
+}
+
+// portNames returns the names among the rule's ports.
+func (r *Rule) portNames() []PortName {
+	var out []PortName
+	for _, port := range r.Ports {
+		if port.Name != "" {
+			out = append(out, PortName{port.Name, port.Protocol})
+		}
+	}
+	return out
+}
+
+// hasBlocks reports whether a rule of q means addresses.
+func (q *Policy) hasBlocks() bool {
+	for _, rules := range q.Rules {
+		for i := range rules {
+			if slices.ContainsFunc(rules[i].Peers, func(p Peer) bool { return p.Block != nil }) {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 func (r *Rule) everyone() bool { return len(r.Peers) == 0 }
 

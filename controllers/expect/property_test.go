@@ -98,7 +98,7 @@ func plainlyGranted(q *Policy, p *Pod, c *Cluster) bool {
 	for d := range q.Rules {
 		for i := range q.Rules[d] {
 			r := &q.Rules[d][i]
-			if c.ruleNames(q, r, p) && !slices.ContainsFunc(r.Ports, func(port Port) bool { return port.Name != "" }) {
+			if slices.Contains(c.Meaning(p), RuleOf{q, Direction(d), i}) && !r.everyone() && !slices.ContainsFunc(r.Ports, func(port Port) bool { return port.Name != "" }) {
 				return true
 			}
 		}

@@ -36,106 +36,77 @@ func ruleWhy(q *Policy, d Direction, i int) string { return fmt.Sprintf("%s %s[%
 // subject's node judges.
 func (k *plan) groupOwnRules(self End) {
 	v6 := self.Addr.Is6()
-	for _, q := range k.policies(k.subject) {
+	for _, q := range k.Selecting(k.subject) {
 		k.noteConflict(q)
 		for _, d := range []Direction{Ingress, Egress} {
 			for i := range q.Rules[d] {
 				rule := &q.Rules[d][i]
-				g := group{self: self, out: d == Egress, ports: portsOf(rule), why: ruleWhy(q, d, i), policy: q.key()}
+				g := group{rule: RuleOf{q, d, i}, self: self, out: d == Egress, ports: portsOf(rule), why: ruleWhy(q, d, i)}
 				if rule.everyone() {
-					k.groupEveryone(g, q, d)
+					k.groupEveryone(g)
 					continue
 				}
-				means := k.meant(q, rule)
-				k.noteRule(q, d, i, means)
-				k.addGroup(g, k.newestFirst(means, v6))
-				k.addGroup(g, k.representatives(rule, v6))
+				k.noteRule(g.rule, true)
+				k.addGroup(g.of(MeantBy{Rule: g.rule}))
+				k.addGroup(g.with(k.representatives(rule, v6)))
 			}
 		}
 	}
 }
 
-func (k *plan) addGroup(g group, peers []candidate) {
-	if g.peers = peers; g.pairs() > 0 {
-		k.groups = append(k.groups, &g)
-	}
+// of returns g for the peers of a choice, with for those given.
+func (g group) of(choice Choice) group {
+	g.choice = choice
+	return g
 }
 
-// meant returns the Pods that the selector peers of a rule mean, oldest first.
-func (k *plan) meant(q *Policy, rule *Rule) []*Pod {
-	c := k.cluster
-	namespaces := map[string]bool{}
-	for i := range rule.Peers {
-		switch peer := &rule.Peers[i]; {
-		case peer.Block != nil:
-		case peer.Namespaces == nil:
-			namespaces[q.Namespace] = true
-		default:
-			for name, ns := range c.namespaces {
-				if peer.Namespaces.Matches(ns.Labels) {
-					namespaces[name] = true
-				}
-			}
-		}
-	}
-	var out []*Pod
-	for name := range namespaces {
-		for _, p := range c.byNamespace[name] {
-			if p.UID != k.subject.UID && c.ruleNames(q, rule, p) {
-				out = append(out, p)
-			}
-		}
-	}
-	slices.SortFunc(out, byAge)
-	return out
+func (g group) with(peers []candidate) group {
+	g.peers, g.exhausted, g.drained = peers, true, true
+	return g
 }
 
 // groupEveryone collects for a rule without peers. Nobody in particular is
 // meant, so one Pod or address elsewhere and one on the node stand for all;
-// but a port name in an egress rule means the Pods that have it.
-func (k *plan) groupEveryone(g group, q *Policy, d Direction) {
+// but a port name in an egress rule means the Pods that have it: those of the
+// policy's namespace, and one of any other.
+func (k *plan) groupEveryone(g group) {
 	v6 := g.self.Addr.Is6()
+	q, d := g.rule.Policy, g.rule.Direction
 	var anyone []candidate
 	if e, ok := k.anyoneElsewhere(v6); ok {
 		anyone = append(anyone, candidate{End: e})
 	}
-	for e := range k.older(k.cluster.byNode[k.subject.Node], v6) {
-		if !Isolated(k.policies(e.Pod), d.opposite()) {
+	for p := range k.Peers(On{k.subject.Node}, OldestFirst, nil) {
+		if Isolated(k.Selecting(p), d.opposite()) {
+			continue
+		}
+		if e, ok := k.end(p, v6); ok {
 			anyone = append(anyone, candidate{End: e})
 			break
 		}
 	}
 	if d == Ingress {
-		k.addGroup(g, anyone)
+		k.addGroup(g.with(anyone))
 		return
 	}
 	ports := g.ports
 	g.ports = slices.DeleteFunc(slices.Clone(ports), func(port Port) bool { return port.Name != "" })
-	k.addGroup(g, anyone)
+	k.addGroup(g.with(anyone))
 	for _, port := range ports {
-		if port.Name != "" {
-			g.ports = []Port{port}
-			k.addGroup(g, k.having(q.Namespace, port, v6))
+		if port.Name == "" {
+			continue
 		}
-	}
-}
-
-// having returns the Pods of a namespace that declare a named port, newest
-// first, and one of any other namespace.
-func (k *plan) having(namespace string, port Port, v6 bool) []candidate {
-	out := slices.DeleteFunc(k.newestFirst(k.cluster.byNamespace[namespace], v6), func(peer candidate) bool {
-		_, has := peer.Pod.named(port.Name, port.Protocol)
-		return !has
-	})
-	if len(k.cluster.ports[portName{port.Name, port.Protocol}]) == 0 {
-		return out
-	}
-	for e := range k.older(k.cluster.peers, v6) {
-		if _, has := e.Pod.named(port.Name, port.Protocol); has && e.Pod.Namespace != namespace {
-			return append(out, candidate{End: e})
+		name := PortName{port.Name, port.Protocol}
+		named := g.of(Named{name, q.Namespace})
+		named.ports = []Port{port}
+		for p := range k.Peers(NamedElsewhere{name, q.Namespace}, OldestFirst, nil) {
+			if e, ok := k.end(p, v6); ok {
+				named.more = []candidate{{End: e}}
+				break
+			}
 		}
+		k.addGroup(named)
 	}
-	return out
 }
 
 // representatives returns an address of each block of a rule and of each of
@@ -146,7 +117,7 @@ func (k *plan) representatives(rule *Rule, v6 bool) []candidate {
 	for _, b := range blocks {
 		excepts = append(excepts, b.Except...)
 	}
-	inside := k.inside(v6)
+	inside, besides := k.inside(v6)
 	var out []candidate
 	for _, b := range blocks {
 		if c, ok := k.representative(b, excepts); ok {
@@ -154,12 +125,16 @@ func (k *plan) representatives(rule *Rule, v6 bool) []candidate {
 		}
 	}
 	for _, e := range excepts {
-		if addr, ok := pick(e, inside); ok {
+		if addr, ok := pick(e, inside, besides); ok {
 			out = append(out, candidate{End: End{Addr: addr}, external: true})
 		}
 	}
 	return out
 }
+
+// maxWithin bounds the Pods that are looked at for one on another node: it is
+// more than run on one.
+const maxWithin = 1024
 
 // representative returns an address of a block: outside the cluster, or else a
 // real Pod on another node, or else one that it may be hard to say anything
@@ -170,18 +145,25 @@ func (k *plan) representative(b *Block, excepts []netip.Prefix) (candidate, bool
 	if v6 && b.CIDR.Bits() == 0 {
 		within = []netip.Prefix{netip.MustParsePrefix("2000::/3"), netip.MustParsePrefix("fd00::/8")}
 	}
+	inside, besides := k.inside(v6)
+	besides = append(besides, excepts...)
 	for _, p := range within {
-		if addr, ok := pick(p, slices.Concat(k.inside(v6), excepts)); ok {
+		if addr, ok := pick(p, inside, besides); ok {
 			return candidate{End: End{Addr: addr}, external: true}, true
 		}
 	}
-	for e := range k.elsewhere(k.subject.Node, v6) {
-		if b.contains(e.Addr) {
+	tries := 0
+	for p := range k.Peers(Within{b.CIDR}, OldestFirst, nil) {
+		e, ok := k.end(p, v6)
+		if ok && p.Node != k.subject.Node && b.contains(e.Addr) {
 			return candidate{End: e}, true
 		}
+		if tries++; tries == maxWithin {
+			break
+		}
 	}
-	for _, avoid := range [][]netip.Prefix{slices.Concat(martians(v6), excepts), slices.Concat(martians(v6), b.Except)} {
-		if addr, ok := pick(b.CIDR, avoid); ok {
+	for _, avoid := range [][]netip.Prefix{excepts, b.Except} {
+		if addr, ok := pick(b.CIDR, newRanges(martians(v6)), avoid); ok {
 			return candidate{End: End{Addr: addr}, external: true, advisory: true}, true
 		}
 	}
@@ -192,106 +174,74 @@ func (k *plan) representative(b *Block, excepts []netip.Prefix) (candidate, bool
 // of the Pods they select judge: of the subject itself, or of the Pod p that
 // had its address before.
 func (k *plan) groupNamingRules(self End, p *Pod, localOnly, denied bool) {
-	c := k.cluster
-	for _, q := range c.Naming(p) {
-		foreign := q.Namespace != k.subject.Namespace
-		if ns := c.namespaces[q.Namespace]; foreign && (ns == nil || !ns.Inject) {
-			continue
-		}
-		selected := k.selectedBy(q, localOnly)
-		for _, d := range []Direction{Ingress, Egress} {
-			for i := range q.Rules[d] {
-				rule := &q.Rules[d][i]
-				if !c.ruleMeans(q, d, rule, p) {
-					continue
-				}
-				g := group{
-					self: self, out: d == Ingress, remote: true, foreign: foreign, denied: denied,
-					ports: portsOf(rule), why: ruleWhy(q, d, i), policy: q.key(),
-				}
-				if denied {
-					g.previous = p
-				} else if len(selected) > 0 {
-					k.noteConflict(q)
-					k.noteRule(q, d, i, nil)
-				}
-				k.addGroup(g, k.newestFirst(selected, self.Addr.Is6()))
-			}
-		}
-	}
-}
-
-// selectedBy returns the Pods that a policy selects, oldest first, on nodes
-// that the subject may wait for.
-func (k *plan) selectedBy(q *Policy, localOnly bool) []*Pod {
-	var out []*Pod
-	for _, t := range k.cluster.byNamespace[q.Namespace] {
-		if t.UID == k.subject.UID || !q.Selects(t) {
-			continue
-		}
-		if t.Node != k.subject.Node {
-			n := k.cluster.nodes[t.Node]
-			if localOnly || n == nil || n.Out {
+	for _, r := range k.Meaning(p) {
+		if r.Policy.Namespace != k.subject.Namespace {
+			if ns := k.Namespace(r.Policy.Namespace); ns == nil || !ns.Inject {
 				continue
 			}
 		}
-		out = append(out, t)
+		g := group{
+			rule: r, self: self, out: r.Direction == Ingress, remote: true, localOnly: localOnly, denied: denied,
+			ports: portsOf(r.rule()), why: r.String(), choice: SelectedBy{Policy: r.Policy},
+		}
+		if denied {
+			g.previous = p
+		} else if k.peer(&g, 0) {
+			k.noteConflict(r.Policy)
+			k.noteRule(r, false)
+		}
+		k.addGroup(g)
 	}
-	return out
 }
 
 // groupPredecessor collects what the Pod that had the address before was
 // granted and the subject must not have.
 func (k *plan) groupPredecessor(self End, previous *Pod, localOnly bool) {
 	k.groupNamingRules(self, previous, localOnly, true)
-	for _, q := range Selecting(k.cluster.policies[previous.Namespace], previous) {
+	for _, q := range k.Selecting(previous) {
 		for _, d := range []Direction{Ingress, Egress} {
 			for i := range q.Rules[d] {
-				rule := &q.Rules[d][i]
-				g := group{
-					self: self, out: d == Egress, denied: true, previous: previous,
-					ports: portsOf(rule), policy: q.key(),
+				k.addGroup(group{
+					rule: RuleOf{q, d, i}, self: self, out: d == Egress, denied: true, previous: previous,
+					ports: portsOf(&q.Rules[d][i]), choice: MeantBy{Rule: RuleOf{q, d, i}},
 					why: ruleWhy(q, d, i) + " granted the address's previous pod",
-				}
-				k.addGroup(g, k.newestFirst(k.meant(q, rule), self.Addr.Is6()))
+				})
 			}
 		}
 	}
 }
 
 func (k *plan) noteConflict(q *Policy) {
-	for _, other := range k.cluster.Sharing(q) {
+	for _, other := range k.Sharing(q) {
 		k.note(EngineConflict, "%s and %s", q, other)
 		k.note(EngineConflict, "%s and %s", other, q)
 	}
 }
 
-// noteRule notes what is known to go wrong with a rule. peers are the Pods that
-// it means, if it is the subject's own.
-func (k *plan) noteRule(q *Policy, d Direction, i int, peers []*Pod) {
-	if k.cluster.tooLarge(q, d, i) {
-		k.note(EngineLimit, "%s means more than %d pods", ruleWhy(q, d, i), maxSetMembers)
+// noteRule notes what is known to go wrong with a rule, the subject's own or
+// one that names it. A port name is looked for among all Pods that the rule
+// may open it on, whatever their age and nodes.
+func (k *plan) noteRule(r RuleOf, own bool) {
+	if k.tooLarge(r.Policy, r.Direction, r.Index) {
+		k.note(EngineLimit, "%s means more than %d pods", r, maxSetMembers)
 	}
-	rule := &q.Rules[d][i]
-	named := func(port Port) bool { return port.Name != "" }
-	if rule.everyone() || !slices.ContainsFunc(rule.Ports, named) {
+	names := r.rule().portNames()
+	if r.rule().everyone() || len(names) == 0 {
 		return
 	}
-	own := q.Selects(k.subject)
-	destinations := peers
-	switch {
-	case d == Ingress && own && len(peers) > 0:
-		destinations = append(k.selectedBy(q, false), k.subject)
-	case d == Ingress && !own:
-		destinations = k.selectedBy(q, false)
-	}
-	for _, port := range rule.Ports {
-		has := func(p *Pod) bool {
-			_, ok := p.named(port.Name, port.Protocol)
-			return ok
+	destinations := func(name PortName) int {
+		if r.Direction == Ingress {
+			return k.Population(SelectedBy{r.Policy, name})
 		}
-		if named(port) && len(destinations) > 0 && !slices.ContainsFunc(destinations, has) {
-			k.note(EngineOverAllows, "%s: no pod has a port named %q", ruleWhy(q, d, i), port.Name)
+		return k.Population(MeantBy{r, name})
+	}
+	for _, name := range names {
+		nobody := destinations(name) == 0 && destinations(PortName{}) > 0
+		if nobody && own && r.Direction == Ingress {
+			nobody = k.Population(MeantBy{Rule: r}) > 0
+		}
+		if nobody {
+			k.note(EngineOverAllows, "%s: no pod has a port named %q", r, name.Name)
 		}
 	}
 }

@@ -5,8 +5,7 @@ package expect
 
 import (
 	"net/netip"
-
-	"k8s.io/apimachinery/pkg/types"
+	"slices"
 
 	"github.com/policygate/policygate/api/flow"
 )
@@ -93,23 +92,99 @@ func Isolated(policies []*Policy, d Direction) bool {
 	return false
 }
 
-// isolating returns the first policy that isolates in direction d.
-func isolating(policies []*Policy, d Direction) types.NamespacedName {
+// isolating returns the first policy that isolates in direction d, or nil.
+func isolating(policies []*Policy, d Direction) *Policy {
 	for _, q := range policies {
 		if q.Isolates[d] {
-			return q.key()
+			return q
 		}
 	}
-	return types.NamespacedName{}
+	return nil
 }
 
-// Admission returns what policies say of x in direction d. All of them select
-// the end of x that d isolates: the destination for Ingress, the source for
-// Egress. A Pod that is not isolated admits everything.
-func (c *Cluster) Admission(policies []*Policy, d Direction, x Conn) Admission {
+// semantics are those of NetworkPolicy in a world.
+type semantics struct {
+	World
+	// memory is nil if nothing is to be remembered.
+	memory *memory
+}
+
+// memory has the admissions that were computed already of Pods that no rule
+// can tell apart. The world must not change meanwhile.
+type memory struct {
+	admissions map[pair]Admission
+	// byAddress has the sets with a policy that means addresses too.
+	byAddress map[*LabelSet]bool
+}
+
+type pair struct {
+	isolated, other *LabelSet
+	direction       Direction
+	protocol        flow.Protocol
+	port            uint16
+}
+
+func newMemory() *memory {
+	return &memory{admissions: map[pair]Admission{}, byAddress: map[*LabelSet]bool{}}
+}
+
+// alike returns the set of p if the policies that select it do not tell its
+// Pods apart by their addresses either, else nil.
+func (c semantics) alike(policies []*Policy, p *Pod) *LabelSet {
+	set := c.LabelSet(p)
+	if c.memory == nil || set == nil || !set.real() {
+		return nil
+	}
+	byAddress, ok := c.memory.byAddress[set]
+	if !ok {
+		byAddress = slices.ContainsFunc(policies, (*Policy).hasBlocks)
+		c.memory.byAddress[set] = byAddress
+	}
+	if byAddress {
+		return nil
+	}
+	return set
+}
+
+// judged is the lower of the sides of x that node judges.
+func (c semantics) judged(node string, x Conn) Admission {
+	out := Admitted
+	for _, d := range []Direction{Ingress, Egress} {
+		side, _ := x.sides(d)
+		if side.Pod == nil || side.Pod.Node != node {
+			continue
+		}
+		policies := c.Selecting(side.Pod)
+		if len(c.Unreadable(side.Pod.Namespace)) > 0 {
+			return Doubtful
+		}
+		out = min(out, c.admission(policies, d, x))
+	}
+	return out
+}
+
+// admission is Cluster.Admission.
+func (c semantics) admission(policies []*Policy, d Direction, x Conn) Admission {
 	if !Isolated(policies, d) {
 		return Admitted
 	}
+	isolated, other := x.sides(d)
+	if other.Pod == nil {
+		return c.compute(policies, d, x)
+	}
+	key := pair{c.alike(policies, isolated.Pod), c.LabelSet(other.Pod), d, x.Protocol, x.Port}
+	if key.isolated == nil || !key.other.real() {
+		return c.compute(policies, d, x)
+	}
+	known, ok := c.memory.admissions[key]
+	if !ok {
+		known = c.compute(policies, d, x)
+		c.memory.admissions[key] = known
+	}
+	return known
+}
+
+func (c semantics) compute(policies []*Policy, d Direction, x Conn) Admission {
 	best := Refused
 	for _, q := range policies {
 		for i := range q.Rules[d] {
@@ -127,7 +202,7 @@ func (c *Cluster) Admission(policies []*Policy, d Direction, x Conn) Admission {
 // has all rules of a policy in one chain, and asks that chain of both ends in
 // whichever direction: so the source's egress is let through by the rule that
 // admits it to the destination, and the other way round.
-func (c *Cluster) admittedInMirror(policies []*Policy, d Direction, x Conn) bool {
+func (c semantics) admittedInMirror(policies []*Policy, d Direction, x Conn) bool {
 	_, other := x.sides(d)
 	if other.Pod == nil {
 		return false
@@ -148,7 +223,7 @@ func (c *Cluster) admittedInMirror(policies []*Policy, d Direction, x Conn) bool
 
 // ruleAdmission is the admission of one rule: the lower of what its peers and
 // its ports say.
-func (c *Cluster) ruleAdmission(q *Policy, d Direction, i int, x Conn) Admission {
+func (c semantics) ruleAdmission(q *Policy, d Direction, i int, x Conn) Admission {
 	rule := &q.Rules[d][i]
 	_, other := x.sides(d)
 	how := c.matchPeers(q, rule, other)
@@ -170,7 +245,7 @@ type peerMatch struct {
 	everyone  bool
 }
 
-func (c *Cluster) matchPeers(q *Policy, rule *Rule, other End) peerMatch {
+func (c semantics) matchPeers(q *Policy, rule *Rule, other End) peerMatch {
 	if rule.everyone() {
 		return peerMatch{admission: Admitted, everyone: true}
 	}
@@ -205,28 +280,31 @@ func blockAdmission(rule *Rule, block *Block, addr netip.Addr) Admission {
 }
 
 // names reports whether a selector peer of q means p.
-func (c *Cluster) names(q *Policy, peer *Peer, p *Pod) bool {
+func (c semantics) names(q *Policy, peer *Peer, p *Pod) bool {
 	if peer.Block != nil || p.HostNetwork || !peer.Pods.Matches(p.Labels) {
 		return false
 	}
 	if peer.Namespaces == nil {
 		return p.Namespace == q.Namespace
 	}
-	ns, ok := c.namespaces[p.Namespace]
-	return ok && peer.Namespaces.Matches(ns.Labels)
+	ns := c.Namespace(p.Namespace)
+	return ns != nil && peer.Namespaces.Matches(ns.Labels)
 }
 
-// ruleNames reports whether any selector peer of the rule means p.
-func (c *Cluster) ruleNames(q *Policy, rule *Rule, p *Pod) bool {
-	for i := range rule.Peers {
-		if c.names(q, &rule.Peers[i], p) {
-			return true
-		}
-	}
-	return false
+// conflicting reports whether kube-router cannot tell q from another policy.
+func (c semantics) conflicting(q *Policy) bool { return len(c.Sharing(q)) > 0 }
+
+// maxSetMembers is what kube-router's ipsets hold: maxelem 65536.
+const maxSetMembers = 65536
+
+// tooLarge reports whether the rule's selectors mean more Pods than the
+// engine's sets hold. Addresses are counted per family, and a Pod has at most
+// one of each. One that different selectors mean is counted for each.
+func (c semantics) tooLarge(q *Policy, d Direction, i int) bool {
+	return c.Population(MeantBy{Rule: RuleOf{q, d, i}}) > maxSetMembers
 }
 
-func (c *Cluster) matchPorts(q *Policy, d Direction, rule *Rule, how peerMatch, x Conn) Admission {
+func (c semantics) matchPorts(q *Policy, d Direction, rule *Rule, how peerMatch, x Conn) Admission {
 	if len(rule.Ports) == 0 {
 		return Admitted
 	}
@@ -248,7 +326,7 @@ func (c *Cluster) matchPorts(q *Policy, d Direction, rule *Rule, how peerMatch, 
 // without `to` it resolves the name in the policy's own namespace and opens
 // the numbers found to every destination; and its sets for one name hold, at
 // times, Pods that give the name another number.
-func (c *Cluster) matchNamedPort(q *Policy, d Direction, port Port, how peerMatch, x Conn) Admission {
+func (c semantics) matchNamedPort(q *Policy, d Direction, port Port, how peerMatch, x Conn) Admission {
 	var declared ContainerPort
 	var has bool
 	if x.Dst.Pod != nil {
@@ -263,7 +341,7 @@ func (c *Cluster) matchNamedPort(q *Policy, d Direction, port Port, how peerMatc
 		}
 		return Admitted
 	}
-	if how.selector && !has || port.Protocol == x.Protocol && c.ports[portName{port.Name, port.Protocol}][x.Port] > 0 {
+	if how.selector && !has || port.Protocol == x.Protocol && c.Population(Giving{PortName{port.Name, port.Protocol}, x.Port}) > 0 {
 		return Doubtful
 	}
 	return Refused

@@ -40,26 +40,21 @@ func (p path) String() string {
 	return "other node"
 }
 
-// older returns the Pods of list that were known when the subject was, oldest
-// first, with their addresses of one family.
-func (k *plan) older(list []*Pod, v6 bool) iter.Seq[End] {
-	return func(yield func(End) bool) {
-		for _, p := range list {
-			if p.UID == k.subject.UID || p.Seq > k.subject.Seq {
-				continue
-			}
-			if e, ok := k.cluster.end(p, v6); ok && !yield(e) {
-				return
-			}
-		}
-	}
+// refusalKey names Pods of which the same others are refused.
+type refusalKey struct {
+	set       *LabelSet
+	direction Direction
+	v6        bool
 }
 
-// elsewhere returns the older Pods that do not run on node.
+// elsewhere returns the Pods that do not run on node, oldest first.
 func (k *plan) elsewhere(node string, v6 bool) iter.Seq[End] {
 	return func(yield func(End) bool) {
-		for e := range k.older(k.cluster.peers, v6) {
-			if e.Pod.Node != node && !yield(e) {
+		for p := range k.Peers(Anywhere{V6: v6}, OldestFirst, nil) {
+			if p.Node == node {
+				continue
+			}
+			if e, ok := k.end(p, v6); ok && !yield(e) {
 				return
 			}
 		}
@@ -84,25 +79,65 @@ func (k *plan) stranger(t End, d Direction, by path) (Conn, bool) {
 	bare := func(addr netip.Addr) bool { return try(End{Addr: addr}) }
 	switch by {
 	case fromOtherNode:
-		k.elsewhere(node, v6)(try)
+		for _, other := range k.strange(t, d) {
+			if other.Pod.Node != node && !try(other) {
+				break
+			}
+		}
 		if found == (Conn{}) {
 			tries = 0
 			k.unused(node, v6, bare)
 		}
 	case fromSameNode:
-		k.older(k.cluster.byNode[node], v6)(func(e End) bool {
-			return e.Pod.UID == t.Pod.UID || Isolated(k.policies(e.Pod), d.opposite()) || try(e)
-		})
+		for p := range k.Peers(On{node}, OldestFirst, nil) {
+			if p.UID == t.Pod.UID || Isolated(k.Selecting(p), d.opposite()) {
+				continue
+			}
+			if e, ok := k.end(p, v6); ok && !try(e) {
+				break
+			}
+		}
 	case fromOutside:
 		slices.Values(outsiders(v6))(bare)
 	}
 	return found, found != Conn{}
 }
 
+// strange returns Pods that the policies of t refuse, of the oldest in the
+// cluster: two, on different nodes, so that they serve all Pods that are like t.
+func (k *plan) strange(t End, d Direction) []End {
+	v6 := t.Addr.Is6()
+	key := refusalKey{k.alike(k.Selecting(t.Pod), t.Pod), d, v6}
+	if known, ok := k.refusals[key]; ok && key.set != nil {
+		return known
+	}
+	var out []End
+	tries := 0
+	for p := range k.Peers(Anywhere{V6: v6}, OldestFirst, nil) {
+		if len(out) == 1 && out[0].Pod.Node == p.Node || p.UID == t.Pod.UID {
+			continue
+		}
+		e, ok := k.end(p, v6)
+		if !ok {
+			continue
+		}
+		if _, ok := k.refused(t, d, e); ok {
+			out = append(out, e)
+		}
+		if tries++; len(out) == 2 || tries == maxStrangers {
+			break
+		}
+	}
+	if key.set != nil {
+		k.refusals[key] = out
+	}
+	return out
+}
+
 // refused returns a connection between t and other that t's policies refuse
 // and no engine is known to admit.
 func (k *plan) refused(t End, d Direction, other End) (Conn, bool) {
-	policies := k.policies(t.Pod)
+	policies := k.Selecting(t.Pod)
 	protocols := []flow.Protocol{flow.TCP, flow.UDP}
 	if namesSCTP(policies, d) {
 		protocols = append(protocols, flow.SCTP)
@@ -111,7 +146,7 @@ func (k *plan) refused(t End, d Direction, other End) (Conn, bool) {
 	x.Port = freePort(policies, d, x.Dst.Pod)
 	for _, protocol := range protocols {
 		x.Protocol = protocol
-		if k.cluster.Admission(policies, d, x) == Refused {
+		if k.admission(policies, d, x) == Refused {
 			return x, true
 		}
 	}
@@ -142,26 +177,29 @@ func namesSCTP(policies []*Policy, d Direction) bool {
 // freePort returns a port that no rule of direction d names and dst does not
 // declare. If rules name them all, any port is as good as another.
 func freePort(policies []*Policy, d Direction, dst *Pod) uint16 {
-	var taken []Port
-	for _, q := range policies {
-		for i := range q.Rules[d] {
-			taken = append(taken, q.Rules[d][i].Ports...)
+	// end returns the end of a range that has port, or 0.
+	end := func(port int) int {
+		for _, q := range policies {
+			for i := range q.Rules[d] {
+				for _, t := range q.Rules[d][i].Ports {
+					if t.First != 0 && int(t.First) <= port && port <= int(t.Last) {
+						return int(t.Last)
+					}
+				}
+			}
 		}
-	}
-	if dst != nil {
-		for _, port := range dst.Ports {
-			taken = append(taken, Port{First: port.Number, Last: port.Number})
+		if dst != nil && slices.ContainsFunc(dst.Ports, func(t ContainerPort) bool { return int(t.Number) == port }) {
+			return port
 		}
+		return 0
 	}
 	for _, bounds := range [][2]int{{firstFreePort, 65535}, {1, firstFreePort - 1}} {
 		for port := bounds[0]; port <= bounds[1]; {
-			i := slices.IndexFunc(taken, func(t Port) bool {
-				return t.First != 0 && int(t.First) <= port && port <= int(t.Last)
-			})
-			if i < 0 {
+			taken := end(port)
+			if taken == 0 {
 				return uint16(port) //nolint:gosec // at most 65535
 			}
-			port = int(taken[i].Last) + 1
+			port = taken + 1
 		}
 	}
 	return firstFreePort
