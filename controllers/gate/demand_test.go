@@ -221,18 +221,20 @@ func BenchmarkDemand(b *testing.B) {
 		ip := fmt.Sprintf("10.0.%d.%d", i/250%250, i%250)
 		list := make([]expect.Expectation, 8)
 		for j := range list {
-			list[j] = allow(shopAllow, ip, uint16(80+j)) //nolint:gosec // below 65536
+			list[j] = allow(shopAllow, ip, uint16(80+j))
 		}
 		return list, []netip.Addr{netip.MustParseAddr(ip)}
 	}
 	b.Run("known", func(b *testing.B) {
 		table := newDemands()
 		first, err := table.of(eight(0))
+		if err != nil {
+			b.Fatal(err)
+		}
 		list, ips := eight(1)
 		b.ReportAllocs()
 		for b.Loop() {
-			var d Demand
-			if d, err = table.of(list, ips); err != nil || d != first {
+			if d, err := table.of(list, ips); err != nil || d != first {
 				b.Fatal("not the same demand", err)
 			}
 		}
