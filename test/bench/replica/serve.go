@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -94,11 +95,11 @@ func serve(ctx context.Context, w *wire) error {
 	group.Go(func() error { return p.hub.Start(ctx) })
 	group.Go(func() error { return p.echo.serve(ctx) })
 	group.Go(func() error {
-		defer cancel() // the driver has gone
+		defer cancel()
 		return p.receive(ctx, group)
 	})
 	err = group.Wait()
-	if errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
@@ -147,10 +148,7 @@ func (p *process) receive(ctx context.Context, group *errgroup.Group) error {
 	for {
 		f, err := p.wire.receive()
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+			return err // the driver has gone
 		}
 		switch f.Op {
 		case opEvent:

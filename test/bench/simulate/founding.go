@@ -133,7 +133,7 @@ func stormPolicy(i, port int) networkingv1.NetworkPolicySpec {
 // holdStorm creates the Pods that are held until ctx ends.
 func (c *cluster) holdStorm(ctx context.Context) {
 	for i := range stormPods {
-		rng := rand.New(rand.NewPCG(c.options.Seed, uint64(i))) //nolint:gosec // not negative
+		rng := rand.New(rand.NewPCG(c.options.Seed, uint64(i)))
 		c.held.Go(func() { c.pods.live(ctx, job{namespace: stormSpace, labels: stormApp(i), held: true}, rng) })
 	}
 }

@@ -224,7 +224,7 @@ func (r *Report) Write(w io.Writer) error {
 			scales = append(scales, l.scale)
 		}
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table := &strings.Builder{}
 	fmt.Fprint(table, "run\tfigure")
 	for _, scale := range scales {
 		fmt.Fprintf(table, "\t%dx", scale)
@@ -254,5 +254,9 @@ func (r *Report) Write(w io.Writer) error {
 		}
 		fmt.Fprintln(table)
 	}
-	return table.Flush()
+	aligned := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if _, err := io.WriteString(aligned, table.String()); err != nil {
+		return fmt.Errorf("write the table: %w", err)
+	}
+	return aligned.Flush()
 }

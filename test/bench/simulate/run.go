@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +25,8 @@ const (
 	quick = 3 * time.Second
 	// messagesPerSecond is the manager's budget of writes.
 	messagesPerSecond = 20
+	// messageInterval is how often one Pod's message is written at most.
+	messageInterval = 10 * time.Second
 	// echoEvery is how often the bare round trip is measured.
 	echoEvery = 10 * time.Millisecond
 	// maxNamed bounds what is named of many that are alike.
@@ -197,6 +200,11 @@ func (o *outcome) judge(x *passage, patience time.Duration) {
 	if x.opening.Unjudged != "" {
 		o.Unjudged++
 	}
+	// One each ten seconds, and one each that says that the timeout has passed
+	// or the address has changed.
+	if most := 3 + int(x.opened.Sub(x.addressed)/messageInterval); x.messages > most {
+		o.Wrong = append(o.Wrong, fmt.Sprintf("pod %s had %d messages: want at most %d", x.uid, x.messages, most))
+	}
 	if x.reason == v1alpha1.ReasonPartiallyConfirmed {
 		return // and says so
 	}
@@ -303,17 +311,17 @@ func (o *outcome) cost(before, after map[string]cost, took time.Duration) {
 	}
 	if pods := o.Created * replicas; pods > 0 {
 		o.CPU /= time.Duration(pods)
-		o.Bytes /= uint64(pods) //nolint:gosec // positive
+		o.Bytes /= uint64(pods)
 	}
 }
 
 // several says how many Pods had how many.
 func several(counts map[int]int) string {
-	out := fmt.Sprintf("%d with 1", counts[1])
+	out := []string{fmt.Sprintf("%d with 1", counts[1])}
 	for _, n := range slices.Sorted(maps.Keys(counts)) {
 		if n != 1 {
-			out += fmt.Sprintf(", %d with %d", counts[n], n)
+			out = append(out, fmt.Sprintf("%d with %d", counts[n], n))
 		}
 	}
-	return out
+	return strings.Join(out, ", ")
 }

@@ -5,6 +5,7 @@ package simulate
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -98,9 +99,7 @@ func smallNamespaces(c *cluster) int { return max(c.options.Nodes*standing/small
 
 func (c *cluster) addNamespace(name string, labels map[string]string) {
 	all := map[string]string{"kubernetes.io/metadata.name": name, v1alpha1.KeyInject: v1alpha1.InjectNamespace}
-	for key, value := range labels {
-		all[key] = value
-	}
+	maps.Copy(all, labels)
 	c.store.Create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: all}})
 }
 

@@ -37,7 +37,7 @@ func (h *history[T]) set(at time.Time, state *T, most time.Duration) {
 		}
 	}
 	h.versions = append([]version[T](nil), h.versions[known:]...)
-	h.first += uint64(known) //nolint:gosec // not negative
+	h.first += uint64(known)
 }
 
 // latest returns what the object is, or nil.
@@ -65,7 +65,7 @@ func (d delays) of(node, object, version uint64) time.Duration {
 		return d.least
 	}
 	x := mix(d.seed ^ mix(node^mix(object^mix(version))))
-	return d.least + time.Duration(x%uint64(d.most-d.least)) //nolint:gosec // positive
+	return d.least + time.Duration(x%uint64(d.most-d.least))
 }
 
 // mix is the finalizer of splitmix64.

@@ -52,7 +52,7 @@ func newPod(p *corev1.Pod) *pod {
 	for i := range p.Spec.Containers {
 		for _, port := range p.Spec.Containers[i].Ports {
 			out.ports = append(out.ports, containerPort{
-				port.Name, protocolOf(&port.Protocol), uint16(port.ContainerPort), //nolint:gosec // the API admits 1 to 65535
+				port.Name, protocolOf(&port.Protocol), uint16(port.ContainerPort),
 			})
 		}
 	}

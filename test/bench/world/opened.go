@@ -130,7 +130,7 @@ func (j *judging) candidates(d direction) []netip.Addr {
 		out = append(out, unusedAddress)
 	}
 	for i := range min(maxTried, len(j.live)) {
-		h := j.live[(int(j.pod.key%uint64(len(j.live)))+i)%len(j.live)] //nolint:gosec // less than a length
+		h := j.live[(int(j.pod.key%uint64(len(j.live)))+i)%len(j.live)]
 		s := h.latest()
 		if h == j.pod || s.leaving || !old(j, &h.history) || len(j.byAddr[s.ips[0]]) > 1 || j.everAdmitted(d, s.ips[0], s) {
 			continue
@@ -292,7 +292,7 @@ func first(port *networkingv1.NetworkPolicyPort, dst *pod) (uint16, bool) {
 	case port.Port.Type == intstr.String:
 		return dst.named(port.Port.StrVal, protocolOf(port.Protocol))
 	}
-	return uint16(port.Port.IntVal), true //nolint:gosec // the API admits 1 to 65535
+	return uint16(port.Port.IntVal), true
 }
 
 // stands reports whether all policies together have let f pass on t's node
@@ -355,7 +355,7 @@ func (j *judging) ever(node string, f flow.Flow, want flow.Answer) (when string,
 // versions that have been since before.
 func coming[T any](v realized, h *history[T], out []time.Time) []time.Time {
 	for i := range h.versions {
-		at := h.versions[i].at.Add(v.delays.of(v.node, h.key, h.first+uint64(i))) //nolint:gosec // not negative
+		at := h.versions[i].at.Add(v.delays.of(v.node, h.key, h.first+uint64(i)))
 		if at.After(v.at) {
 			out = append(out, at)
 		}

@@ -27,7 +27,7 @@ type realized struct {
 func seen[T any](r realized, h *history[T]) *T {
 	for i := len(h.versions) - 1; i >= 0; i-- {
 		v := &h.versions[i]
-		if !v.at.Add(r.delays.of(r.node, h.key, h.first+uint64(i))).After(r.at) { //nolint:gosec // not negative
+		if !v.at.Add(r.delays.of(r.node, h.key, h.first+uint64(i))).After(r.at) {
 			return v.state
 		}
 	}

@@ -267,6 +267,6 @@ func (w *World) expire() {
 
 // Rewrites returns how often the node has rewritten its rules by then.
 func (w *World) Rewrites(node string, at time.Time) uint64 {
-	phase := time.Duration(mix(keyOf(node)) % uint64(w.rewrite)) //nolint:gosec // positive
-	return uint64(max(at.Sub(w.started)+phase, 0) / w.rewrite)   //nolint:gosec // not negative
+	phase := time.Duration(mix(keyOf(node)) % uint64(w.rewrite))
+	return uint64(max(at.Sub(w.started)+phase, 0) / w.rewrite)
 }
