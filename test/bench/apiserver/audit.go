@@ -166,7 +166,7 @@ func countLists(requests []request) []Lists {
 			found[k] = l
 		}
 		l.Count++
-		if before, any := last[k]; any {
+		if before, another := last[k]; another {
 			if d := r.Received.Sub(before); l.Closest == 0 || d < l.Closest {
 				l.Closest = d
 			}

@@ -29,8 +29,8 @@ type balancer struct {
 }
 
 // newBalancer listens at a port of the loopback that nobody has.
-func newBalancer() (*balancer, error) {
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+func newBalancer(ctx context.Context) (*balancer, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for the webhook: %w", err)
 	}

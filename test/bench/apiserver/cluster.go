@@ -83,7 +83,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		truth:   world.New(world.Options{Seed: o.Seed, Least: o.Least, Most: o.Most, Clock: clock.RealClock{}}),
 		ended:   make(chan error, 1),
 	}
-	c.running, c.end = context.WithCancel(context.WithoutCancel(ctx)) //nolint:fatcontext // the one that Close ends
+	c.running, c.end = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -117,7 +117,7 @@ func (c *Cluster) populate(ctx context.Context) error {
 	o := &c.options
 	o.Progress(fmt.Sprintf("making %d nodes, %d namespaces with policies and %d Pods", o.Nodes, o.namespaces(), o.Pods))
 	var err error
-	if c.watcher, err = c.control.watch(c.running, c.truth); err != nil {
+	if c.watcher, err = c.control.watch(ctx, c.running.Done(), c.truth); err != nil {
 		return err
 	}
 	if err := o.populate(ctx, c.control.client); err != nil {
@@ -133,7 +133,7 @@ func (c *Cluster) populate(ctx context.Context) error {
 func (c *Cluster) install(ctx context.Context, root, manager string) (err error) {
 	o := &c.options
 	o.Progress("installing Policy Gate")
-	if c.balancer, err = newBalancer(); err != nil {
+	if c.balancer, err = newBalancer(ctx); err != nil {
 		return err
 	}
 	if err := c.control.install(ctx, root, c.balancer.port()); err != nil {
@@ -156,7 +156,7 @@ func (c *Cluster) install(ctx context.Context, root, manager string) (err error)
 		if err != nil {
 			return fmt.Errorf("make a token of the manager: %w", err)
 		}
-		r, err := newReplica(o.Dir, manager, name, c.control.config, token)
+		r, err := newReplica(ctx, o.Dir, manager, name, c.control.config, token)
 		if err != nil {
 			return err
 		}

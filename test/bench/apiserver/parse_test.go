@@ -142,8 +142,8 @@ func TestPercentile(t *testing.T) {
 	}
 	gated = append(gated, Gated{Held: true, Addressed: second("00")}) // still shut
 	all := func(*Gated) bool { return true }
-	for p, want := range map[float64]time.Duration{0: 1, 0.5: 51, 0.99: 100, 1: 100} {
-		if got, n := Percentile(gated, p, all); got != want*time.Millisecond || n != 100 {
+	for p, want := range map[float64]int{0: 1, 0.5: 51, 0.99: 100, 1: 100} {
+		if got, n := Percentile(gated, p, all); got.Milliseconds() != int64(want) || n != 100 {
 			t.Errorf("percentile %g is %s of %d, want %d ms of 100", p, got, n, want)
 		}
 	}

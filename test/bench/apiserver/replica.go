@@ -46,10 +46,10 @@ type replica struct {
 
 // newReplica returns one that does not run yet. Its token must be bound to a
 // Pod of its name, so that the audit log tells replicas apart.
-func newReplica(dir, executable, name string, admin *rest.Config, token string) (*replica, error) {
+func newReplica(ctx context.Context, dir, executable, name string, admin *rest.Config, token string) (*replica, error) {
 	r := &replica{name: name, dir: dir, executable: executable, kubeconfig: filepath.Join(dir, name+".kubeconfig")}
 	for _, address := range []*string{&r.hub, &r.health, &r.metrics, &r.webhook} {
-		listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("find a port for %s: %w", name, err)
 		}

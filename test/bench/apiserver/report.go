@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -82,7 +83,7 @@ func (r *Report) Print(out io.Writer) error {
 	}
 	line("cluster", "%d nodes and agents, %d Pods, %d namespaces, %d replicas", r.Shape.Nodes, r.Shape.Pods, r.Shape.namespaces(), r.Replicas)
 	line("from the first start to the last agent's session", "%s", r.InstalledIn.Round(time.Millisecond))
-	line("nothing happens", "%s: %s, CPU %s", r.Idle.Took, texts(r.Idle.Writes, "no writes"), perReplica(r.Idle.CPU))
+	line("nothing happens", "%s: %s, CPU %s", r.Idle.Took, listed(r.Idle.Writes), perReplica(r.Idle.CPU))
 	r.Undisturbed.print(line, r.Rate)
 	if k := r.Killed; k != nil {
 		during := func(g *Gated) bool {
@@ -143,31 +144,31 @@ func latency(gated []Gated, keep func(*Gated) bool) string {
 	return fmt.Sprintf("p50 %d ms, p99 %d ms, most %d ms (%d)", p50.Milliseconds(), p99.Milliseconds(), most.Milliseconds(), n)
 }
 
-// texts lists requests.
-func texts(requests []Requests, none string) string {
-	text := ""
+// listed names the writes.
+func listed(requests []Requests) string {
+	if len(requests) == 0 {
+		return "no writes"
+	}
+	var all []string
 	for _, r := range requests {
-		text += fmt.Sprintf("%s %s %s: %d ", r.Account, r.Verb, r.Resource, r.Count)
+		all = append(all, fmt.Sprintf("%s %s %s: %d", r.Account, r.Verb, r.Resource, r.Count))
 	}
-	if text == "" {
-		return none
-	}
-	return text
+	return strings.Join(all, ", ")
 }
 
 // spread says how many Pods each number is of.
 func spread(counts map[int]int) string {
-	text := ""
+	var all []string
 	for _, n := range slices.Sorted(maps.Keys(counts)) {
-		text += fmt.Sprintf("%d (%d Pods) ", n, counts[n])
+		all = append(all, fmt.Sprintf("%d (%d Pods)", n, counts[n]))
 	}
-	return text
+	return strings.Join(all, ", ")
 }
 
 func perReplica(of map[string]time.Duration) string {
-	text := ""
+	var all []string
 	for _, name := range slices.Sorted(maps.Keys(of)) {
-		text += fmt.Sprintf("%s %d ms ", name, of[name].Milliseconds())
+		all = append(all, fmt.Sprintf("%s %d ms", name, of[name].Milliseconds()))
 	}
-	return text
+	return strings.Join(all, ", ")
 }

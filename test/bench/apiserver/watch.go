@@ -56,8 +56,9 @@ type watcher struct {
 	errs     []error
 }
 
-// watch begins to follow the cluster of c, until ctx ends.
-func (c *controlPlane) watch(ctx context.Context, w *world.World) (*watcher, error) {
+// watch begins to follow the cluster of c, until done is closed. It returns once
+// all that is there is known; ctx bounds that.
+func (c *controlPlane) watch(ctx context.Context, done <-chan struct{}, w *world.World) (*watcher, error) {
 	out := &watcher{world: w, gated: make(map[types.UID]*Gated), standing: make(map[types.UID]bool)}
 	factory := informers.NewSharedInformerFactoryWithOptions(c.client, 0, informers.WithTransform(func(obj any) (any, error) {
 		if o, ok := obj.(metav1.Object); ok {
@@ -75,7 +76,7 @@ func (c *controlPlane) watch(ctx context.Context, w *world.World) (*watcher, err
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, fmt.Errorf("watch the cluster: %w", err)
 	}
-	factory.Start(ctx.Done())
+	factory.Start(done)
 	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
 		if !synced {
 			return nil, fmt.Errorf("watch %s: %w", kind, ctx.Err())
