@@ -53,19 +53,26 @@ func newCity(size int) *city {
 	}
 	on := make([]int, cityNodes*size)
 	for i := range cityPods * cityNamespaces * size {
-		node := i % len(on)
-		on[node]++
 		ns := i / cityPods
+		node := placed(ns, i, len(on))
+		on[node]++
 		c.pod(fmt.Sprintf("ns%d/p%d", ns, i), cityNode(node), fmt.Sprintf("10.%d.%d.%d", node/250, node%250, on[node]),
 			app(fmt.Sprintf("app%d", i%cityPolicies)))
 	}
 	for i := range cityHeld {
-		c.pod(fmt.Sprintf("ns%d/held%d", i%cityNamespaces, i), cityNode(i), fmt.Sprintf("10.%d.%d.201", i/250, i%250),
+		ns := i % cityNamespaces
+		node := placed(ns, i, len(on))
+		on[node]++
+		c.pod(fmt.Sprintf("ns%d/held%d", ns, i), cityNode(node), fmt.Sprintf("10.%d.%d.%d", node/250, node%250, on[node]),
 			app(fmt.Sprintf("app%d", i%cityPolicies)), gated)
 	}
 	c.compute()
 	return c
 }
+
+// placed spreads the Pods of a namespace over 20 nodes, on each of which are
+// those of ten namespaces.
+func placed(ns, i, nodes int) int { return (2*ns + i%20) % nodes }
 
 func cityNode(n int) string { return fmt.Sprintf("n%d", n) }
 
@@ -122,7 +129,7 @@ func BenchmarkEvent(b *testing.B) {
 
 // gatedPod comes again and again.
 func gatedPod(c *city) func() {
-	p := c.pod("ns3/job", "n1", "10.0.1.210", app("app1"), gated)
+	p := c.pod("ns3/job", "n7", "10.0.7.210", app("app1"), gated)
 	return func() {
 		c.x.DeletePod(p.UID)
 		c.x.SetPod(p)
@@ -131,8 +138,8 @@ func gatedPod(c *city) func() {
 
 // ungatedPod moves to and fro, in a namespace in which two Pods are held.
 func ungatedPod(c *city) func() {
-	p := c.pod("ns3/other", "n2", "10.0.2.211", app("app2"))
-	moved := withIP(p, "10.0.2.212")
+	p := c.pod("ns3/other", "n8", "10.0.8.211", app("app2"))
+	moved := withIP(p, "10.0.8.212")
 	return func() {
 		p, moved = moved, p
 		c.x.SetPod(p)
@@ -146,7 +153,7 @@ func withIP(p *corev1.Pod, ip string) *corev1.Pod {
 }
 
 func relabelledPod(c *city) func() {
-	p := c.pod("ns3/label", "n2", "10.0.2.213", app("app2"))
+	p := c.pod("ns3/label", "n9", "10.0.9.213", app("app2"))
 	other := p.DeepCopy()
 	other.Labels["app"] = "app3"
 	return func() {

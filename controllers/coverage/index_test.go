@@ -99,9 +99,9 @@ func TestWhomAnEventAffects(t *testing.T) {
 		},
 		"a relabelled pod affects the subjects of the policies that it joins": {
 			func(w *town) {
-				w.pod("db/late", "n2", "10.0.2.70")
+				late := w.pod("db/late", "n2", "10.0.2.70")
 				w.settled()
-				w.relabel("db/late", "n2", "10.0.2.70", "mysql")
+				w.again(late, app("mysql"))
 			},
 			[]types.UID{"db/backup"},
 		},
@@ -126,8 +126,15 @@ func TestWhomAnEventAffects(t *testing.T) {
 		"a policy whose concatenated name another one has affects that one's subjects": {
 			func(w *town) { w.policy("d/ballow", "x", pods("x")) }, []types.UID{"db/backup"},
 		},
-		"a namespace's labels affect its subjects and those asked of its pods": {
-			func(w *town) { w.namespace("web", "team", "new") }, []types.UID{"db/backup", "web/page"},
+		"a namespace's label that no rule names affects nobody": {
+			func(w *town) { w.namespace("web", "team", "new") }, []types.UID{},
+		},
+		"a namespace's label that a rule names affects whom the rule concerns, and who looked at whom it means": {
+			func(w *town) {
+				w.policy("db/team", "backup", podsOfTeam("web", "idle"))
+				w.settled()
+				w.namespace("web", "team", "new")
+			}, []types.UID{"db/backup", "web/page"},
 		},
 		"a namespace without news affects nobody": {
 			func(w *town) { w.namespace("web", "team", "web") }, []types.UID{},
@@ -142,10 +149,10 @@ func TestWhomAnEventAffects(t *testing.T) {
 				})
 			}, []types.UID{},
 		},
-		"a new node affects everyone held": {
-			func(w *town) { w.node("n3", "10.0.3.0/24") }, []types.UID{"db/backup", "web/page"},
+		"a new node affects who was asked of an address that nobody has": {
+			func(w *town) { w.node("n3", "10.0.3.0/24") }, []types.UID{"web/page"},
 		},
-		"a node that goes affects everyone held": {
+		"a node that goes affects whom it would be asked of": {
 			func(w *town) { w.x.DeleteNode("n2") }, []types.UID{"db/backup", "web/page"},
 		},
 	} {
@@ -176,8 +183,6 @@ func (w *town) settled() {
 		w.x.Assignment(uid)
 	}
 }
-
-func (w *town) relabel(name, node, ips, to string) { w.pod(name, node, ips, app(to)) }
 
 func TestSubjects(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -372,7 +377,7 @@ func TestPodsOfUnknownAgeWaitForEachOther(t *testing.T) {
 	a.pod("db/backup", "n1", "10.0.1.20", gated, before)
 	a.settle(t)
 	a.pod("db/mysql", "n2", "10.0.2.20", gated, before)
-	if got := a.x.Affected(); !cmp.Equal(got, []types.UID{"db/backup", "db/mysql"}) {
+	if got := a.x.Affected(); !cmp.Equal(got, []types.UID{"db/mysql", "db/backup"}) {
 		t.Fatalf("affected %v, want both", got)
 	}
 	backup, _ := a.x.Assignment("db/backup")

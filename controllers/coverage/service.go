@@ -96,12 +96,10 @@ func (x *Index) touchService(namespace string, s service) {
 			}
 		}
 	}
-	selector := labels.SelectorFromSet(s.selector)
-	for _, p := range x.cluster.PeersIn(namespace) {
-		if selector.Matches(p.Labels) {
-			unsettle(expect.Selecting(x.cluster.PoliciesIn(namespace), p))
-			unsettle(x.cluster.Naming(p))
-		}
+	for _, set := range x.cluster.SetsMatching(namespace, labels.SelectorFromSet(s.selector)) {
+		selecting, naming := x.cluster.PoliciesMeaning(set)
+		unsettle(selecting)
+		unsettle(naming)
 	}
 }
 
