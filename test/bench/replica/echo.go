@@ -101,14 +101,14 @@ func (c countingConn) Write(b []byte) (int, error) {
 
 // RoundTrips measures the bare round trip to the echo at an address, one each
 // interval, until ctx ends.
-func RoundTrips(ctx context.Context, address, serverName string, roots *x509.CertPool, every time.Duration) ([]time.Duration, error) {
+func RoundTrips(ctx context.Context, address, serverName string, roots *x509.CertPool, every time.Duration) (_ []time.Duration, err error) {
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		ServerName: serverName, RootCAs: roots, MinVersion: tls.VersionTLS13,
 	})))
 	if err != nil {
 		return nil, fmt.Errorf("dial the echo: %w", err)
 	}
-	defer conn.Close()
+	defer func() { err = errors.Join(err, conn.Close()) }()
 	stream, err := hubv1.NewHubClient(conn).Session(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("open an echo's session: %w", err)

@@ -123,7 +123,7 @@ func (c *cluster) begin(ctx context.Context, furnish func(*cluster)) error {
 		}
 	}
 	c.lead(0)
-	running, stop := context.WithCancel(context.Background())
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop, c.stopped = stop, make(chan error, 1)
 	go func() { c.stopped <- c.fleet.Run(running) }()
 	for c.fleet.Synced() < len(nodes) {
