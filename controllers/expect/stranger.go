@@ -104,7 +104,8 @@ func (k *plan) stranger(t End, d Direction, by path) (Conn, bool) {
 }
 
 // strange returns Pods that the policies of t refuse, of the oldest in the
-// cluster: two, on different nodes, so that they serve all Pods that are like t.
+// cluster: two, on different nodes, so that they serve all Pods that are like
+// t, which may be among them itself.
 func (k *plan) strange(t End, d Direction) []End {
 	v6 := t.Addr.Is6()
 	key := refusalKey{k.alike(k.Selecting(t.Pod), t.Pod), d, v6}
@@ -114,7 +115,7 @@ func (k *plan) strange(t End, d Direction) []End {
 	var out []End
 	tries := 0
 	for p := range k.Peers(Anywhere{V6: v6}, OldestFirst, nil) {
-		if len(out) == 1 && out[0].Pod.Node == p.Node || p.UID == t.Pod.UID {
+		if len(out) == 1 && out[0].Pod.Node == p.Node {
 			continue
 		}
 		e, ok := k.end(p, v6)

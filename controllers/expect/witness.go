@@ -82,7 +82,15 @@ func (k *plan) standIns(a grant) iter.Seq[*Pod] {
 	r := a.group.rule
 	switch {
 	case a.group.remote && r.rule().everyone():
-		return k.Peers(Named{PortName{a.port.Name, a.port.Protocol}, r.Policy.Namespace}, OldestFirst, nil)
+		return func(yield func(*Pod) bool) {
+			for _, name := range r.rule().portNames() {
+				for p := range k.Peers(Named{name, r.Policy.Namespace}, OldestFirst, nil) {
+					if !yield(p) {
+						return
+					}
+				}
+			}
+		}
 	case a.group.remote:
 		return k.Peers(MeantBy{Rule: r}, OldestFirst, nil)
 	}
