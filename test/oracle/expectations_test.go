@@ -86,7 +86,7 @@ func (w *world) precede(p *pod, s *expect.Subject) {
 func TestEveryExpectationIsWhatTheOtherSays(t *testing.T) {
 	run(t, 1500, expectations, tally{
 		subjectsPlanned: 15_000, askedAllowed: 50_000, askedDenied: 25_000,
-		askedAdvisory: 3000, askedOutside: 10_000, askedBecause: 2000,
+		askedWitness: 100, askedAdvisory: 3000, askedOutside: 10_000, askedBecause: 2000,
 	})
 }
 

@@ -314,12 +314,12 @@ func (m *maker) peers() []networkingv1.NetworkPolicyPeer {
 func (m *maker) block() *networkingv1.IPBlock {
 	b := pick(m, []networkingv1.IPBlock{
 		{CIDR: "0.0.0.0/0", Except: []string{"10.0.0.0/16", "198.51.100.0/25"}},
+		{CIDR: "10.0.0.0/8"},
 		{CIDR: "10.0.0.0/16", Except: []string{"10.0.1.0/24", "10.0.0.1/32"}},
 		{CIDR: "10.0.1.77/24"},
 		{CIDR: "010.000.0.0/16", Except: []string{"10.00.1.0/24"}},
 		{CIDR: "::ffff:10.0.0.0/112"},
 		{CIDR: "10.128.0.0/29", Except: []string{"10.128.0.4/30"}},
-		{CIDR: "10.128.0.0/24"},
 		{CIDR: "10.128.1.1/32"},
 		{CIDR: "192.168.1.0/30"},
 		{CIDR: "198.51.100.0/24", Except: []string{"198.51.100.64/26"}},
