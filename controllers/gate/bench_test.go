@@ -119,14 +119,15 @@ func BenchmarkReleaseInABurst(b *testing.B) {
 			go func() { ended <- bench.ledger.Start(ctx) }()
 			var total, longest time.Duration
 			for b.Loop() {
-				before := computed.Load()
+				begun := make(chan int64)
 				bench.ledger.post(func() {
 					bench.coverage.affected = all
 					for _, uid := range all {
 						delete(bench.coverage.last, uid)
 					}
+					begun <- computed.Load()
 				})
-				for burst > 0 && computed.Load() == before {
+				for before := <-begun; burst > 0 && computed.Load() == before; {
 					runtime.Gosched()
 				}
 				began := time.Now()

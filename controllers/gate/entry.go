@@ -36,11 +36,9 @@ type entry struct {
 	// kubelet goes on to show it until the new one runs.
 	former time.Time
 
-	// assignment is what the nodes were told, nil if nothing, and basis the
-	// newest that it is known to hold at. inquiries are sorted by node, and
-	// lacking counts those that are awaited.
+	// assignment is what the nodes were told, nil if nothing. inquiries are
+	// sorted by node, and lacking counts those that are awaited.
 	assignment *Assignment
-	basis      *hubv1.Basis
 	inquiries  []*inquiry
 	lacking    int
 	// computed is true once a computation was made, whatever it gave.
@@ -136,7 +134,8 @@ func (l *Ledger) review(e *entry, held time.Time) {
 		e.computed, e.suspected = false, false
 		e.resend, e.attempts, e.released = time.Time{}, 0, false
 	}
-	if !l.stands(e) {
+	// What is stale may have an address by now, or a hold that runs.
+	if e.stale || !l.stands(e) {
 		l.outdated(e)
 	}
 	l.touch(e, usual)
@@ -145,7 +144,7 @@ func (l *Ledger) review(e *entry, held time.Time) {
 // stands reports whether what was computed of the entry last is what would be
 // computed now. Most changes of a Pod's status change nothing of it.
 func (l *Ledger) stands(e *entry) bool {
-	if !e.computed || e.stale {
+	if !e.computed {
 		return false
 	}
 	if e.assignment != nil && e.assignment.Subject.GetGeneration() != e.pod.generation {

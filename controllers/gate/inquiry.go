@@ -55,22 +55,27 @@ func (l *Ledger) passed(e *entry) {
 	if e.stale || !e.computed {
 		return // it is computed anyway, or has no address yet
 	}
-	basis, stands := l.coverage.Standing(e.pod.uid)
-	if !stands {
+	if !l.stands(e) {
 		l.outdated(e)
 		return
 	}
 	if e.assignment != nil && l.barrier.Passed(e.pod.uid) {
-		e.current, e.basis = true, basis
+		e.current = true
 		l.touch(e, urgent)
 	}
 }
 
-// recompute brings the entry's assignment up to date and hands it out.
-func (l *Ledger) recompute(e *entry) {
+// refresh brings the entry's assignment up to date and hands it out. It
+// reports false if that took no computation.
+func (l *Ledger) refresh(e *entry) bool {
 	uid := e.pod.uid
 	// Asked first: what passes in between is not in what is computed.
 	passed := l.barrier.Passed(uid)
+	if l.stands(e) {
+		// It was computed after that which it was touched by.
+		e.stale, e.current = false, passed && e.assignment != nil
+		return false
+	}
 	a, err := l.coverage.Assignment(uid)
 	if err != nil {
 		l.log.Error(err, "what must be confirmed cannot be asked, the gate stays shut", "pod", e.pod.namespace+"/"+e.pod.name)
@@ -81,22 +86,26 @@ func (l *Ledger) recompute(e *entry) {
 		// Not computed, or for addresses that the inbox does not know of yet.
 		l.withdraw(e)
 		e.current = false
-		return
+		return true
 	}
-	e.current, e.basis = passed, a.Basis
+	e.current = passed
 	l.handOut(e, a)
+	return true
 }
 
 // handOut makes a the entry's assignment and tells the nodes whose part of it
 // has changed; the others have confirmed it if they have confirmed theirs.
 //
-// The Pod's own node is told whatever has changed, wherever, as it is there
-// that a release arrives: holding a from then on, it refuses the releases of a
-// replica that has not seen what a was computed from. Nothing has to be told
-// when only the basis has advanced. A replica that lags behind with an equal
-// content is right, and one whose content another would have been computed
-// from what it lacks is told apart: that very change met the subject's
-// footprint on the replica that saw it, which handed out then what it means.
+// The Pod's own node is told of any change, of whatever node's part, for that
+// is where releases arrive: holding a's basis, it refuses those of a replica
+// that has not seen what a was computed from. That a basis alone has advanced
+// nobody is told, and need not be. Say that this replica has seen a policy that
+// another, whose watch hangs, has not. Either the policy changes what must be
+// confirmed: then it has met the subject's footprint, a was computed behind it,
+// and the own node was told. Or it changes nothing: then the other's release,
+// though of an older basis, is right, and must not be refused. In between, while
+// a is still to be computed, the other may release, as it might have had the
+// policy come that much later.
 func (l *Ledger) handOut(e *entry, a *Assignment) {
 	before := e.assignment
 	e.assignment = a
@@ -153,7 +162,7 @@ func (l *Ledger) withdraw(e *entry) {
 	for _, q := range e.inquiries {
 		l.drop(q)
 	}
-	e.assignment, e.basis, e.inquiries = nil, nil, nil
+	e.assignment, e.inquiries = nil, nil
 }
 
 // drop ends an inquiry.

@@ -253,8 +253,7 @@ func (l *Ledger) step() time.Duration {
 		do()
 	}
 	for _, uid := range l.coverage.Affected() {
-		// What it was touched by may be computed already.
-		if e, ok := l.shut[uid]; ok && !l.stands(e) {
+		if e, ok := l.shut[uid]; ok {
 			l.outdated(e)
 		}
 	}
@@ -313,8 +312,9 @@ func (l *Ledger) computeStale(began time.Time) {
 		if !e.stale || len(e.pod.ips) == 0 || l.shut[e.pod.uid] != e {
 			continue
 		}
-		l.recompute(e)
-		computed++
+		if l.refresh(e) {
+			computed++
+		}
 		now := l.clock.Now()
 		l.settle(e, now)
 		if now.Sub(began) >= computeSlice || l.hasMail() {

@@ -200,6 +200,24 @@ func TestNothingIsComputedBehindTheBarrierNorForAReleaseIfTheAssignmentStands(t 
 	}
 }
 
+// It is to be computed again when the barrier passes, and then need not be.
+func TestTheBarrierCountsForWhatTurnsOutToStand(t *testing.T) {
+	b := newBench(t)
+	b.demand("10.0.0.1", 5, 80, "n1")
+	b.ledger.PodChanged(b.pod(nil, "10.0.0.1"))
+	b.step()
+	b.report("n1", true)
+	b.step()
+	b.wantSent("assign p to n1 own basis=5")
+	b.coverage.affected = []types.UID{"p"}
+	b.barrier.pass("p")
+	b.step()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 1/1 node in 0s")
+	if b.coverage.computed != 1 {
+		t.Errorf("%d computations, want 1", b.coverage.computed)
+	}
+}
+
 func TestANodeThatLeavesTheSpanIsNotAwaited(t *testing.T) {
 	b := newBench(t)
 	b.waiting()

@@ -65,10 +65,9 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
 		l.outdatedIn(e, urgent)
 		return false
 	}
-	e.basis = basis
 	sent := l.hub.Release(e.pod.node, &hubv1.Release{
 		Subject: e.assignment.Subject,
-		Basis:   e.basis,
+		Basis:   basis,
 		Reason:  o.reason,
 		Message: o.message,
 	})
