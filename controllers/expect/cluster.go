@@ -39,7 +39,9 @@ type Cluster struct {
 	// nowhere stands for Pods of namespaces of which nothing is known.
 	nowhere *LabelSet
 	reaches map[string]*reach
-	bound   map[*Policy]*bound
+	// serial is the id of the latest selector.
+	serial uint64
+	bound  map[*Policy]*bound
 	// sharing counts the policies of each concatenation.
 	sharing map[string]int
 

@@ -7,7 +7,8 @@
 //
 // A Cluster holds the Pods, Namespaces, NetworkPolicies and Nodes that are
 // read; Cluster.Expect computes one subject. The semantics themselves are
-// Isolated, Selecting and Cluster.Admission.
+// Isolated, Selecting and Cluster.Admission. A computation reads a World, which
+// Cluster is one of; package scan, for tests, is the other.
 //
 // The package computes values from values. It does not watch, does not know
 // which Pods are gated or held, and asks no kernel. Nothing in it is safe for
@@ -19,6 +20,22 @@
 // on N, and the egress side only if its source does; both, if both do. Every
 // expectation is the verdict of exactly the sides that its node judges, so a
 // connection can be expected Allowed by one node and Denied by another.
+//
+// # What it costs
+//
+// No event costs what the cluster has, and no computation what a namespace
+// has. Label sets and selectors are interned and matched with each other, Pods
+// with nothing. A rule's peers are read newest first, only as far as the budget
+// has flows for. What a computation looked at is its Footprint, and each change
+// returns the footprint of what it changed: where the two do not meet, the
+// result stands.
+//
+// # Whose flows come first
+//
+// A subject's own namespace's policies come before all others. Those of other
+// namespaces share what is left of the budget, and the foreign nodes that are
+// awaited, in turn: however many policies and Pods one of them has, it takes
+// nothing from the others.
 //
 // # What makes an expectation worth asking
 //

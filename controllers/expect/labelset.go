@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unique"
 
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -39,6 +40,36 @@ type LabelSet struct {
 	// selecting are the policies that select it, as of the namespace's stamp.
 	selecting []*Policy
 	stamp     uint64
+	// likeness is zero until somebody asks, and after selectors have changed.
+	likeness class
+}
+
+// class is equal for sets whose Pods no rule in the Cluster can tell apart by
+// their labels and named ports. It is zero for no set.
+type class struct{ handle unique.Handle[string] }
+
+// class returns that of l; none for the set that stands for Pods that are not
+// in the Cluster, which have nothing in common.
+func (l *LabelSet) class() class {
+	if l == nil || len(l.pods) == 0 {
+		return class{}
+	}
+	if l.likeness != (class{}) {
+		return l.likeness
+	}
+	ids := make([]uint64, len(l.selectors))
+	for i, s := range l.selectors {
+		ids[i] = s.id
+	}
+	slices.Sort(ids)
+	text := append([]byte(l.Namespace), '/')
+	text = append(text, portsKey(l.ports)...)
+	for _, id := range ids {
+		text = append(text, ' ')
+		text = strconv.AppendUint(text, id, 36)
+	}
+	l.likeness = class{unique.Make(string(text))}
+	return l.likeness
 }
 
 // entry is a Pod of a Cluster and its place in its label set; set is nil if it
@@ -69,10 +100,13 @@ func labelKey(p *Pod) string {
 		b.WriteString(p.Labels[key])
 		b.WriteByte(',')
 	}
-	for _, port := range p.Ports {
-		if port.Name == "" {
-			continue
-		}
+	b.WriteString(portsKey(p.namedPorts()))
+	return b.String()
+}
+
+func portsKey(ports []ContainerPort) string {
+	var b strings.Builder
+	for _, port := range ports {
 		b.WriteByte(';')
 		b.WriteString(port.Name)
 		b.WriteByte(':')
@@ -102,10 +136,6 @@ func (l *LabelSet) hasAny(names []PortName) bool {
 		return slices.Contains(names, PortName{port.Name, port.Protocol})
 	})
 }
-
-// real reports whether l has Pods, which then are alike, and does not stand for
-// those that are not in the Cluster.
-func (l *LabelSet) real() bool { return l != nil && len(l.pods) > 0 }
 
 // add and drop keep pods without an order, so that neither moves many.
 func (l *LabelSet) add(e *entry) {

@@ -12,6 +12,8 @@ import (
 // one, and it is matched once with each label set. It exists as long as a
 // policy has it.
 type selector struct {
+	// id is never another one's again.
+	id  uint64
 	key string
 	// space is the one namespace, unless reach is not nil.
 	space string
@@ -79,8 +81,9 @@ func selectorKey(s labels.Selector) string {
 // intern returns the selector for the Pods of a namespace, or, if namespaces is
 // not nil, of those that it matches.
 func (c *Cluster) intern(namespace string, namespaces, podSelector labels.Selector) *selector {
+	c.serial++
 	s := &selector{
-		key: selectorKey(podSelector), space: namespace, pods: podSelector,
+		id: c.serial, key: selectorKey(podSelector), space: namespace, pods: podSelector,
 		selects: map[*Policy]struct{}{}, rules: map[RuleOf]struct{}{}, unions: map[*meaning]struct{}{},
 		sets: map[*LabelSet]struct{}{}, declaring: map[PortName]int{},
 	}
@@ -155,7 +158,7 @@ func (c *Cluster) drop(s *selector) {
 // match adds l, whose Pods s has from now on.
 func (s *selector) match(f *change, l *LabelSet) {
 	s.sets[l] = struct{}{}
-	l.selectors = append(l.selectors, s)
+	l.selectors, l.likeness = append(l.selectors, s), class{}
 	s.count(f, l, len(l.pods))
 	if s.byAge != nil {
 		for _, e := range l.pods {
@@ -166,6 +169,7 @@ func (s *selector) match(f *change, l *LabelSet) {
 
 func (s *selector) unmatch(f *change, l *LabelSet) {
 	delete(s.sets, l)
+	l.likeness = class{}
 	for i, other := range l.selectors {
 		if other == s {
 			l.selectors[i] = l.selectors[len(l.selectors)-1]

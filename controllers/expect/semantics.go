@@ -113,37 +113,37 @@ type semantics struct {
 // can tell apart. The world must not change meanwhile.
 type memory struct {
 	admissions map[pair]Admission
-	// byAddress has the sets with a policy that means addresses too.
-	byAddress map[*LabelSet]bool
+	// byAddress has the classes with a policy that means addresses too.
+	byAddress map[class]bool
 }
 
 type pair struct {
-	isolated, other *LabelSet
+	isolated, other class
 	direction       Direction
 	protocol        flow.Protocol
 	port            uint16
 }
 
 func newMemory() *memory {
-	return &memory{admissions: map[pair]Admission{}, byAddress: map[*LabelSet]bool{}}
+	return &memory{admissions: map[pair]Admission{}, byAddress: map[class]bool{}}
 }
 
-// alike returns the set of p if the policies that select it do not tell its
-// Pods apart by their addresses either, else nil.
-func (c semantics) alike(policies []*Policy, p *Pod) *LabelSet {
-	set := c.LabelSet(p)
-	if c.memory == nil || set == nil || !set.real() {
-		return nil
+// alike returns the class of p if the policies that select it do not tell Pods
+// apart by their addresses either.
+func (c semantics) alike(policies []*Policy, p *Pod) class {
+	if c.memory == nil {
+		return class{}
 	}
-	byAddress, ok := c.memory.byAddress[set]
+	of := c.LabelSet(p).class()
+	byAddress, ok := c.memory.byAddress[of]
 	if !ok {
 		byAddress = slices.ContainsFunc(policies, (*Policy).hasBlocks)
-		c.memory.byAddress[set] = byAddress
+		c.memory.byAddress[of] = byAddress
 	}
 	if byAddress {
-		return nil
+		return class{}
 	}
-	return set
+	return of
 }
 
 // judged is the lower of the sides of x that node judges.
@@ -172,8 +172,8 @@ func (c semantics) admission(policies []*Policy, d Direction, x Conn) Admission 
 	if other.Pod == nil {
 		return c.compute(policies, d, x)
 	}
-	key := pair{c.alike(policies, isolated.Pod), c.LabelSet(other.Pod), d, x.Protocol, x.Port}
-	if key.isolated == nil || !key.other.real() {
+	key := pair{c.alike(policies, isolated.Pod), c.LabelSet(other.Pod).class(), d, x.Protocol, x.Port}
+	if key.isolated == (class{}) || key.other == (class{}) {
 		return c.compute(policies, d, x)
 	}
 	known, ok := c.memory.admissions[key]

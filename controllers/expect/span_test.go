@@ -256,16 +256,26 @@ func TestMorePodsThanAnEnginesSetHoldsAreAdvisory(t *testing.T) {
 	backup(w)
 	admitBackup(w)
 	c := w.cluster()
+	var changed Footprint
 	for i := range maxSetMembers {
-		c.SetPod(&Pod{
+		if changed.Everything {
+			t.Fatalf("%d pods more change everything, want so many that no set holds them", i)
+		}
+		changed = c.SetPod(&Pod{
 			UID: types.UID(strconv.Itoa(i)), Namespace: "db", Node: "n1", Labels: map[string]string{"app": "backup"},
 			IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})}, Seq: uint64(1000 + i),
 		})
+	}
+	if !changed.Everything {
+		t.Error("the pod that is one too many does not change everything")
 	}
 	r := c.Expect(Subject{Pod: c.Pod("db/backup")}, DefaultOptions())
 	wantFlow(t, r, "n2", "tcp 10.0.1.20 -> 10.0.2.20:3306", flow.Allowed, true)
 	if !hasNote(r, EngineLimit) {
 		t.Errorf("notes %v, want EngineLimit", r.Notes)
+	}
+	if !c.DeletePod("7").Everything {
+		t.Error("the end of the pod that was one too many does not change everything")
 	}
 }
 

@@ -42,7 +42,7 @@ func (p path) String() string {
 
 // refusalKey names Pods of which the same others are refused.
 type refusalKey struct {
-	set       *LabelSet
+	class     class
 	direction Direction
 	v6        bool
 }
@@ -109,7 +109,7 @@ func (k *plan) stranger(t End, d Direction, by path) (Conn, bool) {
 func (k *plan) strange(t End, d Direction) []End {
 	v6 := t.Addr.Is6()
 	key := refusalKey{k.alike(k.Selecting(t.Pod), t.Pod), d, v6}
-	if known, ok := k.refusals[key]; ok && key.set != nil {
+	if known, ok := k.refusals[key]; ok && key.class != (class{}) {
 		return known
 	}
 	var out []End
@@ -129,7 +129,7 @@ func (k *plan) strange(t End, d Direction) []End {
 			break
 		}
 	}
-	if key.set != nil {
+	if key.class != (class{}) {
 		k.refusals[key] = out
 	}
 	return out

@@ -161,7 +161,7 @@ func (h *history) ports() []expect.ContainerPort {
 	for _, name := range []string{"http", "db", ""} {
 		if h.IntN(4) == 0 {
 			out = append(out, expect.ContainerPort{
-				Name: name, Protocol: flow.TCP, Number: uint16(8000 + h.IntN(2)), Sidecar: h.IntN(5) == 0, //nolint:gosec // small
+				Name: name, Protocol: flow.TCP, Number: uint16(8000 + h.IntN(4)), Sidecar: h.IntN(5) == 0, //nolint:gosec // small
 			})
 		}
 	}
@@ -246,7 +246,7 @@ func (h *history) peers() []networkingv1.NetworkPolicyPeer {
 func (h *history) policyPorts() []networkingv1.NetworkPolicyPort {
 	var out []networkingv1.NetworkPolicyPort
 	for range h.IntN(3) {
-		port := one(h, intstr.FromString("http"), intstr.FromString("db"), intstr.FromInt32(80), intstr.FromInt32(8000))
+		port := one(h, intstr.FromString("http"), intstr.FromString("db"), intstr.FromInt32(80), intstr.FromInt32(8000), intstr.FromInt32(8003))
 		out = append(out, networkingv1.NetworkPolicyPort{Port: &port})
 	}
 	if h.IntN(8) == 0 {
