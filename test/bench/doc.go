@@ -7,5 +7,7 @@
 //
 // Its rooms: world is what is true in the cluster and what each node's kernel
 // says by when; store is the API server's part; replica is the manager as a
-// process of its own; fleet is the agents; simulate has the scenarios.
+// process of its own; fleet is the agents; simulate has the scenarios, and
+// cmd/simulate prints what they cost. apiserver runs agents and manager against
+// a real API server.
 package bench

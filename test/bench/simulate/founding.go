@@ -20,7 +20,8 @@ const (
 	stormPolicies = 100
 	stormSpace    = "storm"
 	stormTeam     = "team"
-	// darkNodes have no agent, so that the Pods which need them stay held.
+	// darkNodes have no agent, so that Pods on them stay held: nothing excuses a
+	// Pod's own node.
 	darkNodes = 10
 	// stormEvery is how often the storm comes.
 	stormEvery = 2 * time.Second
@@ -105,12 +106,12 @@ func stormApp(i int) map[string]string {
 	return map[string]string{"app": fmt.Sprintf("app-%03d", i%stormPolicies)}
 }
 
-// furnishStorm makes the namespace, its policies and, of each app, a Pod on a
-// dark node: whoever an app's policy admits waits for that.
+// furnishStorm makes the namespace, its policies and a Pod of each app, which
+// the next app's are to reach.
 func furnishStorm(c *cluster) {
 	c.addNamespace(stormSpace, map[string]string{stormTeam: "a"})
 	for i := range stormPolicies {
-		c.stand(job{namespace: stormSpace, labels: stormApp(i)}, c.options.Nodes+i%darkNodes)
+		c.stand(job{namespace: stormSpace, labels: stormApp(i)}, i%c.options.Nodes)
 		c.addPolicy(stormSpace, fmt.Sprintf("policy-%03d", i), stormPolicy(i, 5000))
 	}
 }
@@ -134,7 +135,11 @@ func stormPolicy(i, port int) networkingv1.NetworkPolicySpec {
 func (c *cluster) holdStorm(ctx context.Context) {
 	for i := range stormPods {
 		rng := rand.New(rand.NewPCG(c.options.Seed, uint64(i)))
-		c.held.Go(func() { c.pods.live(ctx, job{namespace: stormSpace, labels: stormApp(i), held: true}, rng) })
+		c.held.Go(func() {
+			c.pods.live(ctx, job{
+				namespace: stormSpace, labels: stormApp(i), held: true, node: c.options.Nodes + i%darkNodes,
+			}, rng)
+		})
 	}
 }
 

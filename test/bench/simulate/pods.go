@@ -40,8 +40,10 @@ type job struct {
 	ports     []corev1.ContainerPort
 	// life is how long it runs once its gate is open.
 	life time.Duration
-	// held: the scenario sees to it that it is not opened.
+	// held: it is never opened, on node, which has no agent. Others run
+	// anywhere with one.
 	held bool
+	node int
 }
 
 // passage is what became of a gated Pod.
@@ -131,6 +133,9 @@ func (p *pods) run(ctx context.Context, j job, rng *rand.Rand) {
 func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 	c := p.cluster
 	node := rng.IntN(c.options.Nodes)
+	if j.held {
+		node = j.node
+	}
 	x := &passage{done: make(chan struct{})}
 	key := p.create(j, x)
 	defer func() {
@@ -184,6 +189,11 @@ func (p *pods) create(j job, x *passage) types.NamespacedName {
 	pod.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: v1alpha1.ConditionProgrammed}}
 	pod.Spec.InitContainers = []corev1.Container{{Name: v1alpha1.HoldContainerName}}
 	pod.Status.Phase = corev1.PodPending
+	if j.held {
+		pod.Annotations = map[string]string{
+			v1alpha1.KeyTimeout: "10m", v1alpha1.KeyOnTimeout: v1alpha1.OnTimeoutFail,
+		}
+	}
 	created := time.Now()
 	p.cluster.store.Create(pod)
 	key := client.ObjectKeyFromObject(pod)
