@@ -149,15 +149,22 @@ func (a *agents) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// setReplicas tells all where the replicas are that run.
-func (a *agents) setReplicas(replicas []*replica, roots *x509.CertPool) {
+// setReplicas tells all what they would learn from EndpointSlices: those of a
+// replica whose process has ended say that it is not ready.
+func (a *agents) setReplicas(replicas []*replica) {
 	var known []session.Replica
 	for _, r := range replicas {
-		known = append(known, session.Replica{Name: r.name, Address: r.hub, Ready: true})
+		known = append(known, session.Replica{Name: r.name, Address: r.hub, Ready: r.ready})
 	}
 	for _, f := range a.fleets {
-		f.SetRoots(roots)
 		f.SetReplicas(known)
+	}
+}
+
+// setRoots tells all whom to trust.
+func (a *agents) setRoots(roots *x509.CertPool) {
+	for _, f := range a.fleets {
+		f.SetRoots(roots)
 	}
 }
 

@@ -173,13 +173,13 @@ func (c *Cluster) install(ctx context.Context, root, manager string) (err error)
 			return err
 		}
 	}
-	c.route()
 	roots, err := c.control.roots(ctx)
 	if err != nil {
 		return err
 	}
 	o.Progress(fmt.Sprintf("connecting %d agents", o.Nodes))
-	c.agents.setReplicas(c.replicas, roots)
+	c.agents.setRoots(roots)
+	c.route()
 	if err := c.awaitAgents(ctx); err != nil {
 		return err
 	}
@@ -187,16 +187,17 @@ func (c *Cluster) install(ctx context.Context, root, manager string) (err error)
 	return nil
 }
 
-// route has the webhook's requests go to the replicas that run, as the Service
-// does.
+// route has the webhook's requests go to the replicas that are ready, and tells
+// the agents which these are, as Services and EndpointSlices do.
 func (c *Cluster) route() {
 	var backends []string
 	for _, r := range c.replicas {
-		if r.process != nil && !r.process.exited() {
+		if r.ready {
 			backends = append(backends, r.webhook)
 		}
 	}
 	c.balancer.set(backends)
+	c.agents.setReplicas(c.replicas)
 }
 
 // awaitAgents returns once every agent has a session.

@@ -261,6 +261,7 @@ func (c *Cluster) Storm(ctx context.Context) (*Storm, error) {
 			return nil, err
 		}
 	}
+	c.route()
 	if err := c.await(ctx, "every session is over", func() bool { return c.agents.synced() == 0 }); err != nil {
 		return nil, err
 	}
@@ -298,7 +299,7 @@ func (c *Cluster) Storm(ctx context.Context) (*Storm, error) {
 	}
 	for _, of := range times {
 		out.Busiest = max(out.Busiest, busiest(of))
-		out.All = max(out.All, of[len(of)-1].Sub(began))
+		out.All = max(out.All, out.Back, of[len(of)-1].Sub(began))
 	}
 	return out, nil
 }

@@ -40,8 +40,9 @@ type replica struct {
 	metrics    string
 	webhook    string
 	process    *process
-	// killed: it was ended on purpose.
-	killed bool
+	// ready: it has said so since it was started. killed: it was ended on
+	// purpose.
+	ready, killed bool
 }
 
 // newReplica returns one that does not run yet. Its token must be bound to a
@@ -70,13 +71,13 @@ func newReplica(ctx context.Context, dir, executable, name string, admin *rest.C
 
 // stop asks the manager to end, and waits until it has.
 func (r *replica) stop() error {
-	r.killed = true
+	r.ready, r.killed = false, true
 	return r.process.stop()
 }
 
 // kill ends the manager without a warning.
 func (r *replica) kill() {
-	r.killed = true
+	r.ready, r.killed = false, true
 	r.process.kill()
 }
 
@@ -97,7 +98,9 @@ func (r *replica) start() error {
 
 // awaitReady returns when the replica says that it is ready.
 func (r *replica) awaitReady(ctx context.Context) error {
-	return r.await(ctx, "ready", func() bool { return get(ctx, "http://"+r.health+"/readyz") != "" })
+	err := r.await(ctx, "ready", func() bool { return get(ctx, "http://"+r.health+"/readyz") != "" })
+	r.ready = err == nil
+	return err
 }
 
 // leads reports whether the replica says that it is the leader.
