@@ -125,7 +125,7 @@ func (k *plan) representatives(rule *Rule, v6 bool) []candidate {
 		}
 	}
 	for _, e := range excepts {
-		if addr, ok := pick(e, inside, besides); ok {
+		if addr, ok := k.pickFree(e, inside, besides); ok {
 			out = append(out, candidate{End: End{Addr: addr}, external: true})
 		}
 	}
@@ -148,7 +148,7 @@ func (k *plan) representative(b *Block, excepts []netip.Prefix) (candidate, bool
 	inside, besides := k.inside(v6)
 	besides = append(besides, excepts...)
 	for _, p := range within {
-		if addr, ok := pick(p, inside, besides); ok {
+		if addr, ok := k.pickFree(p, inside, besides); ok {
 			return candidate{End: End{Addr: addr}, external: true}, true
 		}
 	}
@@ -163,7 +163,7 @@ func (k *plan) representative(b *Block, excepts []netip.Prefix) (candidate, bool
 		}
 	}
 	for _, avoid := range [][]netip.Prefix{excepts, b.Except} {
-		if addr, ok := pick(b.CIDR, newRanges(martians(v6)), avoid); ok {
+		if addr, ok := k.pickFree(b.CIDR, newRanges(martians(v6)), avoid); ok {
 			return candidate{End: End{Addr: addr}, external: true, advisory: true}, true
 		}
 	}
@@ -244,4 +244,18 @@ func (k *plan) noteRule(r RuleOf, own bool) {
 			k.note(EngineOverAllows, "%s: no pod has a port named %q", r, name.Name)
 		}
 	}
+}
+
+// pickFree is pick for an address that no Pod has: nodes need not say which
+// ranges the Pods' addresses are from. It gives up after some that are taken.
+func (k *plan) pickFree(within netip.Prefix, avoid ranges, besides []netip.Prefix) (netip.Addr, bool) {
+	besides = slices.Clone(besides)
+	for range unusedAddresses {
+		addr, ok := pick(within, avoid, besides)
+		if !ok || len(k.Holding(addr)) == 0 {
+			return addr, ok
+		}
+		besides = append(besides, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	return netip.Addr{}, false
 }

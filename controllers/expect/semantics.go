@@ -341,7 +341,12 @@ func (c semantics) matchNamedPort(q *Policy, d Direction, port Port, how peerMat
 		}
 		return Admitted
 	}
-	if how.selector && !has || port.Protocol == x.Protocol && c.Population(Giving{PortName{port.Name, port.Protocol}, x.Port}) > 0 {
+	// Its second number counts here although it is no peer of this world.
+	gives := has && slices.ContainsFunc(x.Dst.Pod.Ports, func(other ContainerPort) bool {
+		return other.Name == port.Name && other.Protocol == x.Protocol && other.Number == x.Port
+	})
+	if how.selector && !has || port.Protocol == x.Protocol &&
+		(gives || c.Population(Giving{PortName{port.Name, port.Protocol}, x.Port}) > 0) {
 		return Doubtful
 	}
 	return Refused
