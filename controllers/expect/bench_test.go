@@ -5,6 +5,7 @@ package expect_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -42,9 +43,7 @@ func newCity(nodes int) *city {
 
 func (c *city) namespace(name string, labels map[string]string) {
 	ns := &expect.Namespace{Name: name, Inject: true, Labels: map[string]string{"name": name}}
-	for key, value := range labels {
-		ns.Labels[key] = value
-	}
+	maps.Copy(ns.Labels, labels)
 	c.SetNamespace(ns)
 	c.world.Namespaces[name] = ns
 }

@@ -162,6 +162,30 @@ func TestFootprintsSayWhatChanged(t *testing.T) {
 			event: func(c *Cluster) Footprint { return c.SetPod(stranger9(99)) },
 			want:  func(*Cluster) Footprint { return Footprint{Pods: []types.UID{"p9"}, Addresses: addrs("10.0.1.99")} },
 		},
+		"a pod that gives a port name a number of its own changes the name": {
+			event: func(c *Cluster) Footprint {
+				p := stranger9(99)
+				p.Ports = []ContainerPort{{Name: "mysql", Protocol: 6, Number: 3307}}
+				return c.SetPod(p)
+			},
+			want: func(*Cluster) Footprint {
+				return Footprint{Pods: []types.UID{"p9"}, Addresses: addrs("10.0.1.99"), Ports: []PortName{{"mysql", 6}}}
+			},
+		},
+		"a pod that gives it the number that others give it does not": {
+			event: func(c *Cluster) Footprint {
+				p := stranger9(99)
+				p.Ports = []ContainerPort{{Name: "mysql", Protocol: 6, Number: 3306}}
+				return c.SetPod(p)
+			},
+			want: func(*Cluster) Footprint { return Footprint{Pods: []types.UID{"p9"}, Addresses: addrs("10.0.1.99")} },
+		},
+		"the end of the only pod with a port's number changes the name": {
+			event: func(c *Cluster) Footprint { return c.DeletePod("db/mysql") },
+			want: func(*Cluster) Footprint {
+				return Footprint{Pods: []types.UID{"db/mysql"}, Addresses: addrs("10.0.2.20"), Ports: []PortName{{"mysql", 6}}}
+			},
+		},
 		"a peer of unknown age can come between any": {
 			event: func(c *Cluster) Footprint { return c.SetPod(stranger9(0)) },
 			want:  func(*Cluster) Footprint { return Footprint{Everything: true} },
@@ -199,6 +223,16 @@ func TestFootprintsSayWhatChanged(t *testing.T) {
 			},
 			want: func(*Cluster) Footprint { return Footprint{} },
 		},
+		"a namespace of which nothing is left is met by those that looked for its pods": {
+			event: func(c *Cluster) Footprint {
+				c.DeleteNamespace("other")
+				c.DeletePod("other/idle1")
+				return c.DeletePod("other/idle2")
+			},
+			want: func(c *Cluster) Footprint {
+				return Footprint{Pods: []types.UID{"other/idle2"}, Addresses: addrs("10.0.2.10"), Sets: []*LabelSet{c.spaces["other"].absent}}
+			},
+		},
 		"a node that goes out is named, its ranges are not": {
 			event: func(c *Cluster) Footprint {
 				n := *c.Node("n2")
@@ -219,8 +253,9 @@ func TestFootprintsSayWhatChanged(t *testing.T) {
 			w := shop(t)
 			w.policy("db/allow", "mysql", spec{Ingress: []in{{From: from(pods("backup")), Ports: tcp("mysql")}}})
 			c := w.cluster()
+			want := tc.want(c)
 			got := tc.event(c)
-			if diff := cmp.Diff(tc.want(c), got, cmpopts.EquateComparable(netip.Addr{}), cmp.Comparer(func(a, b *LabelSet) bool { return a == b })); diff != "" {
+			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmp.Comparer(func(a, b *LabelSet) bool { return a == b })); diff != "" {
 				t.Errorf("footprint (-want +got):\n%s", diff)
 			}
 		})

@@ -32,9 +32,11 @@ type plan struct {
 	asked           map[ask]bool
 	full            bool
 
-	// granted has the first Allowed of each rule on each node.
-	granted []grant
-	grants  map[grantKey]bool
+	// granted has the first Allowed of each rule on each node, if witnesses are
+	// asked.
+	witnesses bool
+	granted   []grant
+	grants    map[grantKey]bool
 
 	// What was found already.
 	strangers map[strangerKey]stranger
@@ -69,6 +71,7 @@ func Expect(w World, s Subject, options Options) Result {
 		looks:     l,
 		options:   options,
 		subject:   s.Pod,
+		witnesses: s.Witnesses,
 		foreign:   map[string][]*group{},
 		awaited:   map[string]bool{s.Pod.Node: true},
 		beyond:    map[string]bool{},
@@ -103,9 +106,7 @@ func (k *plan) fill(s Subject) {
 		}
 	}
 	k.askGroups()
-	if s.Witnesses {
-		k.askWitnesses()
-	}
+	k.askWitnesses()
 	k.result.Span = []string{}
 	for node := range k.result.Nodes {
 		if !k.beyond[node] {

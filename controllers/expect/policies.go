@@ -101,7 +101,7 @@ func (c *Cluster) bind(q *Policy) *bound {
 					continue
 				}
 				s := c.intern(q.Namespace, peer.Namespaces, peer.Pods)
-				s.rules[RuleOf{q, Direction(d), i}] = struct{}{} //nolint:gosec // 0 or 1
+				s.rules[RuleOf{q, Direction(d), i}] = struct{}{}
 				if !slices.Contains(m.selectors, s) {
 					m.selectors = append(m.selectors, s)
 				}
@@ -130,7 +130,7 @@ func (c *Cluster) unbind(q *Policy) {
 		for i, m := range b.rules[d] {
 			for _, s := range m.selectors {
 				delete(s.unions, m)
-				delete(s.rules, RuleOf{q, Direction(d), i}) //nolint:gosec // 0 or 1
+				delete(s.rules, RuleOf{q, Direction(d), i})
 				c.drop(s)
 			}
 		}

@@ -198,7 +198,7 @@ func freePort(policies []*Policy, d Direction, dst *Pod) uint16 {
 		for port := bounds[0]; port <= bounds[1]; {
 			taken := end(port)
 			if taken == 0 {
-				return uint16(port) //nolint:gosec // at most 65535
+				return uint16(port)
 			}
 			port = taken + 1
 		}

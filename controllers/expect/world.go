@@ -156,7 +156,7 @@ func note[T comparable](seen map[T]struct{}, list *[]T, v T) {
 }
 
 func (l *looks) set(p *Pod) {
-	if set := l.World.LabelSet(p); set != nil {
+	if set := l.LabelSet(p); set != nil {
 		note(l.sets, &l.footprint.Sets, set)
 	}
 }
@@ -209,11 +209,11 @@ func (l *looks) Population(choice Choice) int {
 // node returns the node of that name, or nil.
 func (l *looks) node(name string) *Node {
 	note(l.nodes, &l.footprint.Nodes, name)
-	return l.World.Nodes().Node(name)
+	return l.Nodes().Node(name)
 }
 
 // ranges returns the nodes, of which it is looked at which addresses are theirs.
 func (l *looks) ranges() *Nodes {
 	l.footprint.Ranges = true
-	return l.World.Nodes()
+	return l.Nodes()
 }

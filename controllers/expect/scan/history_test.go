@@ -161,7 +161,7 @@ func (h *history) ports() []expect.ContainerPort {
 	for _, name := range []string{"http", "db", ""} {
 		if h.IntN(4) == 0 {
 			out = append(out, expect.ContainerPort{
-				Name: name, Protocol: flow.TCP, Number: uint16(8000 + h.IntN(4)), Sidecar: h.IntN(5) == 0, //nolint:gosec // small
+				Name: name, Protocol: flow.TCP, Number: uint16(8000 + h.IntN(4)), Sidecar: h.IntN(5) == 0,
 			})
 		}
 	}
@@ -286,7 +286,7 @@ func (h *history) newNode(name string) *expect.Node {
 		n.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.0." + name[1:] + ".0/24"), netip.MustParsePrefix("fd00:0:0:" + name[1:] + "::/64")}
 	}
 	if h.IntN(3) == 0 {
-		n.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{1, 0, 0, byte(h.IntN(3))})} //nolint:gosec // small
+		n.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{1, 0, 0, byte(h.IntN(3))})}
 	}
 	return n
 }

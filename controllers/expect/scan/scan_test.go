@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	seeds = flag.Uint64("seeds", 120, "random histories to go through")
+	seeds = flag.Uint64("seeds", 100, "random histories to go through")
 	first = flag.Uint64("first", 0, "seed of the first")
 )
 
