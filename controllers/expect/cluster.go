@@ -78,12 +78,6 @@ func (c *Cluster) Admission(policies []*Policy, d Direction, x Conn) Admission {
 	return semantics{World: c}.admission(policies, d, x)
 }
 
-// Names reports whether a rule of q means p as a peer: by a selector, or, in an
-// egress rule for everyone, by a port name that p resolves in q's namespace.
-func (c *Cluster) Names(q *Policy, p *Pod) bool {
-	return slices.ContainsFunc(c.Meaning(p), func(r RuleOf) bool { return r.Policy == q })
-}
-
 // Demand returns what node must do with a new connection, and whether a node
 // that does not is known to deviate. Inconclusive means that nothing can be
 // demanded. An address that several Pods have is taken for that of the oldest.

@@ -205,24 +205,6 @@ func (c *Cluster) Meaning(p *Pod) []RuleOf {
 // name.
 func (c *Cluster) Naming(p *Pod) []*Policy { return policiesOf(c.Meaning(p)) }
 
-// Reaching returns the policies of any namespace that have a namespaceSelector
-// which matches the namespace, ordered by namespace and name.
-func (c *Cluster) Reaching(namespace string) []*Policy {
-	sp, ok := c.spaces[namespace]
-	if !ok {
-		return nil
-	}
-	var rules []RuleOf
-	for r := range sp.reached {
-		for _, s := range r.selectors {
-			for rule := range s.rules {
-				rules = append(rules, rule)
-			}
-		}
-	}
-	return policiesOf(sortRules(rules))
-}
-
 // Sharing returns the policies that kube-router cannot tell from q, without q.
 func (c *Cluster) Sharing(q *Policy) []*Policy {
 	if c.sharing[q.concatenation()] < 2 {
