@@ -33,7 +33,6 @@ type Options struct {
 	Directory string
 	// Name is for people and for agents; each process has its own.
 	Name          string
-	ServerName    string
 	Certificate   []byte // PEM, with Key
 	Key           []byte
 	ConditionType string
@@ -126,7 +125,7 @@ func (r *Replica) begin(ctx context.Context, listener net.Listener) error {
 		return errors.New("the process has ended: see its standard error")
 	}
 	if err := r.wire.send(&frame{Op: opSettings, Settings: &settings{
-		ServerName: r.options.ServerName, Certificate: r.options.Certificate, Key: r.options.Key,
+		Certificate: r.options.Certificate, Key: r.options.Key,
 		ConditionType: r.options.ConditionType, Lies: r.options.Lies, Verbose: r.options.Verbose,
 	}}); err != nil {
 		return err

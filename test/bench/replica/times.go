@@ -30,7 +30,6 @@ type times struct {
 	sessions  int
 	connected []time.Time
 	assigns   int
-	subjects  int
 }
 
 func newTimes() *times { return &times{gates: map[string]*Gate{}} }
@@ -70,7 +69,7 @@ func (p *process) tell() *Told {
 	defer p.times.mu.Unlock()
 	t := p.times
 	told := &Told{
-		Gates: t.done, Sessions: t.sessions, Connected: t.connected, Assigns: t.assigns, Subjects: t.subjects,
+		Gates: t.done, Sessions: t.sessions, Connected: t.connected, Assigns: t.assigns,
 		Agents: writtenInAll() - p.wire.written.Load() - p.echo.written.Load(),
 	}
 	t.done, t.connected = nil, nil
@@ -160,7 +159,6 @@ func (h timedHub) Assign(node string, a *hubv1.Assign, d hub.Description) {
 	h.times.assigns++
 	if g.Assigned.IsZero() {
 		g.Assigned = time.Now()
-		h.times.subjects++
 	}
 	if g.Released.IsZero() {
 		g.Nodes++

@@ -56,7 +56,6 @@ type frame struct {
 
 // settings are what a replica is started with.
 type settings struct {
-	ServerName string
 	// Certificate and Key are PEM.
 	Certificate, Key []byte
 	ConditionType    string
@@ -80,9 +79,8 @@ type Told struct {
 	// Agents are the bytes that were written in all, those to the driver and
 	// of echoes left out.
 	Agents uint64
-	// Assigns counts assignments that were handed to the hub, Computed the
-	// subjects they were of.
-	Assigns, Subjects int
+	// Assigns counts the assignments that were handed to the hub in all.
+	Assigns int
 }
 
 // Gate is what a replica timed of one gate that it released.

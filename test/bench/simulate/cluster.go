@@ -164,7 +164,7 @@ func (c *cluster) addReplica(ctx context.Context) error {
 	name := fmt.Sprintf("manager-%d", c.started)
 	c.mu.Unlock()
 	r, err := replica.Start(ctx, replica.Options{
-		Store: c.store, Directory: c.directory, Name: name, ServerName: serverName,
+		Store: c.store, Directory: c.directory, Name: name,
 		Certificate: c.identity.certificate, Key: c.identity.key,
 		ConditionType: string(v1alpha1.ConditionProgrammed), Lies: c.options.Lies, Verbose: c.options.Verbose,
 		Patched: c.pods.messageWritten,
