@@ -29,10 +29,15 @@ const (
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
 	slowRetry  = 30 * time.Second
+	// echoWithin is how long after a gate was opened another release for it is
+	// taken for an echo: of another replica, or of one that has not seen the
+	// Pod's change yet. A replica that sees the gate shut releases again, and
+	// at least each 5 s.
+	echoWithin = 3 * time.Second
 	// replicasWithin is how far apart the releases of several replicas for one
-	// gate may be expected. Within it the first one's patch is sent again, so
-	// that the API server finds nothing to write and tells no watcher, while a
-	// gate that was shut in between is opened.
+	// gate may be expected. After the echoes and within it the first one's patch
+	// is sent again, so that the API server finds nothing to write and tells no
+	// watcher, while a gate that was shut in between is opened.
 	replicasWithin = 10 * time.Second
 	// rememberFor is for how long an open gate's annotation may be written
 	// again: by then the kubelet has looked by itself (60 to 90 s).
@@ -85,6 +90,8 @@ type Reporter struct {
 type opened struct {
 	identity string
 	at       time.Time
+	// written is when it was opened last.
+	written time.Time
 	// again is how often its annotation was written again.
 	again uint32
 }
@@ -194,6 +201,9 @@ func (r *Reporter) write(ctx context.Context, release *hubv1.Release) outcome {
 	if release.GetAgain() > 0 {
 		return r.writeAgain(ctx, log, release, opens)
 	}
+	if r.echoes(subject.GetUid(), opens) {
+		return r.drop(log, "repeated", "the gate was opened a moment ago")
+	}
 	if stale, reason := r.options.Subjects.Stale(release); stale {
 		return r.drop(log, "stale", reason)
 	}
@@ -280,6 +290,14 @@ func (r *Reporter) logRefusal(log logr.Logger, uid string, err error) {
 	}
 }
 
+// echoes reports whether the gate was opened a moment ago, for whatever reason.
+func (r *Reporter) echoes(uid string, opens gate) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o := r.opened[uid]
+	return o.identity == opens.identity && r.options.Clock.Since(o.written) < echoWithin
+}
+
 // again returns the patch that was written for the gate a moment ago, or patch
 // if there is none.
 func (r *Reporter) again(opens gate, patch []byte) []byte {
@@ -307,9 +325,12 @@ func (r *Reporter) note(uid string, opens gate, patch []byte) {
 			delete(r.opened, other)
 		}
 	}
-	if r.opened[uid].identity != opens.identity {
-		r.opened[uid] = opened{identity: opens.identity, at: now}
+	o := r.opened[uid]
+	if o.identity != opens.identity {
+		o = opened{identity: opens.identity, at: now}
 	}
+	o.written = now
+	r.opened[uid] = o
 	if _, known := r.recent[opens]; !known {
 		r.recent[opens] = writing{patch: patch, at: r.options.Clock.Now()}
 	}
