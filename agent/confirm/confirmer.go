@@ -107,6 +107,8 @@ type assignment struct {
 	evaluation *evaluation
 	// told: a report for this generation was sent.
 	told bool
+	// ended: the session is over, so nobody renews it nor hears of it.
+	ended bool
 }
 
 // evaluation is what replicas with the same content share.
@@ -271,6 +273,20 @@ func (c *Confirmer) Forget(replica string, before uint64) {
 	}
 }
 
+// Ended says that a session is over. What was assigned in it still keeps older
+// releases of other replicas from being written; but it is not renewed any
+// more, and what it asks may never hold again, so no release has to wait for it
+// unless all sessions are over.
+func (c *Confirmer) Ended(from Source) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.subjects {
+		for _, a := range s.assignments {
+			a.ended = a.ended || a.source == from
+		}
+	}
+}
+
 // tidy drops a subject that has no assignment any more.
 func (c *Confirmer) tidy(s *subject) {
 	if len(s.assignments) == 0 {
@@ -290,9 +306,14 @@ func (e *evaluation) current() bool {
 	return slices.ContainsFunc(e.subject.assignments, func(a *assignment) bool { return a.evaluation == e })
 }
 
+// live reports whether e was assigned in a session that is not over.
+func (e *evaluation) live() bool {
+	return slices.ContainsFunc(e.subject.assignments, func(a *assignment) bool { return a.evaluation == e && !a.ended })
+}
+
 // toldAll reports whether every replica that assigned e had an answer to it.
 func (e *evaluation) toldAll() bool {
-	return !slices.ContainsFunc(e.subject.assignments, func(a *assignment) bool { return a.evaluation == e && !a.told })
+	return !slices.ContainsFunc(e.subject.assignments, func(a *assignment) bool { return a.evaluation == e && !a.told && !a.ended })
 }
 
 // observe takes into e what was judged on a look, and reports what changed. A

@@ -38,7 +38,7 @@ func (c *Confirmer) Stale(r *hubv1.Release) (stale bool, reason string) {
 // Holds takes one more look and reports whether this node, which must be the
 // subject's own, confirms uid by the newest assignment of every replica. An
 // assignment that was computed from an older state than another's is left
-// out. If the answer is no, the reason says why and the replicas are told a
+// out, and one of a session that is over, unless all are. If the answer is no, the reason says why and the replicas are told a
 // retraction, so that they release anew once it is confirmed again.
 func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason string) {
 	before := c.own(uid)
@@ -104,13 +104,27 @@ func (c *Confirmer) own(uid string) []*evaluation {
 }
 
 // own returns the evaluations of s that belong to an assignment as the
-// subject's own node and are not superseded by another replica's.
+// subject's own node, are not superseded by another replica's and, if there is
+// any such, were assigned in a session that is not over.
 func (s *subject) own() []*evaluation {
+	all, live := s.newest(false), s.newest(true)
+	if len(live) > 0 {
+		return live
+	}
+	return all
+}
+
+// newest returns the evaluations of own, either of all sessions or of those
+// that are not over.
+func (s *subject) newest(live bool) []*evaluation {
 	var own []*evaluation
 	for _, a := range s.assignments {
+		if live && a.ended {
+			continue
+		}
 		superseded := false
 		for _, b := range s.assignments {
-			if a.basis.Older(b.basis) && !b.basis.Older(a.basis) {
+			if (!live || !b.ended) && a.basis.Older(b.basis) && !b.basis.Older(a.basis) {
 				superseded = true
 			}
 		}

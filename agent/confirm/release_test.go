@@ -144,6 +144,50 @@ func TestHolds(t *testing.T) {
 	}
 }
 
+// A replica that is gone renews nothing: what it asked may never hold again.
+func TestAReleaseDoesNotWaitForWhatAReplicaAskedThatIsGone(t *testing.T) {
+	for name, tc := range map[string]struct {
+		ended []Source
+		want  bool
+		stale bool
+	}{
+		"both are there":                         {},
+		"the one that asks for more is gone":     {ended: []Source{replicaB}, want: true},
+		"the other one is gone":                  {ended: []Source{replicaA}},
+		"both are gone":                          {ended: []Source{replicaA, replicaB}},
+		"an earlier session of it is over":       {ended: []Source{{Replica: "b", Session: 1}}},
+		"older releases than its own are stale":  {ended: []Source{replicaB}, want: true, stale: true},
+		"newer releases than its own are not so": {ended: []Source{replicaB}, want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &dataplane{verdicts: programmed()}
+				c := newConfirmer(d, &outbox{})
+				more := assign("u", 9)
+				more.Expectations = append(more.Expectations, want(tcp("10.0.0.3", "10.0.0.9"), flow.Denied))
+				if tc.stale {
+					more.Basis = &hubv1.Basis{NetworkPolicies: 99, Namespaces: 5, Pod: 5}
+				}
+				must(t, give(c, replicaA, assign("u", 1)))
+				must(t, give(c, replicaB, more))
+				for _, session := range tc.ended {
+					c.Ended(session)
+				}
+				c.look(t.Context())
+				pass(secondLook)
+				c.look(t.Context())
+				if holds, reason := c.Holds(t.Context(), "u"); holds != tc.want {
+					t.Errorf("Holds = %v (%s), want %v", holds, reason, tc.want)
+				}
+				r := &hubv1.Release{Subject: assign("u", 1).GetSubject(), Basis: assign("u", 1).GetBasis()}
+				if stale, reason := c.Stale(r); stale != tc.stale {
+					t.Errorf("Stale = %v (%s), want %v", stale, reason, tc.stale)
+				}
+			})
+		})
+	}
+}
+
 func TestAfterARefusedReleaseTheSubjectIsConfirmedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}

@@ -19,9 +19,10 @@ const turn = 50 * time.Millisecond
 
 // pendingAt reports whether e is to be answered soon: it is not confirmed, or
 // was a short while ago only and may have to be retracted before the subject is
-// released, or some replica was not told yet.
+// released, or some replica was not told yet. Nobody awaits what was assigned
+// in sessions that are over.
 func (e *evaluation) pendingAt(now time.Time) bool {
-	return !e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !e.toldAll()
+	return e.live() && (!e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !e.toldAll())
 }
 
 // await makes e pending, and brings the next look forward for it.

@@ -41,6 +41,9 @@ type Subjects interface {
 	// description that it names, or nil if that is not known.
 	Assign(from confirm.Source, a *hubv1.Assign, d *confirm.Description) error
 	Withdraw(from confirm.Source, uid string)
+	// Ended says that a session is over: what was assigned in it stands until
+	// Forget, and is not renewed.
+	Ended(from confirm.Source)
 	// Forget ends what the replica assigned in sessions before the given one.
 	Forget(replica string, before uint64)
 }

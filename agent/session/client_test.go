@@ -161,6 +161,8 @@ type record struct {
 	sources []confirm.Source
 	// descriptions are those of the assignments.
 	descriptions []*confirm.Description
+	// ended are the sessions that are over.
+	ended []confirm.Source
 }
 
 func (r *record) add(format string, args ...any) {
@@ -183,6 +185,12 @@ func (r *record) Assign(from confirm.Source, a *hubv1.Assign, d *confirm.Descrip
 
 func (r *record) Withdraw(from confirm.Source, uid string) {
 	r.add("%s withdraw %s", from.Replica, uid)
+}
+
+func (r *record) Ended(from confirm.Source) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = append(r.ended, from)
 }
 
 func (r *record) Forget(replica string, before uint64) {

@@ -4,6 +4,7 @@
 package session
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -133,6 +134,9 @@ func TestAnAssignmentComesWithItsDescription(t *testing.T) {
 	if f.descriptions[4] != nil {
 		t.Error("a description outlives its session")
 	}
+	if want := []confirm.Source{{Replica: "a", Session: 1}}; !slices.Equal(f.ended, want) {
+		t.Errorf("sessions said to be over: %v, want %v", f.ended, want)
+	}
 }
 
 // nowhere takes what it is told.
@@ -140,6 +144,7 @@ type nowhere struct{}
 
 func (nowhere) Assign(confirm.Source, *hubv1.Assign, *confirm.Description) error { return nil }
 func (nowhere) Withdraw(confirm.Source, string)                                  {}
+func (nowhere) Ended(confirm.Source)                                             {}
 func (nowhere) Forget(string, uint64)                                            {}
 func (nowhere) Release(*hubv1.Release)                                           {}
 

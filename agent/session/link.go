@@ -209,6 +209,7 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 	defer func() {
 		cancel()
 		working.Wait()
+		subjects.Ended(source)
 		l.synced.Store(false)
 		l.client.count()
 	}()
