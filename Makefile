@@ -49,6 +49,8 @@ cluster-down: ## Remove that cluster
 test: deps ## Everything: lint, unit, kernel and end-to-end tests
 	$(MAKE) lint
 	$(MAKE) test-unit
+	$(MAKE) test-oracle
+	$(MAKE) test-scale
 	$(MAKE) test-kernel
 	$(MAKE) test-cluster
 	$(MAKE) test-apiserver
@@ -66,6 +68,14 @@ deps:
 .PHONY: test-unit
 test-unit: ## Tests that need neither root nor a cluster, with the race detector
 	go test -race -count=1 $$(go list ./... | grep -v -e /test/)
+
+.PHONY: test-oracle
+test-oracle: ## The semantics of NetworkPolicy against an independent implementation (ORACLE_WORLDS=8000 for long)
+	cd test/oracle && go test -count=1 ./...
+
+.PHONY: test-scale
+test-scale: ## The manager with dozens of agents on simulated kernels
+	go test -count=1 $$(go list ./test/bench/...)
 
 .PHONY: test-kernel
 test-kernel: deps ## Rules and packets in network namespaces (root, or a user who may make user namespaces)
@@ -85,7 +95,7 @@ kube: deps
 
 .PHONY: test-apiserver
 test-apiserver: kube ## Tests against a real API server alone
-	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/... ./controllers/explain/...
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/... ./controllers/explain/... ./test/bench/apiserver/...
 
 .PHONY: test-e2e
 test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
@@ -97,12 +107,28 @@ lint: ## golangci-lint, pinned in hack/lint.mod
 	# Not test/cluster/kube: it is Kubernetes itself, which takes minutes to type-check.
 	cd test/cluster && go tool -modfile=../../hack/lint.mod golangci-lint run . ./image ./cmd/...
 	cd test/e2e && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
+	cd test/oracle && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
 
 .PHONY: bench
-bench: deps ## Benchmarks: first those of each package, then against a real kernel (root; 8 minutes)
+bench: bench-packages bench-kernel bench-scale bench-apiserver ## All benchmarks (root; 50 minutes)
+
+.PHONY: bench-packages
+bench-packages: ## Those of each package (6 minutes)
 	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v -e /test/)
+
+.PHONY: bench-kernel
+bench-kernel: deps ## The agent against a real kernel (root; 6 minutes)
 	# One at a time: what is measured is CPU time as well. Each takes its own number of rounds.
 	go test -run '^$$' -bench . -benchmem -benchtime 1x -timeout 20m ./test/kernel
+
+.PHONY: bench-scale
+bench-scale: ## The manager with 100 and 1,000 agents on simulated kernels (30 minutes; SIMULATE="--scenario kill --for 60s")
+	go run ./test/bench/cmd/simulate $(SIMULATE)
+
+.PHONY: bench-apiserver
+bench-apiserver: kube ## The manager's binary against a real API server with 100 and 1,000 fake nodes (8 minutes)
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go run ./test/bench/apiserver/cmd/measure
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go run ./test/bench/apiserver/cmd/measure --nodes 1000 --pods 5000 --gated 600 --rate 20
 
 ##@ Build
 .PHONY: build
