@@ -66,7 +66,7 @@ func (d *dataplane) Look(ctx context.Context) (Look, error) {
 	d.asked = map[flow.Flow]int{}
 	return &answers{
 		verdicts: maps.Clone(d.verdicts), unrouted: d.unrouted, rewrites: d.rewrites, asked: d.asked,
-		unsettled: maps.Clone(d.unsettled), batches: &d.batches,
+		unsettled: maps.Clone(d.unsettled), dataplane: d,
 	}, nil
 }
 
@@ -91,12 +91,13 @@ type answers struct {
 	asked    map[flow.Flow]int
 	// unsettled are flows that no batch with them is answered for.
 	unsettled map[flow.Flow]bool
-	batches   *[][]Question
+	// dataplane, if not nil, takes down what is asked of all its looks.
+	dataplane *dataplane
 }
 
 func (a *answers) Together(_ context.Context, questions []Question) ([]Answer, error) {
-	if a.batches != nil {
-		*a.batches = append(*a.batches, slices.Clone(questions))
+	if a.dataplane != nil {
+		a.dataplane.set(func(d *dataplane) { d.batches = append(d.batches, slices.Clone(questions)) })
 	}
 	all := make([]Answer, 0, len(questions))
 	for _, q := range questions {
