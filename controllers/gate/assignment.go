@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/demand"
 )
 
 // Assignment is what must be confirmed of one Pod at its present addresses.
@@ -19,7 +20,7 @@ type Assignment struct {
 	Span []string
 	// Demands has every node of the span, and nodes that are asked and not
 	// awaited.
-	Demands map[string]Demand
+	Demands map[string]demand.Demand
 	// Settle is hub.proto's Assign.settle.
 	Settle bool
 	// ExcuseFamilies is hub.proto's Assign.excuse_families.
@@ -43,7 +44,7 @@ func (a *Assignment) sameContent(b *Assignment) bool {
 	}
 	for node, demand := range a.Demands {
 		other, ok := b.Demands[node]
-		if !ok || demand.content() != other.content() {
+		if !ok || demand.Content() != other.Content() {
 			return false
 		}
 	}

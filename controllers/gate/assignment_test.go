@@ -8,15 +8,16 @@ import (
 	"testing"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/demand"
 	"github.com/policygate/policygate/controllers/expect"
 )
 
 func TestSameContent(t *testing.T) {
-	table := newDemands()
-	demand := func(change func(*expect.Expectation)) Demand {
+	table := demand.NewTable()
+	demandOf := func(change func(*expect.Expectation)) demand.Demand {
 		e := allow(shopAllow, "10.0.0.1", 80)
 		change(&e)
-		d, err := table.of([]expect.Expectation{e}, []netip.Addr{e.Flow.Src})
+		d, err := table.Of([]expect.Expectation{e}, []netip.Addr{e.Flow.Src})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,13 +28,13 @@ func TestSameContent(t *testing.T) {
 			Subject: &hubv1.Subject{Uid: "p", Ips: []string{"10.0.0.1"}},
 			Basis:   &hubv1.Basis{Pod: 1},
 			Span:    []string{"n1"},
-			Demands: map[string]Demand{"n1": demand(func(*expect.Expectation) {})},
+			Demands: map[string]demand.Demand{"n1": demandOf(func(*expect.Expectation) {})},
 		}
 		change(a)
 		return a
 	}
 	other := func(change func(*expect.Expectation)) func(*Assignment) {
-		return func(a *Assignment) { a.Demands["n1"] = demand(change) }
+		return func(a *Assignment) { a.Demands["n1"] = demandOf(change) }
 	}
 	cases := map[string]struct {
 		change func(a *Assignment)
@@ -45,7 +46,7 @@ func TestSameContent(t *testing.T) {
 		"settling is not":                      {func(a *Assignment) { a.Settle = true }, false},
 		"leave to excuse families is not":      {func(a *Assignment) { a.ExcuseFamilies = true }, false},
 		"another span is not":                  {func(a *Assignment) { a.Span = nil }, false},
-		"another node is not":                  {func(a *Assignment) { a.Demands["n2"] = Demand{} }, false},
+		"another node is not":                  {func(a *Assignment) { a.Demands["n2"] = demand.Demand{} }, false},
 		"another port is not":                  {other(func(e *expect.Expectation) { e.Flow.Port = 2 }), false},
 		"an advisory expectation is not":       {other(func(e *expect.Expectation) { e.Advisory = true }), false},
 		"another why is not":                   {other(func(e *expect.Expectation) { e.Why = "other" }), false},

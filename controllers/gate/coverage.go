@@ -10,14 +10,15 @@ import (
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/coverage"
+	"github.com/policygate/policygate/controllers/demand"
 )
 
 // FromIndex returns the Coverage that index computes.
-func FromIndex(index *coverage.Index) Coverage { return indexCoverage{index, newDemands()} }
+func FromIndex(index *coverage.Index) Coverage { return indexCoverage{index, demand.NewTable()} }
 
 type indexCoverage struct {
 	*coverage.Index
-	demands *demands
+	demands *demand.Table
 }
 
 // Assignment implements Coverage.
@@ -36,13 +37,13 @@ func (c indexCoverage) Assignment(uid types.UID) (*Assignment, error) {
 		},
 		Basis:          basisOf(a.Basis),
 		Span:           a.Span,
-		Demands:        make(map[string]Demand, len(a.PerNode)),
+		Demands:        make(map[string]demand.Demand, len(a.PerNode)),
 		Settle:         a.Settle,
 		ExcuseFamilies: a.ExcuseFamilies,
 		NotAsked:       a.NotAsked,
 	}
 	for node, expectations := range a.PerNode {
-		d, err := c.demands.of(expectations, a.Subject.IPs)
+		d, err := c.demands.Of(expectations, a.Subject.IPs)
 		if err != nil {
 			return nil, fmt.Errorf("node %s: %w", node, err)
 		}

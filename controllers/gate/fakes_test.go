@@ -24,6 +24,7 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/programmed"
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/demand"
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/hub"
 )
@@ -142,7 +143,7 @@ type bench struct {
 	teller   fakeTeller
 	clock    *clocktesting.FakeClock
 	registry *prometheus.Registry
-	demands  *demands
+	demands  *demand.Table
 	version  int
 }
 
@@ -156,7 +157,7 @@ func newBench(t testing.TB) *bench {
 		teller:   fakeTeller{},
 		clock:    clocktesting.NewFakeClock(time.Unix(1000, 0)),
 		registry: prometheus.NewRegistry(),
-		demands:  newDemands(),
+		demands:  demand.NewTable(),
 		version:  100,
 	}
 	b.ledger = New(Options{
@@ -235,10 +236,10 @@ func (b *bench) demandFor(uid, namespace, ip string, basis uint64, perNode map[s
 		Subject: &hubv1.Subject{Uid: uid, Namespace: namespace, Name: uid, Ips: []string{ip}},
 		Basis:   &hubv1.Basis{NetworkPolicies: basis},
 		Span:    slices.Sorted(maps.Keys(perNode)),
-		Demands: map[string]Demand{},
+		Demands: map[string]demand.Demand{},
 	}
 	for n, expectations := range perNode {
-		d, err := b.demands.of(expectations, []netip.Addr{netip.MustParseAddr(ip)})
+		d, err := b.demands.Of(expectations, []netip.Addr{netip.MustParseAddr(ip)})
 		if err != nil {
 			b.t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/demand"
 )
 
 // rereadInterval is how often the message of a Pod is made again for answers
@@ -24,7 +25,7 @@ type inquiry struct {
 	node  *node
 	// optional is true if the node is asked and need not be awaited.
 	optional bool
-	demand   Demand
+	demand   demand.Demand
 	// excused are the rules that are not awaited, as Assign.excused has them.
 	excused    []uint32
 	generation uint64
@@ -122,9 +123,9 @@ func (l *Ledger) handOut(e *entry, a *Assignment) {
 		}
 		e.inquiries = append(e.inquiries, q)
 		demand := a.Demands[name]
-		excused := demand.excused(l.deviations, name, e.pod.namespace)
+		excused := demand.Excused(l.deviations, name, e.pod.namespace)
 		tell := !known || !sameFrame || !same && name == e.pod.node ||
-			demand.content() != q.demand.content() || !slices.Equal(excused, q.excused)
+			demand.Content() != q.demand.Content() || !slices.Equal(excused, q.excused)
 		_, awaited := slices.BinarySearch(a.Span, name)
 		q.optional, q.demand, q.excused = !awaited, demand, excused
 		if tell {
@@ -154,7 +155,7 @@ func (l *Ledger) assign(q *inquiry) {
 		Settle:         a.Settle,
 		ExcuseFamilies: a.ExcuseFamilies,
 		Excused:        q.excused,
-	}, q.demand.content())
+	}, q.demand.Content())
 }
 
 // withdraw takes the entry's assignment back from all nodes.

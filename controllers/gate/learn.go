@@ -6,6 +6,7 @@ package gate
 import (
 	"slices"
 
+	"github.com/policygate/policygate/controllers/demand"
 	"github.com/policygate/policygate/controllers/gate/deviation"
 )
 
@@ -13,7 +14,7 @@ import (
 // expectations: for the next Pod they are not awaited.
 func (l *Ledger) learnAdvisory(q *inquiry) {
 	if q.answer.advisory {
-		l.learn(q, func(w why) bool { return w.allows == deviation.Advisory })
+		l.learn(q, func(w demand.Why) bool { return w.Allows == deviation.Advisory })
 	}
 }
 
@@ -22,7 +23,7 @@ func (l *Ledger) learnAdvisory(q *inquiry) {
 func (l *Ledger) learnOverdue(e *entry) {
 	for _, q := range e.inquiries {
 		if !q.answer.confirmed {
-			l.learn(q, func(w why) bool { return w.allows == deviation.Entire && w.witnessed })
+			l.learn(q, func(w demand.Why) bool { return w.Allows == deviation.Entire && w.Witnessed })
 		}
 	}
 }
@@ -31,7 +32,7 @@ func (l *Ledger) learnOverdue(e *entry) {
 // answer: all that must be denied was, whatever is unmet is of rules of which
 // nothing is realized, and the engine has moved. It learns nothing of an
 // answer to what would be asked otherwise by now.
-func (l *Ledger) learn(q *inquiry, teaches func(why) bool) {
+func (l *Ledger) learn(q *inquiry, teaches func(demand.Why) bool) {
 	if !q.answer.steady || len(q.answer.unrealized) == 0 {
 		return
 	}
@@ -40,16 +41,16 @@ func (l *Ledger) learn(q *inquiry, teaches func(why) bool) {
 		return
 	}
 	news := false
-	whys := q.demand.whys()
+	whys := q.demand.Whys()
 	for _, i := range q.answer.unrealized {
 		if int64(i) >= int64(len(whys)) {
 			continue
 		}
-		if w := whys[i]; w.excusable() && teaches(w) && l.deviations.Learn(q.name, w.rule, e.pod.namespace, w.allows) {
+		if w := whys[i]; w.Excusable() && teaches(w) && l.deviations.Learn(q.name, w.Rule, e.pod.namespace, w.Allows) {
 			news = true
 			l.metrics.learned()
 			l.log.Info("engine does not realize a rule, which holds no more pods", "node", q.name,
-				"policy", w.rule.Policy, "generation", w.rule.Generation, "rule", w.rule.Why)
+				"policy", w.Rule.Policy, "generation", w.Rule.Generation, "rule", w.Rule.Why)
 		}
 	}
 	if news {
@@ -60,11 +61,11 @@ func (l *Ledger) learn(q *inquiry, teaches func(why) bool) {
 // unlearn forgets the deviations that a node was seen not to have any more.
 func (l *Ledger) unlearn(q *inquiry, realized []uint32) {
 	news := false
-	whys := q.demand.whys()
+	whys := q.demand.Whys()
 	for _, i := range realized {
-		if int64(i) < int64(len(whys)) && l.deviations.Unlearn(q.name, whys[i].rule) {
+		if int64(i) < int64(len(whys)) && l.deviations.Unlearn(q.name, whys[i].Rule) {
 			news = true
-			l.log.Info("engine realizes a rule after all", "node", q.name, "policy", whys[i].rule.Policy, "rule", whys[i].rule.Why)
+			l.log.Info("engine realizes a rule after all", "node", q.name, "policy", whys[i].Rule.Policy, "rule", whys[i].Rule.Why)
 		}
 	}
 	if news {
@@ -83,7 +84,7 @@ func (l *Ledger) forgetDeviations(name string, n *node) {
 // excuse asks again what is excused by now, or no more.
 func (l *Ledger) excuse(name string, n *node) {
 	for _, q := range n.inquiries {
-		excused := q.demand.excused(l.deviations, name, q.entry.pod.namespace)
+		excused := q.demand.Excused(l.deviations, name, q.entry.pod.namespace)
 		if !slices.Equal(excused, q.excused) {
 			q.excused = excused
 			l.assign(q)

@@ -113,11 +113,11 @@ func (l *Ledger) state(e *entry) state {
 		}
 		switch {
 		case a.confirmed && len(a.unrealized) > 0:
-			s.span[i].deviates = q.demand.unrealized(a.unrealized, e.pod.namespace)
+			s.span[i].deviates = q.demand.Unrealized(a.unrealized, e.pod.namespace)
 		case a.advisory:
 			s.span[i].deviates = []string{"all that was asked"}
 		case a.lacking:
-			s.span[i].awaits = q.demand.awaits(a.lacks, e.pod.namespace, e.pod.ips)
+			s.span[i].awaits = q.demand.Awaits(a.lacks, e.pod.namespace, e.pod.ips)
 		}
 	}
 	return s

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package gate
+package demand
 
 import (
 	"encoding/binary"
@@ -29,7 +29,7 @@ type demand struct {
 	description hub.Description
 	// asked has the expectations in the description's order.
 	asked []asked
-	whys  []why
+	whys  []Why
 }
 
 // asked is what the ledger keeps of an expectation.
@@ -43,42 +43,42 @@ type asked struct {
 	own, v6 bool
 }
 
-// why is a rule that demands something.
-type why struct {
-	// rule's policy is zero if no policy demands it.
-	rule deviation.Rule
-	// witnessed is true if a flow between older Pods is asked as well.
-	witnessed bool
-	// allows is what must be known not to be realized for the subject not to
-	// wait for any Allowed of the rule: nothing if there is none to wait for.
-	allows deviation.Extent
+// Why is a rule that demands something.
+type Why struct {
+	// Rule's policy is zero if no policy demands it.
+	Rule deviation.Rule
+	// Witnessed is true if a flow between older Pods is asked as well.
+	Witnessed bool
+	// Allows is what must be known not to be realized for the subject not to
+	// wait for any Allowed of the Rule: nothing if there is none to wait for.
+	Allows deviation.Extent
 }
 
-// content returns what is sent.
-func (d Demand) content() hub.Description {
+// Content returns what is sent.
+func (d Demand) Content() hub.Description {
 	if d.shared == nil {
 		return hub.Description{}
 	}
 	return d.shared.description
 }
 
-// whys returns the rules, in the order in which reports index them.
-func (d Demand) whys() []why {
+// Whys returns the rules, in the order in which reports index them.
+func (d Demand) Whys() []Why {
 	if d.shared == nil {
 		return nil
 	}
 	return d.shared.whys
 }
 
-// awaits returns what the index-th expectation lacks, in words fit for the
+// Awaits returns what the index-th expectation lacks, in words fit for the
 // owner of a Pod in namespace at ips: no other namespace's names, and no
 // address but the Pod's own. It returns "" for an index that d does not have.
-func (d Demand) awaits(index uint32, namespace string, ips []netip.Addr) string {
+func (d Demand) Awaits(index uint32, namespace string, ips []netip.Addr) string {
 	if d.shared == nil || int64(index) >= int64(len(d.shared.asked)) {
 		return ""
 	}
 	a := d.shared.asked[index]
-	policy := d.shared.whys[a.why].rule.Policy
+	policy := d.shared.whys[a.why].Rule.Policy
 	switch {
 	case policy.Name == "":
 		return "the rules there are not complete yet"
@@ -95,16 +95,16 @@ func (d Demand) awaits(index uint32, namespace string, ips []netip.Addr) string 
 	return policy.String() + " is not in force there yet"
 }
 
-// unrealized says of which policies rules are meant, in words fit for the
+// Unrealized says of which policies rules are meant, in words fit for the
 // owner of a Pod in namespace, each once and sorted. Indices that d does not
 // have are passed over.
-func (d Demand) unrealized(whys []uint32, namespace string) []string {
+func (d Demand) Unrealized(whys []uint32, namespace string) []string {
 	var out []string
 	for _, i := range whys {
-		if int64(i) >= int64(len(d.whys())) {
+		if int64(i) >= int64(len(d.Whys())) {
 			continue
 		}
-		switch policy := d.whys()[i].rule.Policy; {
+		switch policy := d.Whys()[i].Rule.Policy; {
 		case policy.Name == "":
 			out = append(out, "connections that no policy restricts")
 		case policy.Namespace != namespace:
@@ -117,27 +117,27 @@ func (d Demand) unrealized(whys []uint32, namespace string) []string {
 	return slices.Compact(out)
 }
 
-// excused returns the rules of d that are known not to be realized on node,
+// Excused returns the rules of d that are known not to be realized on node,
 // for Pods of the namespace, as Assign.excused has them.
-func (d Demand) excused(known *deviation.Table, node, namespace string) []uint32 {
+func (d Demand) Excused(known *deviation.Table, node, namespace string) []uint32 {
 	if !known.Any(node) {
 		return nil
 	}
 	var out []uint32
-	for i, w := range d.whys() {
-		if w.excusable() && known.Extent(node, w.rule, namespace) >= w.allows {
+	for i, w := range d.Whys() {
+		if w.Excusable() && known.Extent(node, w.Rule, namespace) >= w.Allows {
 			out = append(out, uint32(i))
 		}
 	}
 	return out
 }
 
-// excusable reports whether a deviation of the rule would be of any use.
-func (w why) excusable() bool { return w.allows != deviation.None && w.rule.Policy.Name != "" }
+// Excusable reports whether a deviation of the rule would be of any use.
+func (w Why) Excusable() bool { return w.Allows != deviation.None && w.Rule.Policy.Name != "" }
 
-// demands makes each Demand once. It holds a Demand as long as anybody else
-// does. The zero demands is not usable: see newDemands.
-type demands struct {
+// Table makes each Demand once. It holds a Demand as long as anybody else
+// does. The zero Table is not usable: see NewTable.
+type Table struct {
 	mu sync.Mutex
 	// known is keyed by what appendKey makes of the expectations.
 	known map[string]weak.Pointer[demand]
@@ -145,11 +145,11 @@ type demands struct {
 	key []byte
 }
 
-func newDemands() *demands { return &demands{known: map[string]weak.Pointer[demand]{}} }
+func NewTable() *Table { return &Table{known: map[string]weak.Pointer[demand]{}} }
 
-// of returns the Demand that asks for the expectations of a subject at ips.
+// Of returns the Demand that asks for the expectations of a subject at ips.
 // For one that is known it makes nothing.
-func (t *demands) of(expectations []expect.Expectation, ips []netip.Addr) (Demand, error) {
+func (t *Table) Of(expectations []expect.Expectation, ips []netip.Addr) (Demand, error) {
 	if len(expectations) == 0 {
 		return Demand{}, nil
 	}
@@ -172,7 +172,7 @@ func (t *demands) of(expectations []expect.Expectation, ips []netip.Addr) (Deman
 }
 
 // forget drops what is no longer held, unless it was made anew.
-func (t *demands) forget(key string, pointer weak.Pointer[demand]) {
+func (t *Table) forget(key string, pointer weak.Pointer[demand]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known[key] == pointer {
@@ -245,7 +245,7 @@ func newDemand(expectations []expect.Expectation, ips []netip.Addr) (*hubv1.Desc
 		if !known {
 			at = uint32(len(made.whys)) //nolint:gosec // a subject has at most 256 flows
 			index[rule] = at
-			made.whys = append(made.whys, why{rule: rule})
+			made.whys = append(made.whys, Why{Rule: rule})
 			message.Whys = append(message.Whys, e.Why)
 		}
 		made.whys[at].add(e)
@@ -271,15 +271,15 @@ func newDemand(expectations []expect.Expectation, ips []netip.Addr) (*hubv1.Desc
 }
 
 // add notes an expectation of the rule.
-func (w *why) add(e expect.Expectation) {
+func (w *Why) add(e expect.Expectation) {
 	switch {
 	case e.Want != flow.Allowed:
 	case e.Witness:
-		w.witnessed = true
+		w.Witnessed = true
 	case e.Advisory:
-		w.allows = max(w.allows, deviation.Advisory)
+		w.Allows = max(w.Allows, deviation.Advisory)
 	default:
-		w.allows = deviation.Entire
+		w.Allows = deviation.Entire
 	}
 }
 

@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package gate
+package demand
 
 import (
 	"fmt"
@@ -52,22 +52,22 @@ func TestWhatIsAwaitedTellsNoOthersSecrets(t *testing.T) {
 	ips := []netip.Addr{own, own6}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			d, err := newDemands().of([]expect.Expectation{{
+			d, err := NewTable().Of([]expect.Expectation{{
 				Flow: flow.Flow{Protocol: flow.TCP, Src: tc.src, Dst: tc.dst, Port: 3306},
 				Want: tc.want, Policy: tc.policy, Why: "payroll/secret-plan ingress[0]",
 			}}, ips)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := d.awaits(0, "db", ips); got != tc.text {
+			if got := d.Awaits(0, "db", ips); got != tc.text {
 				t.Errorf("awaits = %q, want %q", got, tc.text)
 			}
-			if got := d.awaits(7, "db", ips); got != "" {
+			if got := d.Awaits(7, "db", ips); got != "" {
 				t.Errorf("awaits of an index that is not there = %q, want none", got)
 			}
 		})
 	}
-	if got := (Demand{}).awaits(0, "db", nil); got != "" {
+	if got := (Demand{}).Awaits(0, "db", nil); got != "" {
 		t.Errorf("awaits of a node that is asked nothing = %q, want none", got)
 	}
 }
@@ -114,12 +114,12 @@ func TestWhatIsSentNamesEachRuleOnce(t *testing.T) {
 	if diff := cmp.Diff([]string{"shop/allow ingress[0]", "shop/other ingress[0]", "shop/allow isolates"}, message.GetWhys()); diff != "" {
 		t.Errorf("whys (-want +got):\n%s", diff)
 	}
-	want := []why{
-		{rule: deviation.Rule{Policy: shopAllow, Generation: 1, Why: "shop/allow ingress[0]"}, witnessed: true, allows: deviation.Entire},
-		{rule: deviation.Rule{Policy: advisory.Policy, Generation: 1, Why: "shop/other ingress[0]"}, allows: deviation.Advisory},
-		{rule: deviation.Rule{Policy: shopAllow, Generation: 1, Why: "shop/allow isolates"}},
+	want := []Why{
+		{Rule: deviation.Rule{Policy: shopAllow, Generation: 1, Why: "shop/allow ingress[0]"}, Witnessed: true, Allows: deviation.Entire},
+		{Rule: deviation.Rule{Policy: advisory.Policy, Generation: 1, Why: "shop/other ingress[0]"}, Allows: deviation.Advisory},
+		{Rule: deviation.Rule{Policy: shopAllow, Generation: 1, Why: "shop/allow isolates"}},
 	}
-	if diff := cmp.Diff(want, made.whys, cmp.AllowUnexported(why{})); diff != "" {
+	if diff := cmp.Diff(want, made.whys, cmp.AllowUnexported(Why{})); diff != "" {
 		t.Errorf("rules (-want +got):\n%s", diff)
 	}
 	var sent []string
@@ -140,12 +140,12 @@ func TestWhatIsSentNamesEachRuleOnce(t *testing.T) {
 }
 
 func TestPodsOfOnePolicyShareTheirDemand(t *testing.T) {
-	table := newDemands()
+	table := NewTable()
 	demand := func(i int, generation int64) Demand {
 		ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250)
 		e := allow(shopAllow, ip, 80)
 		e.Generation = generation
-		d, err := table.of([]expect.Expectation{e}, []netip.Addr{netip.MustParseAddr(ip)})
+		d, err := table.Of([]expect.Expectation{e}, []netip.Addr{netip.MustParseAddr(ip)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +162,7 @@ func TestPodsOfOnePolicyShareTheirDemand(t *testing.T) {
 			t.Fatalf("Pod %d has a demand of its own", i)
 		}
 	}
-	if next := demand(0, 2); next == first || next.content() != first.content() {
+	if next := demand(0, 2); next == first || next.Content() != first.Content() {
 		t.Error("another generation of the policy must be another demand with the same description")
 	}
 	if size() > 2 {
@@ -199,11 +199,11 @@ func TestDemandsDifferInWhateverIsAsked(t *testing.T) {
 		"text":                 func(e *expect.Expectation) { e.Why += "x" },
 		"where the names part": func(e *expect.Expectation) { e.Policy = types.NamespacedName{Namespace: "sho", Name: "pallow"} },
 	}
-	table, seen := newDemands(), map[Demand]string{}
+	table, seen := NewTable(), map[Demand]string{}
 	for name, change := range changes {
 		e := allow(shopAllow, "10.0.0.1", 80)
 		change(&e)
-		d, err := table.of([]expect.Expectation{e}, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+		d, err := table.Of([]expect.Expectation{e}, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,15 +226,15 @@ func BenchmarkDemand(b *testing.B) {
 		return list, []netip.Addr{netip.MustParseAddr(ip)}
 	}
 	b.Run("known", func(b *testing.B) {
-		table := newDemands()
-		first, err := table.of(eight(0))
+		table := NewTable()
+		first, err := table.Of(eight(0))
 		if err != nil {
 			b.Fatal(err)
 		}
 		list, ips := eight(1)
 		b.ReportAllocs()
 		for b.Loop() {
-			if d, err := table.of(list, ips); err != nil || d != first {
+			if d, err := table.Of(list, ips); err != nil || d != first {
 				b.Fatal("not the same demand", err)
 			}
 		}
@@ -243,9 +243,21 @@ func BenchmarkDemand(b *testing.B) {
 		list, ips := eight(1)
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := newDemands().of(list, ips); err != nil {
+			if _, err := NewTable().Of(list, ips); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
 }
+
+// allow is what a rule demands: that src reaches a Pod that is older.
+func allow(policy types.NamespacedName, src string, port uint16) expect.Expectation {
+	return expect.Expectation{
+		Flow: flow.Flow{
+			Protocol: flow.TCP, Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr("10.9.9.9"), Port: port,
+		},
+		Want: flow.Allowed, Policy: policy, Generation: 1, Why: policy.String() + " ingress[0]",
+	}
+}
+
+var shopAllow = types.NamespacedName{Namespace: "shop", Name: "allow"} //nolint:gochecknoglobals // a constant
