@@ -145,6 +145,7 @@ type Table struct {
 	key []byte
 }
 
+// NewTable returns a Table that holds nothing.
 func NewTable() *Table { return &Table{known: map[string]weak.Pointer[demand]{}} }
 
 // Of returns the Demand that asks for the expectations of a subject at ips.
