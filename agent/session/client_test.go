@@ -251,7 +251,7 @@ func startBy(t *testing.T, traces Traces, clk clock.Clock, random func() float64
 		ServerName: serverName,
 		TokenFile:  f.tokenFile,
 		Hello: func(context.Context) *hubv1.Hello {
-			return &hubv1.Hello{Version: "v1", BootId: "boot", Unsupported: "eBPF"}
+			return &hubv1.Hello{Version: "v1", BootId: "boot", State: &hubv1.State{Unsupported: "eBPF"}}
 		},
 		Traces: traces,
 		Clock:  clk,
@@ -294,7 +294,7 @@ func TestSessionPassesOnWhatTheHubSaysAndReports(t *testing.T) {
 	f.SetRoots(ca.roots())
 
 	s := h.next(t)
-	if s.hello.GetVersion() != "v1" || s.hello.GetBootId() != "boot" || s.hello.GetUnsupported() != "eBPF" {
+	if s.hello.GetVersion() != "v1" || s.hello.GetBootId() != "boot" || s.hello.GetState().GetUnsupported() != "eBPF" {
 		t.Errorf("hello %v", s.hello)
 	}
 	if !slices.Equal(s.tokens, []string{"Bearer first"}) {

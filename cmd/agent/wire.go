@@ -53,7 +53,7 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 		ServerName: o.serverName(),
 		TokenFile:  o.TokenFile,
 		Hello: func(ctx context.Context) *hubv1.Hello {
-			return &hubv1.Hello{Version: version(), BootId: bootID, Unsupported: netfilter.Unsupported(ctx)}
+			return &hubv1.Hello{Version: version(), BootId: bootID, State: &hubv1.State{Unsupported: netfilter.Unsupported(ctx)}}
 		},
 		Traces: kernelTraces{},
 		Clock:  clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,

@@ -58,7 +58,7 @@ func happen(b *bench, r *rand.Rand) {
 	case 4:
 		hello := hub.Hello{}
 		if r.IntN(4) == 0 {
-			hello.Unsupported = "eBPF"
+			hello.State.Unsupported = "eBPF"
 		}
 		b.ledger.Connected(node, hello)
 	case 5, 6:

@@ -195,7 +195,7 @@ func (l *Ledger) PolicyDeleted(namespace, name string) {
 func (l *Ledger) Connected(name string, hello hub.Hello) {
 	l.post(func() {
 		n := l.node(name)
-		n.connected, n.unseen = true, hello.Unsupported != ""
+		n.connected, n.unseen = true, hello.State.Unsupported != ""
 		l.reckon(n)
 		l.forgetAnswers(n)
 	})
@@ -209,6 +209,15 @@ func (l *Ledger) Disconnected(name string) {
 		n.connected = false
 		l.reckon(n)
 		l.forgetAnswers(n)
+	})
+}
+
+// Changed implements hub.Sink.
+func (l *Ledger) Changed(name string, state hub.State) {
+	l.post(func() {
+		n := l.node(name)
+		n.unseen = state.Unsupported != ""
+		l.reckon(n)
 	})
 }
 

@@ -183,6 +183,7 @@ type reported struct{ reports chan *hubv1.Report }
 
 func (reported) Connected(string, Hello)              {}
 func (reported) Disconnected(string)                  {}
+func (reported) Changed(string, State)                {}
 func (s reported) Reported(_ string, r *hubv1.Report) { s.reports <- r }
 
 // busy is how many agents share the round trips, so that none reports more

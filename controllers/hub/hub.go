@@ -61,9 +61,25 @@ type Hello struct {
 	Version string
 	// BootID is the node's boot id.
 	BootID string
+	// State is what it saw of its node then.
+	State State
+}
+
+// State is what an agent sees of its node's dataplane as a whole. Its texts are
+// the node's: for administrators, never for tenants.
+type State struct {
 	// Unsupported is empty, or says why the node's dataplane cannot be seen.
-	// It is text of the node: for logs, never for tenants.
 	Unsupported string
+	// Dataplanes are hub.proto's.
+	Dataplanes []string
+	// Remarks are what a person should know of the node.
+	Remarks []Remark
+}
+
+// Remark is one of them. Kind is one of those that package hubv1 names, or one
+// of an agent that is newer than this manager.
+type Remark struct {
+	Kind, Text string
 }
 
 // Sink is told what happens on sessions, in order for each node. It is called
@@ -75,6 +91,9 @@ type Sink interface {
 	Connected(node string, hello Hello)
 	// Disconnected says that the node has no session any more.
 	Disconnected(node string)
+	// Changed says that what the node's agent sees of it as a whole differs
+	// from what it said in Hello, or in the last Changed.
+	Changed(node string, state State)
 	// Reported passes on a well-formed report on the node's current
 	// assignment of report.uid. Its generation is the one given to Assign.
 	Reported(node string, report *hubv1.Report)
@@ -235,6 +254,19 @@ func (h *Hub) Release(nodeName string, r *hubv1.Release) bool {
 	n.session.queue.release(r.GetSubject().GetUid(), r)
 	return true
 }
+
+// Session is what is known of one node's agent.
+type Session struct {
+	Node string
+	// Since is when it connected; zero if it is not connected now.
+	Since time.Time
+	// Version and State are what it said last, empty if it never was.
+	Version string
+	State   State
+}
+
+// Sessions returns the nodes that the hub has heard of, by name.
+func (h *Hub) Sessions() []Session { return nil }
 
 // Listening returns nil once the hub accepts connections, and an error
 // otherwise: it is a readiness check.

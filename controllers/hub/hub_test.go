@@ -81,9 +81,12 @@ func (s *sink) add(format string, args ...any) {
 }
 
 func (s *sink) Connected(node string, hello Hello) {
-	s.add("%s connected boot=%s unsupported=%q", node, hello.BootID, hello.Unsupported)
+	s.add("%s connected boot=%s unsupported=%q", node, hello.BootID, hello.State.Unsupported)
 }
 func (s *sink) Disconnected(node string) { s.add("%s disconnected", node) }
+func (s *sink) Changed(node string, state State) {
+	s.add("%s changed unsupported=%q", node, state.Unsupported)
+}
 func (s *sink) Reported(node string, r *hubv1.Report) {
 	s.add("%s reported %s generation=%d confirmed=%v", node, r.GetUid(), r.GetGeneration(), r.GetConfirmed())
 	s.mu.Lock()

@@ -69,7 +69,7 @@ func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.
 	}
 	h.open(s, hello)
 	defer h.end(s)
-	log.Info("agent connected", "version", hello.Version, "unsupported", printable(hello.Unsupported))
+	log.Info("agent connected", "version", hello.Version, "unsupported", hello.State.Unsupported)
 	go h.send(stream, s, failed)
 
 	err = h.serve(ctx, identity, s, messages, failed)
@@ -163,9 +163,9 @@ func (h *Hub) awaitHello(ctx context.Context, messages <-chan *hubv1.AgentMessag
 			return Hello{}, status.Errorf(codes.InvalidArgument, "hello: %v", err)
 		}
 		return Hello{
-			Version:     printable(hello.GetVersion()),
-			BootID:      hello.GetBootId(),
-			Unsupported: printable(hello.GetUnsupported()),
+			Version: printable(hello.GetVersion()),
+			BootID:  hello.GetBootId(),
+			State:   State{Unsupported: printable(hello.GetState().GetUnsupported())},
 		}, nil
 	}
 }

@@ -129,6 +129,7 @@ type contract struct {
 
 func (contract) Connected(string, Hello) {}
 func (contract) Disconnected(string)     {}
+func (contract) Changed(string, State)   {}
 
 func (c contract) Reported(_ string, r *hubv1.Report) {
 	c.t.Helper()

@@ -93,6 +93,23 @@ type Hop struct {
 	// LeftOut counts the steps that were left out in the middle of Steps,
 	// since there were more than MaxSteps.
 	LeftOut uint32 `json:"leftOut,omitempty"`
+	// NearMisses are rules that the packet came to and that would have matched
+	// if but one set had held one more element; at most MaxNearMisses.
+	NearMisses []NearMiss `json:"nearMisses,omitempty"`
+}
+
+// NearMiss is a rule that did not match for one element that a set lacks.
+type NearMiss struct {
+	Hook  string `json:"hook"`
+	Base  string `json:"base"`
+	Chain string `json:"chain"`
+	Rule  string `json:"rule"`
+	// Set is the set's name, and Element what it does not hold, as a person
+	// would add it: "10.1.2.3", or "10.1.2.3,tcp:80".
+	Set     string `json:"set"`
+	Element string `json:"element"`
+	// Effect is what the rule would have done, such as "accepts".
+	Effect string `json:"effect"`
 }
 
 // Step is one thing that happens to a packet.
@@ -117,6 +134,9 @@ const (
 	// MaxSteps bounds the steps of a hop. A path through kube-router's rules
 	// matches some 20 of them.
 	MaxSteps = 128
+	// MaxNearMisses bounds the near misses of a hop: under kube-router's rules
+	// there is one for each rule of each policy of the Pod.
+	MaxNearMisses = 16
 	// MaxHops bounds the hops of a node: virtual servers and routing by marks
 	// make two or three. A node with more does not answer.
 	MaxHops = 4
