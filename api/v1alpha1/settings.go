@@ -13,6 +13,8 @@ import (
 // Settings is what the annotations of section "what a user writes" ask for:
 // the cluster's flags, overlaid by a namespace's annotations, overlaid by a
 // Pod's. The zero value is not valid; start from DefaultSettings.
+//
+// +kubebuilder:object:generate=false
 type Settings struct {
 	// Hold is HoldAuto, ValueTrue or ValueFalse.
 	Hold string
