@@ -22,10 +22,11 @@ func element() []byte {
 
 func TestAQuestionToASetReadsAsWords(t *testing.T) {
 	for want, q := range map[string]ipset.Question{
-		"set s":                                  {Set: "s"},
-		"set s 10.0.0.1,port 80,protocol 6,eth0": {Set: "s", Element: string(element())},
-		"set s ?":                                {Set: "s", Element: "\x02\x00\x00\x00"},
-		"set s mark 0x10": {
+		"set s":                      {Set: "s"},
+		"set s 10.0.0.1,tcp:80,eth0": {Set: "s", Element: string(element())},
+		"set s br0":                  {Set: "s", Element: string(nlconn.Attribute(nil, 23, []byte("br0\x00")))},
+		"set s ?":                    {Set: "s", Element: "\x02\x00\x00\x00"},
+		"set s 0x10": {
 			Set: "s", Element: string(nlconn.Attribute(nil, 10|unix.NLA_F_NET_BYTEORDER, []byte{0, 0, 0, 16})),
 		},
 	} {

@@ -215,9 +215,7 @@ func (n *Netfilter) explain(r *reading, f flow.Flow) []Explanation {
 	}
 	explanations := make([]Explanation, 0, len(paths))
 	for _, p := range paths {
-		w := n.memory.witness(r)
-		verdict, steps := trace.Explain(r.tables, p, f, w)
-		explanations = append(explanations, Explanation{Path: p, Verdict: verdict, Routed: true, Steps: steps, Depends: w.depends(r)})
+		explanations = append(explanations, n.explainAlong(r, p, f))
 	}
 	return explanations
 }

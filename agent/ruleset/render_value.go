@@ -184,3 +184,27 @@ func renderCompare(c Compare) string {
 	}
 	return renderKey(c.Value) + " " + pick(c.Not, "!= ", "") + text
 }
+
+// RenderElement writes an element of a set that is asked with such a key, as
+// nft takes it: "10.0.0.1 . 80". It is "" for an element of another length.
+func RenderElement(key Value, element []byte) string {
+	if len(element) != len(key) {
+		return ""
+	}
+	terms := termsOf(key)
+	words := make([]string, len(terms))
+	for i := range terms {
+		t := &terms[i]
+		words[i] = t.literal(element[t.at : t.at+len(t.mask)])
+	}
+	return strings.Join(words, " . ")
+}
+
+// SetName returns what a person knows the set by: its name or, where it is part
+// of the rule, what it is asked for, as in "ip saddr {...}".
+func (l *Lookup) SetName() string {
+	if l.Set.Anonymous() {
+		return renderKey(l.Key) + " {...}"
+	}
+	return l.Set.Name
+}

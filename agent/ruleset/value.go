@@ -3,6 +3,8 @@
 
 package ruleset
 
+import "strings"
+
 // Field is something about a packet that a register of nf_tables can hold, in
 // the bytes and the byte order that the kernel puts there
 // (include/uapi/linux/netfilter/nf_tables.h).
@@ -84,6 +86,12 @@ type NativeSet struct {
 	// catch-all element included. It is safe for concurrent use and returns
 	// an error if it cannot be told.
 	Get func(key []byte) (Element, error)
+}
+
+// Anonymous reports whether the set is part of a rule and has no name that
+// anybody gave it. All tools of nftables have the kernel number these names.
+func (s *NativeSet) Anonymous() bool {
+	return strings.HasPrefix(s.Name, "__set") || strings.HasPrefix(s.Name, "__map")
 }
 
 // Element is what a key is found to be in a NativeSet.

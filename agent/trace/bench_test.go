@@ -90,7 +90,7 @@ func TestTheLargeCaptureIsDecidedAtAnySize(t *testing.T) {
 		if again := trace.Trace(tenfold, paths[i], f, sets); again != got {
 			t.Errorf("%s: %s, and among other nodes' rules %s", f, got, again)
 		}
-		if explained, steps := trace.Explain(once, paths[i], f, sets); explained != got || len(steps) == 0 {
+		if explained, steps, _ := trace.Explain(once, paths[i], f, sets); explained != got || len(steps) == 0 {
 			t.Errorf("%s: explained %s in %d steps, traced %s", f, explained, len(steps), got)
 		}
 	}

@@ -101,6 +101,11 @@ func (s savedSets) Member(name string, dims []ruleset.Direction, p trace.Packet)
 	return trace.No, ""
 }
 
+// Spell implements trace.Speller.
+func (savedSets) Spell(name string, dims []ruleset.Direction, p trace.Packet) (in, element string) {
+	return name, spelled(dims, p)
+}
+
 func loadCapture(t testing.TB, name string) ([]ruleset.Table, savedSets) {
 	t.Helper()
 	dir := filepath.Join("testdata", "kube-router-v2.11", name)

@@ -22,13 +22,20 @@ func check(t *testing.T, data []byte) flow.Verdict {
 	if again := trace.Trace(tables, path, f, m); again != got {
 		t.Errorf("%s, and asked again %s", got, again)
 	}
-	explained, steps := trace.Explain(tables, path, f, m)
+	explained, steps, misses := trace.Explain(tables, path, f, m)
 	if explained != got || len(steps) > trace.MostSteps+1 {
 		t.Errorf("%s, and explained in %d steps as %s", got, len(steps), explained)
 	}
 	texts := []string{got.Reason}
 	for _, s := range steps {
 		texts = append(texts, s.Base, s.Chain, s.Effect, s.Maybe)
+	}
+	for _, m := range misses {
+		texts = append(texts, m.Base, m.Chain, m.Effect, m.Set, m.Element)
+		turns := m.Otherwise != got.Answer && m.Otherwise != flow.Inconclusive
+		if m.Set == "" || m.Element == "" || m.Rule == "" || !turns && (got.Answer == flow.Allowed || misses[0].Otherwise != got.Answer && misses[0].Otherwise != flow.Inconclusive) {
+			t.Errorf("%s, and a near miss is %+v", got, m)
+		}
 	}
 	for _, text := range texts {
 		if trace.Clean(text) != text {

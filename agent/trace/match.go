@@ -325,15 +325,20 @@ func (w *walk) member(m ruleset.Set, s *state) Ternary {
 			return q.answer
 		}
 	}
+	q := &w.asked[w.questions%len(w.asked)]
+	w.questions++
+	q.set, q.dims = m.Name, m.Dims
+	q.answer, q.why = w.sets.Member(m.Name, m.Dims, w.packet())
+	w.why = q.why
+	return q.answer
+}
+
+// packet is what sets are asked about at this hook.
+func (w *walk) packet() Packet {
 	p := Packet{Flow: w.flow, In: w.in.name, Out: w.out.name}
 	if w.in.perhaps {
 		// A set of interfaces is not asked for one that may be forgotten.
 		p.In = ""
 	}
-	q := &w.asked[w.questions%len(w.asked)]
-	w.questions++
-	q.set, q.dims = m.Name, m.Dims
-	q.answer, q.why = w.sets.Member(m.Name, m.Dims, p)
-	w.why = q.why
-	return q.answer
+	return p
 }

@@ -243,6 +243,11 @@ func (m *model) Member(set string, dims []ruleset.Direction, p trace.Packet) (tr
 	return namedSets{}.Member(set, dims, p)
 }
 
+// Spell implements trace.Speller.
+func (m *model) Spell(set string, dims []ruleset.Direction, p trace.Packet) (in, element string) {
+	return namedSets{}.Spell(set, dims, p)
+}
+
 // Element implements trace.Membership: half of the keys are in a set, and half
 // of those have a condition.
 func (m *model) Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error) {

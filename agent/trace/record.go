@@ -17,10 +17,12 @@ const (
 	longestRule = 1_000
 )
 
-// record takes the steps of a walk.
+// record takes the steps of a walk, and the rules that nearly matched.
 type record struct {
-	steps []Step
-	muted bool
+	speller Speller
+	steps   []Step
+	misses  []miss
+	muted   bool
 }
 
 // mute takes no more steps until unmute gets what it returned. The record may

@@ -156,12 +156,18 @@ type Step struct {
 	Maybe string
 }
 
-// Explain returns what Trace does, and the rules that the packet met and that
-// matched or may have, in the order of the walk. Where the walk forked, the
-// steps of all branches are there. Texts are printable ASCII. There are at
-// most some 2,000 steps: then the last one says that there were more.
-func Explain(tables []ruleset.Table, path Path, f flow.Flow, m Membership) (flow.Verdict, []Step) {
-	w := walk{path: path, flow: f, sets: m, record: &record{}}
+// Explain returns what Trace does, the rules that the packet met and that
+// matched or may have, in the order of the walk, and those that nearly did.
+// Where the walk forked, the steps of all branches are there. Texts are
+// printable ASCII. There are at most some 2,000 steps: then the last one says
+// that there were more.
+//
+// Near misses are those with which the verdict would be Allowed in place of
+// Denied, or the other way round; and only if there are none of these, and the
+// packet is not Allowed, those that would accept it or set a mark.
+func Explain(tables []ruleset.Table, path Path, f flow.Flow, m Speller) (flow.Verdict, []Step, []NearMiss) {
+	w := walk{path: path, flow: f, sets: m, record: &record{speller: m}}
 	w.run(tables)
-	return Trace(tables, path, f, m), w.record.steps
+	verdict := Trace(tables, path, f, m)
+	return verdict, w.record.steps, w.nearMisses(tables, verdict.Answer)
 }

@@ -28,10 +28,34 @@ func (namedSets) Member(name string, _ []ruleset.Direction, _ trace.Packet) (tra
 	switch name {
 	case "yes":
 		return trace.Yes, ""
-	case "no":
+	case "no", "list", "nothing":
 		return trace.No, ""
 	}
 	return trace.Unknown, "no such set"
+}
+
+// Spell implements trace.Speller. "mute" and "nothing" hold no packet; "list"
+// is a list of sets of which one is "no".
+func (namedSets) Spell(name string, dims []ruleset.Direction, p trace.Packet) (in, element string) {
+	switch name {
+	case "nothing", "mute":
+		return name, ""
+	case "list":
+		name = "no"
+	}
+	return name, spelled(dims, p)
+}
+
+// spelled returns the addresses of an element.
+func spelled(dims []ruleset.Direction, p trace.Packet) string {
+	words := make([]string, len(dims))
+	for i, d := range dims {
+		words[i] = p.Flow.Src.String()
+		if d == ruleset.Dst {
+			words[i] = p.Flow.Dst.String()
+		}
+	}
+	return strings.Join(words, ",")
 }
 
 func parse(t testing.TB, backend ruleset.Backend, text string) []ruleset.Table {

@@ -243,6 +243,9 @@ func (w *walk) rule(at place, current []state, next, back, accepted *states) (le
 		s := current[i]
 		hit := w.matches(at.rule, &s)
 		if hit == No {
+			if w.record != nil {
+				w.nearly(at, &s)
+			}
 			if changed {
 				next.add(s)
 			}

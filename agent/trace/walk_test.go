@@ -116,7 +116,7 @@ func TestRulesThatMultiplyVisitsStayLinear(t *testing.T) {
 			if visits := trace.Visits(tables, forward, asked, namedSets{}); visits > trace.Budget/50 {
 				t.Errorf("%d visits", visits)
 			}
-			explained, steps := trace.Explain(tables, forward, asked, namedSets{})
+			explained, steps, _ := trace.Explain(tables, forward, asked, namedSets{})
 			if explained != got || len(steps) > trace.MostSteps+1 {
 				t.Errorf("explained as %s in %d steps, traced as %s", explained, len(steps), got)
 			}
@@ -206,7 +206,7 @@ func TestBaseChainsOfOnePriorityHaveNoOrder(t *testing.T) {
 			if got.Answer != c.want || got.Reason == "" {
 				t.Errorf("got %s, want %s", got, c.want)
 			}
-			if explained, _ := trace.Explain(tables, forward, asked, namedSets{}); explained != got {
+			if explained, _, _ := trace.Explain(tables, forward, asked, namedSets{}); explained != got {
 				t.Errorf("explained as %s, traced as %s", explained, got)
 			}
 		})
@@ -264,7 +264,7 @@ func TestExplainTellsTheWalk(t *testing.T) {
 		"-A a -j MARK --set-xmark 0x1/0x1",
 		"-A b -j RETURN") +
 		table("mangle", "-A POSTROUTING -p tcp -j MARK --set-xmark 0x2/0x2")
-	verdict, got := trace.Explain(parse(t, ruleset.NFT, rules), forward, asked, namedSets{})
+	verdict, got, _ := trace.Explain(parse(t, ruleset.NFT, rules), forward, asked, namedSets{})
 	const base, jumps = "nft ip filter/FORWARD", "-A FORWARD " + coin + " -j b"
 	const maybe = "-A FORWARD " + coin + " -j MARK --set-xmark 0x4/0x4"
 	limited := "-A a -p tcp -m limit --limit 10/min -j NFLOG"
@@ -292,7 +292,7 @@ func TestExplainNamesWhatIsNotKnown(t *testing.T) {
 	lookup := does(ruleset.Target{Kind: ruleset.Decide, Map: &ruleset.NativeSet{Name: "m"}, Key: field(ruleset.DstPort, 2)})
 	for title, c := range map[string]struct {
 		tables []ruleset.Table
-		sets   trace.Membership
+		sets   trace.Speller
 		want   []string
 	}{
 		"a target":             {at(ruleset.Forward, 0, does(ruleset.Target{})), namedSets{}, []string{"does what is not known", "may meet any fate (rule 0)"}},
@@ -304,7 +304,7 @@ func TestExplainNamesWhatIsNotKnown(t *testing.T) {
 		"an order":             {append(at(ruleset.Forward, 0, sets(1, 1)), at(ruleset.Forward, 0, drop(ruleset.Mark{Value: 1, Mask: 1}))...), namedSets{}, []string{"sets mark 0x1/0x1", "policy accepts", "drops", "may end otherwise (the order of nft ip t/c and nft ip t/c, which have one priority)"}},
 	} {
 		t.Run(title, func(t *testing.T) {
-			_, steps := trace.Explain(c.tables, forward, asked, c.sets)
+			_, steps, _ := trace.Explain(c.tables, forward, asked, c.sets)
 			var got []string
 			for _, s := range steps {
 				text := s.Effect

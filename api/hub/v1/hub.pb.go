@@ -1667,7 +1667,7 @@ type TraceHop struct {
 	// left_out counts steps that were left out in the middle.
 	LeftOut uint32 `protobuf:"varint,8,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	// near_misses are at most 16: rules that the packet came to and that would
-	// have matched if but one set had held one more element.
+	// have matched if but one set had held one more element, or one less.
 	NearMisses    []*TraceNearMiss `protobuf:"bytes,9,rep,name=near_misses,json=nearMisses,proto3" json:"near_misses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1777,7 +1777,11 @@ type TraceNearMiss struct {
 	Set     string `protobuf:"bytes,5,opt,name=set,proto3" json:"set,omitempty"`
 	Element string `protobuf:"bytes,6,opt,name=element,proto3" json:"element,omitempty"`
 	// effect is what the rule would have done.
-	Effect        string `protobuf:"bytes,7,opt,name=effect,proto3" json:"effect,omitempty"`
+	Effect string `protobuf:"bytes,7,opt,name=effect,proto3" json:"effect,omitempty"`
+	// held: the set holds the element, and the rule is for what it does not.
+	Held bool `protobuf:"varint,8,opt,name=held,proto3" json:"held,omitempty"`
+	// answer is what the hop's would be if the set held the element, or did not.
+	Answer        Answer `protobuf:"varint,9,opt,name=answer,proto3,enum=policygate.hub.v1.Answer" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1859,6 +1863,20 @@ func (x *TraceNearMiss) GetEffect() string {
 		return x.Effect
 	}
 	return ""
+}
+
+func (x *TraceNearMiss) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *TraceNearMiss) GetAnswer() Answer {
+	if x != nil {
+		return x.Answer
+	}
+	return Answer_ANSWER_UNSPECIFIED
 }
 
 type TraceStep struct {
@@ -2081,7 +2099,7 @@ const file_api_hub_v1_hub_proto_rawDesc = "" +
 	"\x05steps\x18\a \x03(\v2\x1c.policygate.hub.v1.TraceStepR\x05steps\x12\x19\n" +
 	"\bleft_out\x18\b \x01(\rR\aleftOut\x12A\n" +
 	"\vnear_misses\x18\t \x03(\v2 .policygate.hub.v1.TraceNearMissR\n" +
-	"nearMisses\"\xa5\x01\n" +
+	"nearMisses\"\xec\x01\n" +
 	"\rTraceNearMiss\x12\x12\n" +
 	"\x04hook\x18\x01 \x01(\tR\x04hook\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\tR\x04base\x12\x14\n" +
@@ -2089,7 +2107,9 @@ const file_api_hub_v1_hub_proto_rawDesc = "" +
 	"\x04rule\x18\x04 \x01(\tR\x04rule\x12\x10\n" +
 	"\x03set\x18\x05 \x01(\tR\x03set\x12\x18\n" +
 	"\aelement\x18\x06 \x01(\tR\aelement\x12\x16\n" +
-	"\x06effect\x18\a \x01(\tR\x06effect\"\xa1\x01\n" +
+	"\x06effect\x18\a \x01(\tR\x06effect\x12\x12\n" +
+	"\x04held\x18\b \x01(\bR\x04held\x121\n" +
+	"\x06answer\x18\t \x01(\x0e2\x19.policygate.hub.v1.AnswerR\x06answer\"\xa1\x01\n" +
 	"\tTraceStep\x12\x12\n" +
 	"\x04hook\x18\x01 \x01(\tR\x04hook\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\tR\x04base\x12\x14\n" +
@@ -2172,13 +2192,14 @@ var file_api_hub_v1_hub_proto_depIdxs = []int32{
 	0,  // 23: policygate.hub.v1.TraceHop.answer:type_name -> policygate.hub.v1.Answer
 	23, // 24: policygate.hub.v1.TraceHop.steps:type_name -> policygate.hub.v1.TraceStep
 	22, // 25: policygate.hub.v1.TraceHop.near_misses:type_name -> policygate.hub.v1.TraceNearMiss
-	1,  // 26: policygate.hub.v1.Hub.Session:input_type -> policygate.hub.v1.AgentMessage
-	2,  // 27: policygate.hub.v1.Hub.Session:output_type -> policygate.hub.v1.HubMessage
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	0,  // 26: policygate.hub.v1.TraceNearMiss.answer:type_name -> policygate.hub.v1.Answer
+	1,  // 27: policygate.hub.v1.Hub.Session:input_type -> policygate.hub.v1.AgentMessage
+	2,  // 28: policygate.hub.v1.Hub.Session:output_type -> policygate.hub.v1.HubMessage
+	28, // [28:29] is the sub-list for method output_type
+	27, // [27:28] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_api_hub_v1_hub_proto_init() }

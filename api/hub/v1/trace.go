@@ -34,6 +34,12 @@ func TraceResultOf(id uint64, hops []tracev1.Hop, err error) *TraceResult {
 				Rule: s.Rule, Effect: s.Effect, Maybe: s.Maybe,
 			})
 		}
+		for _, n := range h.NearMisses {
+			m.NearMisses = append(m.NearMisses, &TraceNearMiss{
+				Hook: n.Hook, Base: n.Base, Chain: n.Chain, Rule: n.Rule, Set: n.Set, Element: n.Element,
+				Held: n.Held, Effect: n.Effect, Answer: answerOf(n.Verdict),
+			})
+		}
 		r.Hops = append(r.Hops, m)
 	}
 	return r
@@ -68,6 +74,12 @@ func (r *TraceResult) Validate() error {
 		for _, s := range h.GetSteps() {
 			texts = append(texts, s.GetHook(), s.GetBase(), s.GetChain(), s.GetRule(), s.GetEffect(), s.GetMaybe())
 		}
+		if len(h.GetNearMisses()) > tracev1.MaxNearMisses {
+			return fmt.Errorf("near misses are %d: want at most %d", len(h.GetNearMisses()), tracev1.MaxNearMisses)
+		}
+		for _, n := range h.GetNearMisses() {
+			texts = append(texts, n.GetHook(), n.GetBase(), n.GetChain(), n.GetRule(), n.GetSet(), n.GetElement(), n.GetEffect())
+		}
 	}
 	for _, t := range texts {
 		if t != tracev1.Clean(t) {
@@ -92,6 +104,12 @@ func (r *TraceResult) Node(name string) tracev1.Node {
 			h.Steps = append(h.Steps, tracev1.Step{
 				Hook: s.GetHook(), Base: s.GetBase(), Chain: s.GetChain(), Depth: s.GetDepth(),
 				Rule: s.GetRule(), Effect: s.GetEffect(), Maybe: s.GetMaybe(),
+			})
+		}
+		for _, n := range m.GetNearMisses() {
+			h.NearMisses = append(h.NearMisses, tracev1.NearMiss{
+				Hook: n.GetHook(), Base: n.GetBase(), Chain: n.GetChain(), Rule: n.GetRule(), Set: n.GetSet(), Element: n.GetElement(),
+				Held: n.GetHeld(), Effect: n.GetEffect(), Verdict: verdictIn(n.GetAnswer()),
 			})
 		}
 		hops = append(hops, h)

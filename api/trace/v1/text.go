@@ -143,6 +143,24 @@ func (t *text) hop(h *Hop) {
 		}
 		t.step(s)
 	}
+	if h.Verdict == Denied {
+		t.nearMisses(h.NearMisses)
+	}
+}
+
+// nearMisses writes what would have let the packet pass, or come closest to it.
+func (t *text) nearMisses(misses []NearMiss) {
+	if len(misses) == 0 {
+		return
+	}
+	if misses[0].Verdict == Allowed {
+		t.line(2, "it would pass with any of these rules, of which each lacks one thing:")
+	} else {
+		t.line(2, "these rules came closest, but none of them alone would let it pass:")
+	}
+	for i := range misses {
+		t.line(3, "%s: %s", misses[i].Words(), misses[i].Rule)
+	}
 }
 
 // deepest bounds the indentation; nf_tables allows 16 nested jumps.

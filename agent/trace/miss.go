@@ -1,0 +1,239 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package trace
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/policygate/policygate/agent/ruleset"
+	"github.com/policygate/policygate/api/flow"
+)
+
+// Speller is a Membership for a walk that is explained.
+type Speller interface {
+	Membership
+	// Spell returns the element of an ipset that Member asks for, in the form
+	// in which a person would add it, and the set to which: the one that is
+	// asked or, of a list of sets, one of its members. The element is "" if
+	// the set cannot hold the packet, such as one of another family.
+	Spell(set string, dims []ruleset.Direction, p Packet) (in, element string)
+}
+
+// NearMiss is a rule that the packet came to and that would have matched if one
+// set had held one element more, or one less. All other conditions matched, or
+// may have. Texts are printable ASCII.
+type NearMiss struct {
+	Hook ruleset.Hook
+	// Base names the base chain and Chain the chain within it, as for a Step.
+	Base, Chain string
+	// Rule is the rule as text.
+	Rule string
+	// Set is the set's name. One of nf_tables that has none is called by what
+	// it is asked for, such as "ip saddr {...}".
+	Set string
+	// Element is in the form in which a person would add it: "10.1.2.3",
+	// "10.1.2.3,tcp:80", or in nf_tables "10.1.2.3 . 80".
+	Element string
+	// Held: the set holds the element, and the rule is for what it does not.
+	Held bool
+	// Effect says what the rule would have done, such as "accepts".
+	Effect string
+	// Otherwise is what the verdict would be if the set held the element, or
+	// did not.
+	Otherwise flow.Answer
+}
+
+const (
+	// mostMisses bounds what is noted on one walk.
+	mostMisses = 1_000
+	// mostSupposed bounds for how many of them the packet is walked again.
+	mostSupposed = 64
+)
+
+// miss is a near miss as the walk met it.
+type miss struct {
+	NearMiss
+	rule *ruleset.Rule
+	// target is the first that the rule has.
+	target *ruleset.Target
+	// in is the ipset that lacks the element, or holds it; else there are the
+	// set of nf_tables and the key.
+	in     string
+	native *ruleset.NativeSet
+	key    string
+	// unnamed: the set is part of the rule, and nobody adds anything to it.
+	unnamed bool
+}
+
+// class is 1 for a near miss that names nothing that a person can change.
+func (m *miss) class() int {
+	if m.unnamed {
+		return 1
+	}
+	return 0
+}
+
+// nearly notes the rule, which does not match, if that is the doing of one
+// set.
+func (w *walk) nearly(at place, s *state) {
+	if w.record.muted || len(w.record.misses) == mostMisses {
+		return
+	}
+	var only miss
+	for i := range at.rule.Matches {
+		one, answer := miss{}, No
+		switch m := at.rule.Matches[i].(type) {
+		case ruleset.Set:
+			if answer = not(m.Not, w.member(m, s)); answer == No {
+				one = w.missingMember(&m)
+			}
+		case ruleset.Lookup:
+			if answer = w.lookup(&m, s); answer == No {
+				one = w.missingElement(&m, s)
+			}
+		default:
+			answer = w.match(m, s)
+		}
+		switch {
+		case answer != No:
+		case one.Element == "", only.Element != "":
+			return
+		default:
+			only = one
+		}
+	}
+	for i := range w.record.misses {
+		if m := &w.record.misses[i]; m.rule == at.rule && m.Set == only.Set && m.Element == only.Element && m.Held == only.Held {
+			return
+		}
+	}
+	only.Hook, only.Base, only.Chain = w.at, Clean(at.base.name()), Clean(at.chain.Name)
+	only.rule, only.Rule = at.rule, printable(at.text(), longestRule)
+	only.target, only.Effect = whatItDoes(at)
+	w.record.misses = append(w.record.misses, only)
+}
+
+// missingMember returns what an ipset has to hold, or must not, for a condition
+// to match, without an element if that cannot be.
+func (w *walk) missingMember(m *ruleset.Set) miss {
+	in, element := w.record.speller.Spell(m.Name, m.Dims, w.packet())
+	name := in
+	if in != m.Name {
+		name = in + " in list " + m.Name
+	}
+	return miss{NearMiss: NearMiss{Set: Clean(name), Element: Clean(element), Held: m.Not}, in: in}
+}
+
+// missingElement does the same for a set of nf_tables. Only those are of
+// interest that are about the packet's ends: others, such as sets of states,
+// are conditions that happen to be written so.
+func (w *walk) missingElement(m *ruleset.Lookup, s *state) miss {
+	ends := func(b ruleset.Byte) bool {
+		return b.Known && (b.Field == ruleset.SrcAddr || b.Field == ruleset.DstAddr || b.Field == ruleset.DstPort)
+	}
+	if m.Set.Verdicts || !slices.ContainsFunc(m.Key, ends) {
+		return miss{}
+	}
+	if found, how := w.element(m.Set, m.Key, s); how != told || found.In != m.Not {
+		return miss{}
+	}
+	return miss{
+		NearMiss: NearMiss{Set: Clean(m.SetName()), Element: Clean(ruleset.RenderElement(m.Key, w.bytes)), Held: m.Not},
+		native:   m.Set, key: string(w.bytes), unnamed: m.Set.Anonymous(),
+	}
+}
+
+// whatItDoes returns the first target of a rule, and all of them in words: one
+// of nf_tables that does several things leads to a chain of the same name that
+// does them one by one.
+func whatItDoes(at place) (*ruleset.Target, string) {
+	t := &at.rule.Target
+	if c := t.Chain; c == nil || c == at.chain || c.Name != at.chain.Name || len(c.Rules) == 0 {
+		return t, Clean(effect(t))
+	}
+	var words []string
+	for i := range t.Chain.Rules {
+		step := &t.Chain.Rules[i]
+		if len(step.Matches) > 0 {
+			break
+		}
+		words = append(words, effect(&step.Target))
+	}
+	return &t.Chain.Rules[0].Target, Clean(strings.Join(words, ", "))
+}
+
+// nearMisses returns the near misses that a person wants to know of, given the
+// verdict: those with which it would be the other one or, if there are none,
+// those that would have accepted the packet, or marked it for a later rule to
+// do so. The rules that asked most of the packet come first, which are those
+// that were made for it.
+func (w *walk) nearMisses(tables []ruleset.Table, verdict flow.Answer) []NearMiss {
+	misses := slices.DeleteFunc(w.record.misses, func(m miss) bool { return !couldTurn(verdict, m.target.Kind) })
+	slices.SortStableFunc(misses, func(a, b miss) int {
+		return cmp.Or(cmp.Compare(a.class(), b.class()), cmp.Compare(len(b.rule.Matches), len(a.rule.Matches)))
+	})
+	var turning, others []NearMiss
+	for i := range misses[:min(len(misses), mostSupposed)] {
+		m := &misses[i]
+		m.Otherwise = Trace(tables, w.path, w.flow, supposed{w.record.speller, m}).Answer
+		switch {
+		case m.Otherwise != verdict && m.Otherwise != flow.Inconclusive:
+			turning = append(turning, m.NearMiss)
+		case verdict != flow.Allowed && admits(m.target.Kind):
+			others = append(others, m.NearMiss)
+		}
+	}
+	if len(turning) > 0 {
+		return turning
+	}
+	return others
+}
+
+// couldTurn reports whether a target can lead to another verdict than this.
+func couldTurn(verdict flow.Answer, kind ruleset.TargetKind) bool {
+	switch kind {
+	case ruleset.Accept:
+		return verdict != flow.Allowed
+	case ruleset.Drop:
+		return verdict != flow.Denied
+	case ruleset.Return, ruleset.Jump, ruleset.Goto, ruleset.SetMark, ruleset.SetConnMark, ruleset.SaveMark, ruleset.RestoreMark,
+		ruleset.NoTrack, ruleset.Decide:
+		return true
+	case ruleset.UnknownTarget, ruleset.Continue, ruleset.NewDestination, ruleset.NewSource:
+	}
+	return false
+}
+
+// admits reports whether a target accepts a packet, or is how an engine notes
+// that a policy does.
+func admits(kind ruleset.TargetKind) bool {
+	return kind == ruleset.Accept || kind == ruleset.SetMark || kind == ruleset.SetConnMark
+}
+
+// supposed answers as if the element of a near miss were in its set, or were
+// not.
+type supposed struct {
+	Speller
+	miss *miss
+}
+
+// Member implements Membership.
+func (s supposed) Member(set string, dims []ruleset.Direction, p Packet) (Ternary, string) {
+	if s.miss.native == nil {
+		if in, element := s.Spell(set, dims, p); in == s.miss.in && Clean(element) == s.miss.Element {
+			return Of(!s.miss.Held), ""
+		}
+	}
+	return s.Speller.Member(set, dims, p)
+}
+
+// Element implements Membership.
+func (s supposed) Element(set *ruleset.NativeSet, key []byte) (ruleset.Element, error) {
+	if n := s.miss.native; n != nil && n.Table == set.Table && n.Name == set.Name && s.miss.key == string(key) {
+		return ruleset.Element{In: !s.miss.Held}, nil
+	}
+	return s.Speller.Element(set, key)
+}
