@@ -15,6 +15,7 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/hub"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 // TestTheLedgersCountsAgreeWithWhatIsThere lets everything happen in any order,
@@ -110,10 +111,10 @@ func checkCounts(t *testing.T, l *Ledger) {
 		if _, deaf := l.deaf[uid]; shut && deaf || !shut && len(e.inquiries) > 0 {
 			t.Fatalf("%s: shut %v, deaf %v, %d inquiries", uid, shut, deaf, len(e.inquiries))
 		}
-		if shut && e.stale && len(e.pod.ips) > 0 && !e.staleIn[urgent] && !e.staleIn[usual] {
+		if shut && e.stale && len(e.pod.ips) > 0 && !e.staleIn[queue.Urgent] && !e.staleIn[queue.Usual] {
 			t.Fatalf("%s: stale and not queued", uid)
 		}
-		if shut && e.touched && !e.touchedIn[urgent] && !e.touchedIn[usual] {
+		if shut && e.touched && !e.touchedIn[queue.Urgent] && !e.touchedIn[queue.Usual] {
 			t.Fatalf("%s: touched and not queued", uid)
 		}
 		if l.node(e.pod.node).residents[uid] != e {

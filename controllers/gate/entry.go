@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 type entry struct {
 	// timer is when the decision has to be made again for time alone, or when
 	// the kubelet is to be woken if the hold of an open gate still runs then.
-	timer
+	queue.Timer
 
 	pod pod
 	// addressed is when the present addresses were first seen, zero without.
@@ -52,7 +53,7 @@ type entry struct {
 	// decision has to be made again. The others say in which lanes of which
 	// queue the entry is.
 	stale, touched     bool
-	staleIn, touchedIn [lanes]bool
+	staleIn, touchedIn [queue.Lanes]bool
 
 	// resend is when a release may be sent, after that many attempts since a
 	// node last confirmed; released is true once one was sent.
@@ -106,7 +107,7 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	}
 	if _, deaf := l.deaf[uid]; deaf {
 		delete(l.deaf, uid)
-		l.timers.set(e, time.Time{})
+		l.timers.Set(e, time.Time{})
 	}
 	switch _, shut := l.shut[uid]; {
 	case !shut:
@@ -138,7 +139,7 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	if e.stale || !l.stands(e) {
 		l.outdated(e)
 	}
-	l.touch(e, usual)
+	l.touch(e, queue.Usual)
 }
 
 // stands reports whether what was computed of the entry last is what would be
@@ -175,7 +176,7 @@ func (l *Ledger) close(e *entry) {
 	l.teller.Forget(uid)
 	e.computed, e.current, e.suspected, e.stale, e.touched = false, false, false, false, false
 	e.resend, e.attempts, e.released = time.Time{}, 0, false
-	l.timers.set(e, time.Time{})
+	l.timers.Set(e, time.Time{})
 }
 
 // listen notes whether the hold of an open gate has noticed.
@@ -184,11 +185,11 @@ func (l *Ledger) listen(e *entry, now time.Time) {
 	switch {
 	case !e.pod.holding && deaf:
 		delete(l.deaf, e.pod.uid)
-		l.timers.set(e, time.Time{})
+		l.timers.Set(e, time.Time{})
 	case e.pod.holding && !deaf:
 		l.deaf[e.pod.uid] = e
 		e.wakes = 0
-		l.timers.set(e, now.Add(deafFirst))
+		l.timers.Set(e, now.Add(deafFirst))
 	}
 }
 
@@ -198,7 +199,7 @@ func (l *Ledger) listen(e *entry, now time.Time) {
 // and another change is the only thing that wakes it.
 func (l *Ledger) wakeKubelet(e *entry, now time.Time) {
 	e.wakes++
-	l.timers.set(e, now.Add(min(deafFirst<<min(e.wakes, 8), deafMost)))
+	l.timers.Set(e, now.Add(min(deafFirst<<min(e.wakes, 8), deafMost)))
 	l.log.V(1).Info("hold has not noticed that its gate is open", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node, "times", e.wakes)
 	l.hub.Release(e.pod.node, &hubv1.Release{
 		Subject: &hubv1.Subject{

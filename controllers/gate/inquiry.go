@@ -12,6 +12,7 @@ import (
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/demand"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 // rereadInterval is how often the message of a Pod is made again for answers
@@ -62,7 +63,7 @@ func (l *Ledger) passed(e *entry) {
 	}
 	if e.assignment != nil && l.barrier.Passed(e.pod.uid) {
 		e.current = true
-		l.touch(e, urgent)
+		l.touch(e, queue.Urgent)
 	}
 }
 
@@ -224,12 +225,12 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 	l.learnAdvisory(q)
 	switch {
 	case name == e.pod.node || before.confirmed != q.answer.confirmed && e.lacking <= l.excusing:
-		l.touch(e, urgent)
+		l.touch(e, queue.Urgent)
 	case before.confirmed:
-		l.touch(e, usual) // it may have taken back what others rest on
+		l.touch(e, queue.Usual) // it may have taken back what others rest on
 	case now.Sub(e.addressed) >= quiet && !e.touched:
-		if again := now.Add(rereadInterval); e.due.IsZero() || again.Before(e.due) {
-			l.timers.set(e, again)
+		if again := now.Add(rereadInterval); e.Due().IsZero() || again.Before(e.Due()) {
+			l.timers.Set(e, again)
 		}
 	}
 }
@@ -259,6 +260,6 @@ func answerOf(r *hubv1.Report) answer {
 func (l *Ledger) forgetAnswers(n *node) {
 	for _, q := range n.inquiries {
 		l.answered(q, answer{})
-		l.touch(q.entry, usual)
+		l.touch(q.entry, queue.Usual)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/policygate/policygate/controllers/demand"
 	"github.com/policygate/policygate/controllers/gate/deviation"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 // learnAdvisory learns from a node that has confirmed but for advisory
@@ -88,7 +89,7 @@ func (l *Ledger) excuse(name string, n *node) {
 		if !slices.Equal(excused, q.excused) {
 			q.excused = excused
 			l.assign(q)
-			l.touch(q.entry, usual)
+			l.touch(q.entry, queue.Usual)
 		}
 	}
 }

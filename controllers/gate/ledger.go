@@ -16,6 +16,7 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/gate/deviation"
 	"github.com/policygate/policygate/controllers/hub"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 const (
@@ -116,8 +117,8 @@ type Ledger struct {
 	nodes               map[string]*node
 	// stale has the entries to compute, touched those to decide about, and
 	// timers when the others are due.
-	stale, touched queue[*entry]
-	timers         timers[*entry]
+	stale, touched queue.Queue[*entry]
+	timers         queue.Timers[*entry]
 	// deviations is what was learned of engines.
 	deviations *deviation.Table
 	// excusing counts the nodes for which excuses is true.
@@ -272,11 +273,11 @@ func (l *Ledger) step() time.Duration {
 		}
 	}
 	now := l.clock.Now()
-	for e, ok := l.timers.pop(now); ok; e, ok = l.timers.pop(now) {
+	for e, ok := l.timers.Pop(now); ok; e, ok = l.timers.Pop(now) {
 		if l.deaf[e.pod.uid] == e {
 			l.wakeKubelet(e, now)
 		} else {
-			l.touch(e, usual)
+			l.touch(e, queue.Usual)
 		}
 	}
 	if !now.Before(l.inspect) {
@@ -285,11 +286,11 @@ func (l *Ledger) step() time.Duration {
 	}
 	l.decideTouched(now)
 	l.computeStale(now)
-	if !l.touched.empty() || !l.stale.empty() {
+	if !l.touched.Empty() || !l.stale.Empty() {
 		return 0
 	}
 	next := l.inspect
-	if due := l.timers.next(); !due.IsZero() {
+	if due := l.timers.Next(); !due.IsZero() {
 		next = earlier(next, due)
 	}
 	return max(next.Sub(now), 0)
@@ -298,7 +299,7 @@ func (l *Ledger) step() time.Duration {
 // decideTouched decides about touched entries, a batch at a time.
 func (l *Ledger) decideTouched(now time.Time) {
 	for range decideBatch {
-		e, in, ok := l.touched.pop()
+		e, in, ok := l.touched.Pop()
 		if !ok {
 			return
 		}
@@ -313,7 +314,7 @@ func (l *Ledger) decideTouched(now time.Time) {
 // there is something in the inbox or its time is over.
 func (l *Ledger) computeStale(began time.Time) {
 	for computed := 0; computed < computeBatch; {
-		e, in, ok := l.stale.pop()
+		e, in, ok := l.stale.Pop()
 		if !ok {
 			return
 		}
@@ -335,28 +336,28 @@ func (l *Ledger) computeStale(began time.Time) {
 // outdated has the entry computed again: first those of which nothing is
 // known yet, and those whose containers wait.
 func (l *Ledger) outdated(e *entry) {
-	in := usual
+	in := queue.Usual
 	if !e.computed || e.pod.holding {
-		in = urgent
+		in = queue.Urgent
 	}
 	l.outdatedIn(e, in)
 }
 
-func (l *Ledger) outdatedIn(e *entry, in lane) {
+func (l *Ledger) outdatedIn(e *entry, in queue.Lane) {
 	e.stale = true
 	if len(e.pod.ips) > 0 && !e.staleIn[in] {
 		e.staleIn[in] = true
-		l.stale.push(in, e.pod.namespace, e)
+		l.stale.Push(in, e.pod.namespace, e)
 	}
 }
 
 // touch has the entry decided about again: at once, if urgent, as that may
 // open its gate.
-func (l *Ledger) touch(e *entry, in lane) {
+func (l *Ledger) touch(e *entry, in queue.Lane) {
 	e.touched = true
 	if !e.touchedIn[in] {
 		e.touchedIn[in] = true
-		l.touched.push(in, e.pod.namespace, e)
+		l.touched.Push(in, e.pod.namespace, e)
 	}
 }
 

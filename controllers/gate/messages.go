@@ -17,6 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 const (
@@ -71,13 +73,13 @@ type Messages struct {
 	// written, ready those whose turn may come, and later those whose Pod was
 	// written too short a while ago.
 	slips map[types.UID]*slip
-	ready queue[*slip]
-	later timers[*slip]
+	ready queue.Queue[*slip]
+	later queue.Timers[*slip]
 }
 
 // slip is what is to be written of one Pod, and when it was written last.
 type slip struct {
-	timer
+	queue.Timer
 	// message is nil if nothing is to be written.
 	message *Message
 	// reason is what was attempted last, and again when the Pod may be written
@@ -85,7 +87,7 @@ type slip struct {
 	reason string
 	again  time.Time
 	// in says in which lanes of ready the slip is.
-	in [lanes]bool
+	in [queue.Lanes]bool
 }
 
 // due reports whether the slip's message may be written.
@@ -133,17 +135,17 @@ func (m *Messages) Tell(msg Message) {
 func (m *Messages) schedule(s *slip, msg *Message) {
 	s.message = msg
 	if !s.due(m.clock.Now()) {
-		m.later.set(s, s.again)
+		m.later.Set(s, s.again)
 		return
 	}
-	m.later.set(s, time.Time{})
-	in := usual
+	m.later.Set(s, time.Time{})
+	in := queue.Usual
 	if msg.Urgent {
-		in = urgent
+		in = queue.Urgent
 	}
 	if !s.in[in] {
 		s.in[in] = true
-		m.ready.push(in, msg.Namespace, s)
+		m.ready.Push(in, msg.Namespace, s)
 	}
 }
 
@@ -161,7 +163,7 @@ func (m *Messages) hush(uid types.UID) {
 		return
 	}
 	s.message = nil
-	m.later.set(s, time.Time{})
+	m.later.Set(s, time.Time{})
 	if s.again.IsZero() {
 		delete(m.slips, uid)
 	}
@@ -202,28 +204,28 @@ func (m *Messages) Start(ctx context.Context) error {
 func (m *Messages) next(now time.Time) (*Message, time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for s, ok := m.later.pop(now); ok; s, ok = m.later.pop(now) {
+	for s, ok := m.later.Pop(now); ok; s, ok = m.later.Pop(now) {
 		m.schedule(s, s.message)
 	}
-	for !m.ready.empty() {
+	for !m.ready.Empty() {
 		if m.limiter.TokensAt(now) < 1 {
 			return nil, time.Second / messagesPerSecond
 		}
-		s, in, _ := m.ready.pop()
+		s, in, _ := m.ready.Pop()
 		s.in[in] = false
 		msg := s.message
 		switch {
 		case msg == nil: // taken back, or written from the other lane
 			continue
 		case !s.due(now): // replaced by one that is not as urgent
-			m.later.set(s, s.again)
+			m.later.Set(s, s.again)
 			continue
 		}
 		m.limiter.AllowN(now, 1)
 		s.message, s.reason, s.again = nil, msg.Reason, now.Add(messageInterval)
 		return msg, 0
 	}
-	if due := m.later.next(); !due.IsZero() {
+	if due := m.later.Next(); !due.IsZero() {
 		return nil, due.Sub(now)
 	}
 	return nil, messageInterval

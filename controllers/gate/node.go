@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 const (
@@ -164,14 +166,14 @@ func (l *Ledger) quarantine(now time.Time) {
 			l.log.Info("node is stalled: it binds only its own pods until it confirms one", "node", name,
 				"namespaces", len(n.stalledFor), "all", n.stalled)
 			for _, q := range n.inquiries {
-				l.touch(q.entry, usual)
+				l.touch(q.entry, queue.Usual)
 			}
 		}
 		if n.stalled || len(n.stalledFor) > 0 {
 			stalled++
 		}
 	}
-	l.metrics.waiting(len(l.shut), stalled, l.stale.len(), l.deviations.Len())
+	l.metrics.waiting(len(l.shut), stalled, l.stale.Len(), l.deviations.Len())
 }
 
 // nodeBooted takes a node's boot id. Gates that were opened in an earlier boot

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 // resendFirst and resendMost pace releases that the Pod does not show: an
@@ -48,7 +49,7 @@ func (l *Ledger) settle(e *entry, now time.Time) {
 	default:
 		l.teller.Hush(e.pod.uid)
 	}
-	l.timers.set(e, next)
+	l.timers.Set(e, next)
 }
 
 // release sends the release to the Pod's node unless it was just sent. It
@@ -62,7 +63,7 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
 	// from another replica drops it.
 	basis, stands := l.coverage.Standing(e.pod.uid)
 	if !stands {
-		l.outdatedIn(e, urgent)
+		l.outdatedIn(e, queue.Urgent)
 		return false
 	}
 	sent := l.hub.Release(e.pod.node, &hubv1.Release{

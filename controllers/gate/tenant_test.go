@@ -19,6 +19,7 @@ import (
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/coverage"
 	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/queue"
 )
 
 // In each of these, the tenant "crowd" tries to hold the Pods of "shop".
@@ -198,7 +199,7 @@ func TestATenantThatCrowdsTheComputationDelaysNobody(t *testing.T) {
 		b.ledger.PodChanged(b.named(fmt.Sprintf("crowd-%d", i), "crowd", "10.1.1.1"))
 	}
 	b.step()
-	if computed > computeBatch || b.ledger.stale.len() < crowd-computeBatch {
+	if computed > computeBatch || b.ledger.stale.Len() < crowd-computeBatch {
 		t.Fatalf("%d were computed at once, want at most %d", computed, computeBatch)
 	}
 	// One that is confirmed is released before the next is computed.
@@ -215,7 +216,7 @@ func TestATenantThatCrowdsTheComputationDelaysNobody(t *testing.T) {
 	// One that is new, and one that has changed, are computed among the first.
 	computed = 0
 	b.coverage.compute = func(uid types.UID) {
-		if computed++; (uid == "p" || uid == "q") && computed > 2*usualEvery {
+		if computed++; (uid == "p" || uid == "q") && computed > 2*queue.UsualEvery {
 			t.Errorf("%s is the %d-th to be computed", uid, computed)
 		}
 	}
@@ -262,7 +263,7 @@ func TestATenantExcusesForOthersOnlyRulesOfItsOwn(t *testing.T) {
 
 // Crowd's Pods run into their timeouts, a thousand at once.
 func TestATenantsMessagesDelayNobodys(t *testing.T) {
-	for name, kind := range map[string]lane{"urgent": urgent, "usual": usual} {
+	for name, kind := range map[string]queue.Lane{"urgent": queue.Urgent, "usual": queue.Usual} {
 		t.Run(name, func(t *testing.T) {
 			m, clk := newMessages(&fakePatcher{})
 			for i := range 1000 {
@@ -274,12 +275,12 @@ func TestATenantsMessagesDelayNobodys(t *testing.T) {
 				turn(m, clk)
 			}
 			own := message("p", "shop's")
-			own.Urgent = kind == urgent
+			own.Urgent = kind == queue.Urgent
 			m.Tell(own)
 			clk.Step(time.Second)
 			for i := range messagesPerSecond {
 				if turn(m, clk) == "shop's" {
-					if i > usualEvery {
+					if i > queue.UsualEvery {
 						t.Errorf("it is the %d-th to be written", i)
 					}
 					return
