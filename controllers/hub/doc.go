@@ -25,6 +25,12 @@
 // nobody else's Pod. An agent that does not read for half a minute is cut off;
 // it connects again and is synced in full.
 //
+// The subjects of assignments are Pods and NetworkPolicies. What is of policies
+// waits for all that is of Pods.
+//
+// What an agent tells of its node's dataplane as a whole is kept, also after its
+// session, and passed on when it changes.
+//
 // # Descriptions
 //
 // Thousands of Pods under one policy need the same of a node but for their own

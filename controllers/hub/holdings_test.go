@@ -123,7 +123,7 @@ func TestRandomChangesLeaveTheAgentWithWhatIsAssigned(t *testing.T) {
 			case 2:
 				if _, ok := want[uid]; ok {
 					delete(want, uid)
-					q.withdraw(uid, strings.Split(uid, "/")[0])
+					q.withdraw(uid, strings.Split(uid, "/")[0], false)
 				}
 			case 3:
 				q.release(uid, released(uid))

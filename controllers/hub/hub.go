@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -65,23 +66,6 @@ type Hello struct {
 	State State
 }
 
-// State is what an agent sees of its node's dataplane as a whole. Its texts are
-// the node's: for administrators, never for tenants.
-type State struct {
-	// Unsupported is empty, or says why the node's dataplane cannot be seen.
-	Unsupported string
-	// Dataplanes are hub.proto's.
-	Dataplanes []string
-	// Remarks are what a person should know of the node.
-	Remarks []Remark
-}
-
-// Remark is one of them. Kind is one of those that package hubv1 names, or one
-// of an agent that is newer than this manager.
-type Remark struct {
-	Kind, Text string
-}
-
 // Sink is told what happens on sessions, in order for each node. It is called
 // with a lock of the hub held: it must return quickly and must not call the
 // hub.
@@ -99,7 +83,7 @@ type Sink interface {
 	Reported(node string, report *hubv1.Report)
 }
 
-// Options are what a Hub needs; all fields but Log are required.
+// Options are what a Hub needs; all fields but Log and Registerer are required.
 type Options struct {
 	Reviewer Reviewer
 	Sink     Sink
@@ -109,6 +93,8 @@ type Options struct {
 	Address string
 	// GetCertificate returns the certificate to present to a client.
 	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Registerer exposes the metrics. nil: they are counted for nobody.
+	Registerer prometheus.Registerer
 }
 
 // Hub serves sessions. Its methods may be called from any goroutine.
@@ -121,6 +107,7 @@ type Hub struct {
 	log      logr.Logger
 	address  string
 	tls      *tls.Config
+	metrics  *metrics
 
 	// generations counts the assignments sent, in the wire's sense. It starts
 	// at the time so that it grows over a restart of the replica, too.
@@ -143,6 +130,11 @@ type node struct {
 	mu          sync.Mutex
 	assignments map[string]*assignment
 	session     *session
+	// since is when the session began. version and state are what the node's
+	// agent has said last, in this session or an earlier one.
+	since   time.Time
+	version string
+	state   State
 }
 
 // assignment is what a node is told of one uid. It is never written to.
@@ -178,6 +170,7 @@ func (a *assignment) wire(id uint64) *hubv1.Assign {
 		ExcuseFamilies: a.message.GetExcuseFamilies(),
 		Description:    id,
 		Excused:        a.message.GetExcused(),
+		Policy:         a.message.GetPolicy(),
 	}
 }
 
@@ -195,8 +188,9 @@ func New(o Options) *Hub {
 			GetCertificate: o.GetCertificate,
 			NextProtos:     []string{"h2"},
 		},
-		random: rand.Float64,
-		nodes:  map[string]*node{},
+		metrics: newMetrics(o.Registerer),
+		random:  rand.Float64,
+		nodes:   map[string]*node{},
 	}
 	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0)))
 	return h
@@ -238,12 +232,13 @@ func (h *Hub) Withdraw(nodeName, uid string) {
 	}
 	delete(n.assignments, uid)
 	if n.session != nil {
-		n.session.queue.withdraw(uid, a.message.GetSubject().GetNamespace())
+		n.session.queue.withdraw(uid, a.message.GetSubject().GetNamespace(), a.message.GetPolicy())
 	}
 }
 
-// Release sends r to the node if it has a session, and forgets it otherwise.
-// It reports whether there was one, which does not say that r arrived.
+// Release sends r to the node if it has a session, and forgets it otherwise. r
+// is of a Pod: policies are never released. It reports whether there was a
+// session, which does not say that r arrived.
 func (h *Hub) Release(nodeName string, r *hubv1.Release) bool {
 	n := h.node(nodeName)
 	n.mu.Lock()
@@ -254,19 +249,6 @@ func (h *Hub) Release(nodeName string, r *hubv1.Release) bool {
 	n.session.queue.release(r.GetSubject().GetUid(), r)
 	return true
 }
-
-// Session is what is known of one node's agent.
-type Session struct {
-	Node string
-	// Since is when it connected; zero if it is not connected now.
-	Since time.Time
-	// Version and State are what it said last, empty if it never was.
-	Version string
-	State   State
-}
-
-// Sessions returns the nodes that the hub has heard of, by name.
-func (h *Hub) Sessions() []Session { return nil }
 
 // Listening returns nil once the hub accepts connections, and an error
 // otherwise: it is a readiness check.
@@ -360,8 +342,10 @@ func (h *Hub) open(s *session, hello Hello) {
 		close(n.session.replaced)
 		n.session.questions.end()
 		h.sink.Disconnected(n.name)
+	} else {
+		h.metrics.sessions.Inc()
 	}
-	n.session = s
+	n.session, n.since, n.version, n.state = s, h.clock.Now(), hello.Version, hello.State
 	for _, uid := range slices.Sorted(maps.Keys(n.assignments)) {
 		// Under a new generation, so that the agent reports on it again and
 		// no report of an earlier session can be taken for this one's.
@@ -379,6 +363,7 @@ func (h *Hub) end(s *session) {
 	s.questions.end()
 	if n.session == s {
 		n.session = nil
+		h.metrics.sessions.Dec()
 		h.sink.Disconnected(n.name)
 	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -85,7 +86,7 @@ func (s *sink) Connected(node string, hello Hello) {
 }
 func (s *sink) Disconnected(node string) { s.add("%s disconnected", node) }
 func (s *sink) Changed(node string, state State) {
-	s.add("%s changed unsupported=%q", node, state.Unsupported)
+	s.add("%s changed unsupported=%q dataplanes=%v remarks=%v", node, state.Unsupported, state.Dataplanes, state.Remarks)
 }
 func (s *sink) Reported(node string, r *hubv1.Report) {
 	s.add("%s reported %s generation=%d confirmed=%v", node, r.GetUid(), r.GetGeneration(), r.GetConfirmed())
@@ -142,6 +143,7 @@ type fixture struct {
 	roots *x509.CertPool
 	// certificate is the hub's, in DER.
 	certificate []byte
+	registry    *prometheus.Registry
 }
 
 func serve(t testing.TB, clk clock.WithTicker, r TokenReviews) *fixture {
@@ -155,7 +157,7 @@ func serve(t testing.TB, clk clock.WithTicker, r TokenReviews) *fixture {
 func serveTo(t testing.TB, clk clock.WithTicker, r TokenReviews, to Sink) *fixture {
 	t.Helper()
 	cert, roots := certificate(t)
-	f := &fixture{roots: roots, certificate: cert.Certificate[0]}
+	f := &fixture{roots: roots, certificate: cert.Certificate[0], registry: prometheus.NewRegistry()}
 	f.Hub = New(Options{
 		Reviewer: NewTokenReviewer(r, agentUser),
 		Sink:     to,
@@ -165,6 +167,7 @@ func serveTo(t testing.TB, clk clock.WithTicker, r TokenReviews, to Sink) *fixtu
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return cert, nil
 		},
+		Registerer: f.registry,
 	})
 	if f.Listening() == nil {
 		t.Error("a hub that was not started is listening")

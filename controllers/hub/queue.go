@@ -8,7 +8,8 @@ import (
 )
 
 // queue is what waits to be sent to one agent: per uid the latest Assign or
-// Withdraw and at most one Release behind it, and behind all that the traces.
+// Withdraw and at most one Release behind it, those of policies behind those of
+// Pods, and behind all that the traces.
 // It holds no more uids than the node has assignments, the agent holds and
 // releases wait for. What an assignment needs besides, its description, is
 // found out when it is taken, so that nothing is described that is superseded.
@@ -16,9 +17,9 @@ import (
 type queue struct {
 	// items are what there is to send of each uid: never nothing.
 	items map[string]*item
-	// releases and states are the uids that have one of them, in the order in
-	// which they are sent.
-	releases, states turns
+	// releases, states and policies are the uids that have a Release, a Pod's
+	// Assign or Withdraw, or a policy's, in the order in which they are sent.
+	releases, states, policies turns
 	// syncing: Synced was not taken yet. unsynced counts the items that it has
 	// to wait for.
 	syncing  bool
@@ -35,7 +36,9 @@ type queue struct {
 // nothing of the kind.
 type item struct {
 	namespace string
-	state     *ticket
+	// states is where the state waits.
+	states *turns
+	state  *ticket
 	// assignment is nil if the state is a Withdraw.
 	assignment *assignment
 	// full: Synced waits for the state.
@@ -52,11 +55,11 @@ func newQueue() *queue {
 // assign puts in an Assign, in place of an unsent Assign, Withdraw or Release
 // of the uid.
 func (q *queue) assign(uid string, a *assignment) {
-	i := q.item(uid, a.message.GetSubject().GetNamespace())
+	i := q.item(uid, a.message.GetSubject().GetNamespace(), a.message.GetPolicy())
 	q.dropRelease(i)
 	i.assignment = a
 	if i.state == nil {
-		i.state = q.states.add(i.namespace, uid)
+		i.state = i.states.add(i.namespace, uid)
 	}
 	q.wake()
 }
@@ -64,8 +67,8 @@ func (q *queue) assign(uid string, a *assignment) {
 // withdraw puts in a Withdraw if the agent holds the uid, in place of whatever
 // of the uid is unsent. What the agent does not hold needs none; it has what
 // it holds of an earlier session until Synced.
-func (q *queue) withdraw(uid, namespace string) {
-	i := q.item(uid, namespace)
+func (q *queue) withdraw(uid, namespace string, policy bool) {
+	i := q.item(uid, namespace, policy)
 	q.dropRelease(i)
 	i.assignment = nil
 	switch {
@@ -73,7 +76,7 @@ func (q *queue) withdraw(uid, namespace string) {
 		q.dropState(i)
 		q.tidy(uid, i)
 	case i.state == nil:
-		i.state = q.states.add(namespace, uid)
+		i.state = i.states.add(namespace, uid)
 	}
 	// Synced may have waited for it.
 	q.wake()
@@ -82,7 +85,7 @@ func (q *queue) withdraw(uid, namespace string) {
 // release puts in a Release behind what is unsent of the uid, in place of an
 // unsent Release.
 func (q *queue) release(uid string, r *hubv1.Release) {
-	i := q.item(uid, r.GetSubject().GetNamespace())
+	i := q.item(uid, r.GetSubject().GetNamespace(), false)
 	i.release = r
 	if i.released == nil {
 		i.released = q.releases.add(i.namespace, uid)
@@ -113,8 +116,8 @@ func (q *queue) trace(t *hubv1.Trace) {
 // next removes what is to be sent next and appends it to out, which stays as
 // it is if there is nothing. What it appends belongs together and is sent in
 // its order. A release comes first, but behind the state of its own uid; then
-// Synced, once it is due; then the states, by turns of their namespaces. The
-// spread is for Synced.
+// Synced, once it is due; then the states, by turns of their namespaces, those
+// of policies last. The spread is for Synced.
 func (q *queue) next(out []*hubv1.HubMessage, spread func() uint32) []*hubv1.HubMessage {
 	if uid, ok := q.releases.first(); ok {
 		i := q.items[uid]
@@ -132,8 +135,10 @@ func (q *queue) next(out []*hubv1.HubMessage, spread func() uint32) []*hubv1.Hub
 			Synced: &hubv1.Synced{SpreadMillis: spread()},
 		}})
 	}
-	if uid, ok := q.states.first(); ok {
-		return q.takeState(out, uid, q.items[uid])
+	for _, states := range []*turns{&q.states, &q.policies} {
+		if uid, ok := states.first(); ok {
+			return q.takeState(out, uid, q.items[uid])
+		}
 	}
 	if len(q.traces) > 0 {
 		out = append(out, q.traces[0])
@@ -169,10 +174,13 @@ func (q *queue) takeState(out []*hubv1.HubMessage, uid string, i *item) []*hubv1
 
 // item returns the uid's item, which it makes if need be. Whoever calls it
 // puts something in, or tidies up.
-func (q *queue) item(uid, namespace string) *item {
+func (q *queue) item(uid, namespace string, policy bool) *item {
 	i, ok := q.items[uid]
 	if !ok {
-		i = &item{namespace: namespace}
+		i = &item{namespace: namespace, states: &q.states}
+		if policy {
+			i.states = &q.policies
+		}
 		q.items[uid] = i
 	}
 	return i
@@ -184,7 +192,7 @@ func (q *queue) dropRelease(i *item) {
 }
 
 func (q *queue) dropState(i *item) {
-	q.states.remove(i.state)
+	i.states.remove(i.state)
 	i.state, i.assignment = nil, nil
 	if i.full {
 		i.full = false

@@ -24,6 +24,13 @@ func of(uid string, generation uint64, d Description) *assignment {
 	}
 }
 
+// policy returns an assignment of a NetworkPolicy as of does.
+func policy(uid string, generation uint64, d Description) *assignment {
+	a := of(uid, generation, d)
+	a.message.Policy = true
+	return a
+}
+
 // describe returns a description whose only why is the text.
 func describe(t testing.TB, why string) Description {
 	t.Helper()
@@ -100,7 +107,7 @@ func TestQueue(t *testing.T) {
 			puts: func(q *queue) {
 				q.assign("n/a", of("n/a", 1, one))
 				q.release("n/a", released("n/a"))
-				q.withdraw("n/a", "n")
+				q.withdraw("n/a", "n", false)
 			},
 		},
 		"a withdrawal of what the agent holds takes the place of an assignment and a release": {
@@ -109,7 +116,7 @@ func TestQueue(t *testing.T) {
 				take(q, 1)
 				q.assign("n/a", of("n/a", 2, none))
 				q.release("n/a", released("n/a"))
-				q.withdraw("n/a", "n")
+				q.withdraw("n/a", "n", false)
 			},
 			want: []string{"withdraw n/a"},
 		},
@@ -117,7 +124,7 @@ func TestQueue(t *testing.T) {
 			puts: func(q *queue) {
 				q.assign("n/a", of("n/a", 1, none))
 				take(q, 1)
-				q.withdraw("n/a", "n")
+				q.withdraw("n/a", "n", false)
 				q.assign("n/a", of("n/a", 2, none))
 			},
 			want: []string{"assign n/a 2 as 1"},
@@ -161,7 +168,7 @@ func TestQueue(t *testing.T) {
 			puts: func(q *queue) {
 				q.assign("n/a", of("n/a", 1, none))
 				q.synced()
-				q.withdraw("n/a", "n")
+				q.withdraw("n/a", "n", false)
 			},
 			want: []string{"synced 20"},
 		},
@@ -188,7 +195,7 @@ func TestQueue(t *testing.T) {
 			puts: func(q *queue) {
 				q.assign("n/a", of("n/a", 1, one))
 				take(q, all)
-				q.withdraw("n/a", "n")
+				q.withdraw("n/a", "n", false)
 				take(q, all)
 				q.assign("n/b", of("n/b", 2, one))
 			},
@@ -208,6 +215,38 @@ func TestQueue(t *testing.T) {
 				"assign burst/0 1 as 1", "assign n/a 2 as 1", "assign burst/1 1 as 1", "assign n/b 3 as 1", "assign burst/2 1 as 1",
 			},
 		},
+		"policies wait for all Pods, and their namespaces take turns": {
+			puts: func(q *queue) {
+				q.assign("burst/p", policy("burst/p", 1, none))
+				q.assign("burst/q", policy("burst/q", 2, none))
+				q.assign("n/p", policy("n/p", 3, none))
+				q.assign("n/a", of("n/a", 4, none))
+				q.trace(&hubv1.Trace{Id: 1})
+				q.release("n/b", released("n/b"))
+				q.assign("n/c", of("n/c", 5, none))
+			},
+			want: []string{
+				"release n/b", "describe 1", "assign n/a 4 as 1", "assign n/c 5 as 1",
+				"assign burst/p 1 as 1", "assign n/p 3 as 1", "assign burst/q 2 as 1", "trace 1",
+			},
+		},
+		"the withdrawal of a policy waits for Pods, too": {
+			puts: func(q *queue) {
+				q.assign("n/p", policy("n/p", 1, none))
+				take(q, all)
+				q.withdraw("n/p", "n", true)
+				q.assign("n/a", of("n/a", 2, none))
+			},
+			want: []string{"assign n/a 2 as 1", "withdraw n/p"},
+		},
+		"synced waits for policies": {
+			puts: func(q *queue) {
+				q.assign("n/p", policy("n/p", 1, none))
+				q.assign("n/a", of("n/a", 2, none))
+				q.synced()
+			},
+			want: []string{"describe 1", "assign n/a 2 as 1", "assign n/p 1 as 1", "synced 20"},
+		},
 		"traces are last": {
 			puts: func(q *queue) {
 				q.trace(&hubv1.Trace{Id: 1})
@@ -225,7 +264,7 @@ func TestQueue(t *testing.T) {
 			if diff := cmp.Diff(tc.want, take(q, all)); diff != "" {
 				t.Errorf("messages (-want +got):\n%s", diff)
 			}
-			if len(q.items) > 0 || q.states.order.Len() > 0 || q.releases.order.Len() > 0 {
+			if len(q.items) > 0 || q.states.order.Len() > 0 || q.policies.order.Len() > 0 || q.releases.order.Len() > 0 {
 				t.Errorf("after all was taken %d items are left", len(q.items))
 			}
 		})
@@ -257,9 +296,9 @@ func TestAQueueHoldsNoMoreThanTheAssignments(t *testing.T) {
 		q.assign(uid, of(uid, 1, Description{}))
 		q.release(uid, released(uid))
 		q.assign("n/held", of("n/held", 1, Description{}))
-		q.withdraw(uid, "n")
+		q.withdraw(uid, "n", false)
 	}
-	q.withdraw("n/held", "n")
+	q.withdraw("n/held", "n", false)
 	if len(q.items) != 1 {
 		t.Errorf("%d uids wait, want the one that the agent holds", len(q.items))
 	}

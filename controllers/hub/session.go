@@ -41,10 +41,18 @@ type session struct {
 	node      *node
 	queue     *queue
 	questions questions
+	states    states
 	// replaced is closed when a newer session of the node has begun.
 	replaced chan struct{}
 	// sending is when the send in progress began, in Unix nanoseconds, or 0.
 	sending atomic.Int64
+}
+
+func (h *Hub) session(nodeName string) *session {
+	return &session{
+		node: h.node(nodeName), queue: newQueue(), questions: newQuestions(), states: states{clock: h.clock},
+		replaced: make(chan struct{}),
+	}
 }
 
 // Session serves one agent until either side ends it. It implements the
@@ -64,15 +72,14 @@ func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.
 	if err != nil {
 		return err
 	}
-	s := &session{
-		node: h.node(identity.Node), queue: newQueue(), questions: newQuestions(), replaced: make(chan struct{}),
-	}
+	s := h.session(identity.Node)
 	h.open(s, hello)
 	defer h.end(s)
 	log.Info("agent connected", "version", hello.Version, "unsupported", hello.State.Unsupported)
 	go h.send(stream, s, failed)
 
-	err = h.serve(ctx, identity, s, messages, failed)
+	why, err := h.serve(ctx, identity, s, messages, failed)
+	h.metrics.ended.WithLabelValues(string(why)).Inc()
 	log.Info("agent disconnected", "reason", err)
 	return err
 }
@@ -80,7 +87,7 @@ func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.
 // serve handles reports until the session has to end, and returns why.
 func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 	messages <-chan *hubv1.AgentMessage, failed <-chan error,
-) error {
+) (end, error) {
 	limiter := rate.NewLimiter(reportsPerSecond, reportsBurst)
 	watch := h.clock.NewTicker(watchInterval)
 	defer watch.Stop()
@@ -90,32 +97,44 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 		defer timer.Stop()
 		expired = timer.C()
 	}
+	defer s.states.stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
+			return endClosed, status.FromContextError(ctx.Err()).Err()
 		case err := <-failed:
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+			return ending(err)
 		case <-s.replaced:
-			return status.Errorf(codes.Aborted, "a newer session of node %s has begun", id.Node)
+			return endReplaced, status.Errorf(codes.Aborted, "a newer session of node %s has begun", id.Node)
 		case <-expired:
-			return status.Error(codes.Unauthenticated, "the token expires: connect again with a newer one")
+			return endExpired, status.Error(codes.Unauthenticated, "the token expires: connect again with a newer one")
 		case now := <-watch.C():
 			if began := s.sending.Load(); began != 0 && now.Sub(time.Unix(0, began)) > slowConsumer {
-				return status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
+				return endSlow, status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
 			}
+		case <-s.states.due():
+			h.change(s, s.states.take())
 		case m := <-messages:
 			if err := limiter.Wait(ctx); err != nil {
-				return status.FromContextError(ctx.Err()).Err()
+				return endClosed, status.FromContextError(ctx.Err()).Err()
 			}
 			if err := h.handle(s, m); err != nil {
-				return status.Errorf(codes.InvalidArgument, "%v", err)
+				return endRefused, status.Errorf(codes.InvalidArgument, "%v", err)
 			}
 		}
 	}
+}
+
+// ending returns why a session ended whose stream gave err.
+func ending(err error) (end, error) {
+	switch {
+	case errors.Is(err, io.EOF):
+		return endClosed, nil
+	case status.Code(err) == codes.Canceled:
+		// The agent has cancelled, or closed its connection.
+		return endClosed, err
+	}
+	return endFailed, err
 }
 
 // lifetime returns how long a session may last whose token is good for the
@@ -136,13 +155,21 @@ func (h *Hub) handle(s *session, m *hubv1.AgentMessage) error {
 			return fmt.Errorf("report: %w", err)
 		}
 		return nil
+	case *hubv1.AgentMessage_State:
+		if err := validateState(m.State); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+		if due := s.states.put(stateOf(m.State)); due != nil {
+			h.change(s, *due)
+		}
+		return nil
 	case *hubv1.AgentMessage_TraceResult:
 		if err := h.answered(s, m.TraceResult); err != nil {
 			return fmt.Errorf("trace result: %w", err)
 		}
 		return nil
 	default:
-		return fmt.Errorf("message is %T: want a report or a trace result after hello", m)
+		return fmt.Errorf("message is %T: want a report, a state or a trace result after hello", m)
 	}
 }
 
@@ -165,7 +192,7 @@ func (h *Hub) awaitHello(ctx context.Context, messages <-chan *hubv1.AgentMessag
 		return Hello{
 			Version: printable(hello.GetVersion()),
 			BootID:  hello.GetBootId(),
-			State:   State{Unsupported: printable(hello.GetState().GetUnsupported())},
+			State:   stateOf(hello.GetState()),
 		}, nil
 	}
 }

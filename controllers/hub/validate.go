@@ -17,6 +17,9 @@ const (
 	maxUnmet = 3
 	maxWhys  = 64
 	maxText  = 200
+	// maxDataplanes and maxRemarks are hub.proto's.
+	maxDataplanes = 8
+	maxRemarks    = 16
 	// maxUID bounds a uid; Kubernetes makes them 36 bytes long.
 	maxUID = 128
 )
@@ -32,6 +35,51 @@ func validateHello(m *hubv1.AgentMessage) error {
 		return errors.New("boot_id is empty")
 	case len(hello.GetBootId()) > maxText || hello.GetBootId() != printable(hello.GetBootId()):
 		return fmt.Errorf("boot_id %q: want at most %d bytes of printable ASCII", printable(hello.GetBootId()), maxText)
+	}
+	if err := validateState(hello.GetState()); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+// validateState returns an error that names what is wrong with s, which may be
+// nil.
+func validateState(s *hubv1.State) error {
+	if err := validateText("unsupported", s.GetUnsupported()); err != nil {
+		return err
+	}
+	if len(s.GetDataplanes()) > maxDataplanes {
+		return fmt.Errorf("dataplanes has %d entries: want at most %d", len(s.GetDataplanes()), maxDataplanes)
+	}
+	for i, d := range s.GetDataplanes() {
+		if d == "" {
+			return fmt.Errorf("dataplanes[%d] is empty", i)
+		}
+		if err := validateText(fmt.Sprintf("dataplanes[%d]", i), d); err != nil {
+			return err
+		}
+	}
+	if len(s.GetRemarks()) > maxRemarks {
+		return fmt.Errorf("remarks has %d entries: want at most %d", len(s.GetRemarks()), maxRemarks)
+	}
+	for i, r := range s.GetRemarks() {
+		if r.GetKind() == "" {
+			return fmt.Errorf("remarks[%d].kind is empty", i)
+		}
+		if err := validateText(fmt.Sprintf("remarks[%d].kind", i), r.GetKind()); err != nil {
+			return err
+		}
+		if err := validateText(fmt.Sprintf("remarks[%d].text", i), r.GetText()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validateText returns an error unless a field is as texts have to be.
+func validateText(field, text string) error {
+	if len(text) > maxText || text != printable(text) {
+		return fmt.Errorf("%s %q: want at most %d bytes of printable ASCII", field, printable(text), maxText)
 	}
 	return nil
 }

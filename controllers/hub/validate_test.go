@@ -85,6 +85,48 @@ func TestValidateReport(t *testing.T) {
 	}
 }
 
+func TestValidateState(t *testing.T) {
+	long := strings.Repeat("x", maxText+1)
+	for name, tc := range map[string]struct {
+		state *hubv1.State
+		want  string
+	}{
+		"none":                  {},
+		"an empty one":          {state: &hubv1.State{}},
+		"as much as may be":     {state: &hubv1.State{Unsupported: long[1:], Dataplanes: filled(maxDataplanes), Remarks: remarked(maxRemarks)}},
+		"a kind to come":        {state: &hubv1.State{Remarks: []*hubv1.Remark{{Kind: "Unheard"}}}},
+		"a long reason":         {state: &hubv1.State{Unsupported: long}, want: "unsupported "},
+		"an unprintable reason": {state: &hubv1.State{Unsupported: "\x1b[31m"}, want: `unsupported "?[31m"`},
+		"too many dataplanes":   {state: &hubv1.State{Dataplanes: filled(maxDataplanes + 1)}, want: "dataplanes has 9 entries: want at most 8"},
+		"a nameless dataplane":  {state: &hubv1.State{Dataplanes: []string{"ipset", ""}}, want: "dataplanes[1] is empty"},
+		"a long dataplane":      {state: &hubv1.State{Dataplanes: []string{long}}, want: "dataplanes[0] "},
+		"too many remarks":      {state: &hubv1.State{Remarks: remarked(maxRemarks + 1)}, want: "remarks has 17 entries: want at most 16"},
+		"a remark of no kind":   {state: &hubv1.State{Remarks: []*hubv1.Remark{{Text: "x"}}}, want: "remarks[0].kind is empty"},
+		"a long kind":           {state: &hubv1.State{Remarks: []*hubv1.Remark{{Kind: long}}}, want: "remarks[0].kind "},
+		"a long text":           {state: &hubv1.State{Remarks: []*hubv1.Remark{{Kind: "x", Text: long}}}, want: "remarks[0].text "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hello := &hubv1.AgentMessage{Message: &hubv1.AgentMessage_Hello{Hello: &hubv1.Hello{BootId: "b", State: tc.state}}}
+			for of, err := range map[string]error{"state": validateState(tc.state), "hello": validateHello(hello)} {
+				switch {
+				case tc.want == "" && err != nil:
+					t.Errorf("%s: error %v, want none", of, err)
+				case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+					t.Errorf("%s: error %v, want one with %q", of, err, tc.want)
+				}
+			}
+		})
+	}
+}
+
+// filled returns so many names.
+func filled(n int) []string { return slices.Repeat([]string{"nftables"}, n) }
+
+// remarked returns so many remarks.
+func remarked(n int) []*hubv1.Remark {
+	return slices.Repeat([]*hubv1.Remark{{Kind: hubv1.RemarkIPVS, Text: "x"}}, n)
+}
+
 func TestLifetime(t *testing.T) {
 	for name, tc := range map[string]struct {
 		good   time.Duration
@@ -129,7 +171,18 @@ type contract struct {
 
 func (contract) Connected(string, Hello) {}
 func (contract) Disconnected(string)     {}
-func (contract) Changed(string, State)   {}
+
+func (c contract) Changed(_ string, s State) {
+	c.t.Helper()
+	if len(s.Dataplanes) > maxDataplanes || len(s.Remarks) > maxRemarks || s.Unsupported != printable(s.Unsupported) {
+		c.t.Errorf("passed on %v", s)
+	}
+	for _, r := range s.Remarks {
+		if r.Kind == "" || r.Kind != printable(r.Kind) || r.Text != printable(r.Text) {
+			c.t.Errorf("passed on %v", r)
+		}
+	}
+}
 
 func (c contract) Reported(_ string, r *hubv1.Report) {
 	c.t.Helper()
@@ -163,6 +216,9 @@ func FuzzWhatAnAgentSends(f *testing.F) {
 			Unrealized: []uint32{1}, Realized: []uint32{0, 2}, Steady: true,
 		}}},
 		{Message: &hubv1.AgentMessage_TraceResult{TraceResult: &hubv1.TraceResult{Id: 1, Error: "x"}}},
+		{Message: &hubv1.AgentMessage_State{State: &hubv1.State{
+			Unsupported: "x", Dataplanes: []string{"ipset"}, Remarks: []*hubv1.Remark{{Kind: hubv1.RemarkIPVS, Text: "y"}},
+		}}},
 		{Message: &hubv1.AgentMessage_Hello{Hello: &hubv1.Hello{Version: "v", BootId: "b"}}},
 		{},
 	} {
@@ -185,7 +241,7 @@ func FuzzWhatAnAgentSends(f *testing.F) {
 		h := New(Options{Sink: contract{t, excused}, Clock: clock.RealClock{}, Log: logr.Discard()})
 		h.generations.Store(0) // so that a report can meet it
 		h.Assign("n1", &hubv1.Assign{Subject: &hubv1.Subject{Uid: "a"}, Generation: 5, Excused: excused}, d)
-		s := &session{node: h.node("n1"), queue: newQueue(), questions: newQuestions()}
+		s := h.session("n1")
 		s.node.session = s
 		_ = h.handle(s, &m)
 		_ = validateHello(&m)
