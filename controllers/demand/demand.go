@@ -70,29 +70,91 @@ func (d Demand) Whys() []Why {
 	return d.shared.whys
 }
 
+// Len returns how many expectations there are.
+func (d Demand) Len() int {
+	if d.shared == nil {
+		return 0
+	}
+	return len(d.shared.asked)
+}
+
+// Policy returns what demands the index-th expectation, in words fit for the
+// owner of a Pod in namespace: a policy of another has no name. It returns ""
+// if no policy does, and for an index that d does not have.
+func (d Demand) Policy(index uint32, namespace string) string {
+	if int64(index) >= int64(d.Len()) {
+		return ""
+	}
+	switch policy := d.shared.whys[d.shared.asked[index].why].Rule.Policy; {
+	case policy.Name == "":
+		return ""
+	case policy.Namespace != namespace:
+		return "a policy in another namespace"
+	default:
+		return policy.String() + " (this namespace)"
+	}
+}
+
 // Awaits returns what the index-th expectation lacks, in words fit for the
 // owner of a Pod in namespace at ips: no other namespace's names, and no
 // address but the Pod's own. It returns "" for an index that d does not have.
 func (d Demand) Awaits(index uint32, namespace string, ips []netip.Addr) string {
-	if d.shared == nil || int64(index) >= int64(len(d.shared.asked)) {
+	if int64(index) >= int64(d.Len()) {
 		return ""
 	}
 	a := d.shared.asked[index]
-	policy := d.shared.whys[a.why].Rule.Policy
+	who := d.Policy(index, namespace)
 	switch {
-	case policy.Name == "":
+	case who == "":
 		return "the rules there are not complete yet"
-	case policy.Namespace != namespace:
-		return "a policy in another namespace is not in force there yet"
+	case d.shared.whys[a.why].Rule.Policy.Namespace != namespace:
 	case a.denied:
-		return policy.String() + " does not isolate its Pods there yet"
-	}
-	for _, ip := range ips {
-		if a.own && ip.Is6() == a.v6 {
-			return policy.String() + " does not admit " + ip.String() + " there yet"
+		return who + " does not isolate its Pods there yet"
+	case a.own:
+		for _, ip := range ips {
+			if ip.Is6() == a.v6 {
+				return who + " does not admit " + ip.String() + " there yet"
+			}
 		}
 	}
-	return policy.String() + " is not in force there yet"
+	return who + " is not in force there yet"
+}
+
+// Expectation returns the index-th expectation of a subject at ips. It returns
+// false for an index that d does not have. It decodes d each time: it is for
+// people's questions.
+func (d Demand) Expectation(index uint32, ips []netip.Addr) (expect.Expectation, bool) {
+	if int64(index) >= int64(d.Len()) {
+		return expect.Expectation{}, false
+	}
+	message, err := d.shared.description.Message()
+	if err != nil || int64(index) >= int64(len(message.GetExpectations())) {
+		return expect.Expectation{}, false
+	}
+	sent := message.GetExpectations()[index]
+	// What was left out is the only address of the other end's family.
+	f := sent.GetFlow()
+	for _, ip := range ips {
+		switch raw := ip.AsSlice(); {
+		case len(f.GetSrc()) == 0 && len(f.GetDst()) == len(raw):
+			f.Src = raw
+		case len(f.GetDst()) == 0 && len(f.GetSrc()) == len(raw):
+			f.Dst = raw
+		}
+	}
+	asked, err := f.Value()
+	if err != nil {
+		return expect.Expectation{}, false
+	}
+	want := flow.Allowed
+	if d.shared.asked[index].denied {
+		want = flow.Denied
+	}
+	rule := d.shared.whys[d.shared.asked[index].why].Rule
+	return expect.Expectation{
+		Flow: asked, Want: want, Advisory: sent.GetAdvisory(), External: sent.GetExternal(), Witness: sent.GetWitness(),
+		Policy: rule.Policy, Generation: rule.Generation, Why: rule.Why,
+	}, true
 }
 
 // Unrealized says of which policies rules are meant, in words fit for the

@@ -30,16 +30,16 @@ func TestWhatIsAwaitedTellsNoOthersSecrets(t *testing.T) {
 		text     string
 	}{
 		"the Pod is not admitted by a policy of its namespace": {
-			own, other, flow.Allowed, allowJobs, "db/allow-jobs does not admit 10.1.2.3 there yet",
+			own, other, flow.Allowed, allowJobs, "db/allow-jobs (this namespace) does not admit 10.1.2.3 there yet",
 		},
 		"the Pod is not admitted at its other address": {
-			own6, other6, flow.Allowed, allowJobs, "db/allow-jobs does not admit fd00::3 there yet",
+			own6, other6, flow.Allowed, allowJobs, "db/allow-jobs (this namespace) does not admit fd00::3 there yet",
 		},
 		"another address than the Pod's own is not told": {
-			other, own, flow.Allowed, allowJobs, "db/allow-jobs is not in force there yet",
+			other, own, flow.Allowed, allowJobs, "db/allow-jobs (this namespace) is not in force there yet",
 		},
 		"a stranger gets in": {
-			other, own, flow.Denied, allowJobs, "db/allow-jobs does not isolate its Pods there yet",
+			other, own, flow.Denied, allowJobs, "db/allow-jobs (this namespace) does not isolate its Pods there yet",
 		},
 		"a policy of another namespace has no name": {
 			own, other, flow.Allowed, types.NamespacedName{Namespace: "payroll", Name: "secret-plan"},
@@ -98,6 +98,36 @@ func TestWhatIsSentLeavesOutThePodsOwnAddress(t *testing.T) {
 				t.Errorf("flow is %v", f)
 			}
 		})
+	}
+}
+
+func TestAnExpectationIsToldWithTheSubjectsAddress(t *testing.T) {
+	own, own6 := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")
+	other, other6 := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("fd00::9")
+	ips := []netip.Addr{own, own6}
+	asked := []expect.Expectation{
+		{Flow: flow.Flow{Protocol: flow.TCP, Src: own, Dst: other, Port: 80}, Want: flow.Allowed, Policy: shopAllow, Generation: 3, Why: "shop/allow ingress[0]"},
+		{Flow: flow.Flow{Protocol: flow.UDP, Src: other6, Dst: own6, Port: 53}, Want: flow.Denied, Why: "shop/allow isolates"},
+		{Flow: flow.Flow{Protocol: flow.SCTP, Src: other, Dst: netip.MustParseAddr("10.9.9.8"), Port: 7}, Want: flow.Allowed, Witness: true, Advisory: true},
+	}
+	d, err := NewTable().Of(asked, ips)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range asked {
+		got, ok := d.Expectation(uint32(i), ips)
+		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); !ok || diff != "" {
+			t.Errorf("expectation %d: %v (-want +got):\n%s", i, ok, diff)
+		}
+	}
+	if _, ok := d.Expectation(3, ips); ok || d.Len() != 3 {
+		t.Errorf("there is a fourth of %d", d.Len())
+	}
+	if _, ok := d.Expectation(0, nil); ok {
+		t.Error("an expectation of a subject without addresses has a flow")
+	}
+	if _, ok := (Demand{}).Expectation(0, ips); ok {
+		t.Error("a demand that asks nothing has an expectation")
 	}
 }
 

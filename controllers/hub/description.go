@@ -61,6 +61,16 @@ func Describe(d *hubv1.Description) (Description, error) {
 	})}, nil
 }
 
+// Message returns what is described, decoded anew each time. The error would
+// be one of Describe's.
+func (d Description) Message() (*hubv1.Description, error) {
+	message := &hubv1.Description{}
+	if err := proto.Unmarshal([]byte(d.value().content), message); err != nil {
+		return nil, fmt.Errorf("decode description: %w", err)
+	}
+	return message, nil
+}
+
 // value returns what is encoded, which is nothing for the zero Description.
 func (d Description) value() encoded {
 	if d == (Description{}) {
