@@ -23,6 +23,7 @@ type change struct {
 	selectors map[*selector]struct{}
 	selected  map[*bound]struct{}
 	meant     map[*bound]struct{}
+	subjects  map[types.NamespacedName]struct{}
 }
 
 func (c *Cluster) newChange() *change { return &change{cluster: c} }
@@ -147,6 +148,24 @@ func (f *change) whomMeans(b *bound) {
 func (f *change) policy(b *bound) {
 	f.whomSelects(b)
 	f.whomMeans(b)
+	f.subject(b.policy)
+	if b.policy.Err == nil {
+		return
+	}
+	for _, q := range f.cluster.PoliciesIn(b.policy.Namespace) {
+		f.subject(q)
+	}
+}
+
+// subject names q as a subject.
+func (f *change) subject(q *Policy) {
+	if f.footprint.Everything {
+		return
+	}
+	if f.subjects == nil {
+		f.subjects = map[types.NamespacedName]struct{}{}
+	}
+	note(f.subjects, &f.footprint.Policies, q.key())
 }
 
 // populated names the ports of which it was looked at whether anybody whom s

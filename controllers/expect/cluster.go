@@ -32,7 +32,7 @@ type Cluster struct {
 	named     map[PortName]*named
 	// byAddr has every Pod that is not finished and not on the host's network.
 	byAddr map[netip.Addr][]*Pod
-	// youngest is the highest Seq that any peer had.
+	// youngest is the highest Seq that any Pod had.
 	youngest uint64
 
 	spaces map[string]*space

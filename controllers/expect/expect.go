@@ -14,6 +14,10 @@ import (
 // DefaultBudget bounds the flows of one subject on all nodes together.
 const DefaultBudget = 256
 
+// DefaultPolicyBudget bounds the flows of one policy on one node: enough for two
+// Pods' strangers and a few rules, and little beside what gates ask there.
+const DefaultPolicyBudget = 16
+
 // DefaultMaxForeignNodes bounds the nodes that policies of other namespaces
 // can make a Pod wait for.
 const DefaultMaxForeignNodes = 32
@@ -76,8 +80,10 @@ type Options struct {
 	// MaxForeignNodes are the nodes that only policies of other namespaces ask
 	// about and that are still awaited. 0: none is.
 	MaxForeignNodes int
-	// Budget is the most flows of one subject. 0: none.
+	// Budget is the most flows of one Pod. 0: none.
 	Budget int
+	// PolicyBudget is the most flows of one policy on one node. 0: none.
+	PolicyBudget int
 	// Avoid are prefixes that no representative of an ipBlock is taken from,
 	// beside pod CIDRs and node addresses: the Services' ranges.
 	Avoid []netip.Prefix
@@ -85,7 +91,12 @@ type Options struct {
 
 // DefaultOptions returns the defaults of every option.
 func DefaultOptions() Options {
-	return Options{Families: FamiliesAuto, MaxForeignNodes: DefaultMaxForeignNodes, Budget: DefaultBudget}
+	return Options{
+		Families:        FamiliesAuto,
+		MaxForeignNodes: DefaultMaxForeignNodes,
+		Budget:          DefaultBudget,
+		PolicyBudget:    DefaultPolicyBudget,
+	}
 }
 
 // Subject is a gated Pod at its present addresses.

@@ -13,7 +13,7 @@ import (
 // it was computed from, a change the footprint of all that it changed. The
 // contract between them: computed again after a change whose footprint has
 // nothing in common with the result's, the result is the same but for
-// NotAsked. No part holds an element twice.
+// NotAsked and Next. No part holds an element twice.
 type Footprint struct {
 	// Everything meets any other footprint.
 	Everything bool
@@ -34,4 +34,9 @@ type Footprint struct {
 	// Ports are names of container ports of which it was looked at, or
 	// changed, which numbers they stand for.
 	Ports []PortName
+	// Policies are subjects: see ExpectPolicy. Those that have changed, or for
+	// which has changed what their own result says beside what the Pods say that
+	// were looked at: who shares their name, whether all policies of their
+	// namespace are understood, or that they select a Pod which was there before.
+	Policies []types.NamespacedName
 }

@@ -304,15 +304,22 @@ func (k *plan) askOwnIsolation(self End) {
 			paths = append(paths, fromOutside)
 		}
 		for _, by := range paths {
-			if x, ok := k.stranger(self, d, by); ok {
-				k.ask(question{
-					node: k.subject.Node, conn: x, denied: true,
-					external: by == fromOutside,
-					why:      strangerWhy(k.subject, d, by), policy: isolating(policies, d),
-				})
-			}
+			k.askStranger(self, d, by)
 		}
 	}
+}
+
+// askStranger asks the node of self for a stranger on one path, if there is one.
+func (k *plan) askStranger(self End, d Direction, by path) {
+	x, ok := k.stranger(self, d, by)
+	if !ok {
+		return
+	}
+	k.ask(question{
+		node: self.Pod.Node, conn: x, denied: true,
+		external: by == fromOutside,
+		why:      strangerWhy(self.Pod, d, by), policy: k.isolating(k.Selecting(self.Pod), d),
+	})
 }
 
 // reachesOutside reports whether a rule means addresses outside the cluster.

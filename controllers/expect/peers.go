@@ -33,6 +33,23 @@ func (c *Cluster) Peers(choice Choice, order Order, after *Pod) iter.Seq[*Pod] {
 	return func(func(*Pod) bool) {}
 }
 
+// Selected implements World.
+func (c *Cluster) Selected(q *Policy) iter.Seq[*Pod] {
+	return func(yield func(*Pod) bool) {
+		b, ok := c.bound[q]
+		if !ok || b.own == nil {
+			return
+		}
+		for l := range b.own.sets {
+			for _, e := range l.pods {
+				if !yield(e.Pod) {
+					return
+				}
+			}
+		}
+	}
+}
+
 func (c *Cluster) treesOf(r RuleOf) []*ages {
 	m := c.meaningOf(r)
 	if m == nil {

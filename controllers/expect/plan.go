@@ -21,6 +21,9 @@ type plan struct {
 	subject *Pod
 
 	result Result
+	// policy is nil unless it is the subject: then only what it demands is
+	// asked, and subject is each of the Pods that it is asked of in turn.
+	policy *Policy
 	// own are the groups of policies of the subject's namespace, foreign those
 	// of others by namespace.
 	own     []*group
@@ -65,32 +68,38 @@ type stranger struct {
 // It reads the policies that select the subject or name it, and of the Pods
 // that these mean as many as the budget has flows for.
 func Expect(w World, s Subject, options Options) Result {
-	l := newLooks(w, s.Pod)
-	k := &plan{
+	k := newPlan(w, s.Pod.Seq, options)
+	k.subject, k.witnesses = s.Pod, s.Witnesses
+	k.awaited[s.Pod.Node] = true
+	k.looks.subject = s.Pod.UID
+	k.looks.pod(s.Pod)
+	k.dependOn()
+	k.fill(s)
+	k.sortNotes()
+	k.result.Footprint = k.looks.footprint
+	return k.result
+}
+
+func newPlan(w World, horizon uint64, options Options) *plan {
+	l := newLooks(w, horizon)
+	return &plan{
 		semantics: semantics{World: l, memory: newMemory()},
 		looks:     l,
 		options:   options,
-		subject:   s.Pod,
-		witnesses: s.Witnesses,
 		foreign:   map[string][]*group{},
-		awaited:   map[string]bool{s.Pod.Node: true},
+		awaited:   map[string]bool{},
 		beyond:    map[string]bool{},
 		asked:     map[ask]bool{},
 		grants:    map[grantKey]bool{},
 		strangers: map[strangerKey]stranger{},
 		refusals:  map[refusalKey][]End{},
 	}
-	k.dependOn()
-	k.fill(s)
-	k.sortNotes()
-	k.result.Footprint = l.footprint
-	return k.result
 }
 
 // fill computes all of the result but what it was computed from.
 func (k *plan) fill(s Subject) {
 	ends := k.ends()
-	if k.noteUnreadable() || s.Pod.Node == "" || len(ends) == 0 {
+	if k.noteUnreadable(s.Pod.Namespace) || s.Pod.Node == "" || len(ends) == 0 {
 		return
 	}
 	k.result.Nodes = map[string][]Expectation{s.Pod.Node: nil}
@@ -164,8 +173,8 @@ func (k *plan) dependOn() {
 }
 
 // noteUnreadable reports whether nothing is known of the subject's namespace.
-func (k *plan) noteUnreadable() bool {
-	list := k.Unreadable(k.subject.Namespace)
+func (k *plan) noteUnreadable(namespace string) bool {
+	list := k.Unreadable(namespace)
 	for _, q := range list {
 		k.note(PolicyNotUnderstood, "%v", q.Err)
 	}
@@ -268,12 +277,12 @@ func (k *plan) add(key ask, e Expectation) {
 
 // controls returns, for each end of an Allowed x that node judges and that is
 // isolated, a stranger's connection that the same policies refuse. Those of
-// the subject itself are asked once, by askOwnIsolation.
+// a subject that is a Pod are asked once, by askOwnIsolation.
 func (k *plan) controls(node string, x Conn) []question {
 	var out []question
 	for _, d := range []Direction{Ingress, Egress} {
 		side, other := x.sides(d)
-		if side.Pod == nil || side.Pod.Node != node || side.Pod.UID == k.subject.UID {
+		if side.Pod == nil || side.Pod.Node != node || k.policy == nil && side.Pod.UID == k.subject.UID {
 			continue
 		}
 		policies := k.Selecting(side.Pod)
@@ -292,7 +301,7 @@ func (k *plan) controls(node string, x Conn) []question {
 		}
 		if s.ok {
 			out = append(out, question{
-				node: node, conn: s.conn, why: strangerWhy(side.Pod, d, by), policy: isolating(policies, d),
+				node: node, conn: s.conn, why: strangerWhy(side.Pod, d, by), policy: k.isolating(policies, d),
 			})
 		}
 	}
@@ -316,6 +325,15 @@ func (k *plan) control(side, other End, d Direction, by path) stranger {
 	}
 	x, ok := k.refused(side, d, other)
 	return stranger{x, ok}
+}
+
+// isolating returns one of policies, all of which select one Pod, that isolates
+// it in direction d: the subject, if it is one of them; nil if none does.
+func (k *plan) isolating(policies []*Policy, d Direction) *Policy {
+	if k.policy != nil && k.policy.Isolates[d] && slices.Contains(policies, k.policy) {
+		return k.policy
+	}
+	return isolating(policies, d)
 }
 
 func strangerWhy(p *Pod, d Direction, by path) string {

@@ -46,13 +46,11 @@ func (c *Cluster) SetPod(p *Pod) Footprint {
 	c.takeOut(f, e)
 	e.Pod = p
 	c.putIn(f, e)
-	if p.Peer() {
-		if p.Seq <= c.youngest {
-			// It may come between any two that were looked at.
-			f.everything()
-		}
-		c.youngest = max(c.youngest, p.Seq)
+	if p.Peer() && p.Seq <= c.youngest {
+		// It may come between any two that were looked at.
+		f.everything()
 	}
+	c.youngest = max(c.youngest, p.Seq)
 	f.footprint.Addresses = distinct(f.footprint.Addresses)
 	return f.footprint
 }
@@ -161,6 +159,7 @@ func (c *Cluster) relabel(f *change, e *entry, p *Pod) {
 		}
 		for q := range s.selects {
 			f.whomMeans(c.bound[q])
+			f.subject(q)
 		}
 		for r := range s.rules {
 			f.whomSelects(c.bound[r.Policy])

@@ -35,21 +35,24 @@ func ruleWhy(q *Policy, d Direction, i int) string { return fmt.Sprintf("%s %s[%
 // groupOwnRules collects what the subject's own policies allow, which the
 // subject's node judges.
 func (k *plan) groupOwnRules(self End) {
-	v6 := self.Addr.Is6()
 	for _, q := range k.Selecting(k.subject) {
-		k.noteConflict(q)
-		for _, d := range []Direction{Ingress, Egress} {
-			for i := range q.Rules[d] {
-				rule := &q.Rules[d][i]
-				g := group{rule: RuleOf{q, d, i}, self: self, out: d == Egress, ports: portsOf(rule), why: ruleWhy(q, d, i)}
-				if rule.everyone() {
-					k.groupEveryone(g)
-					continue
-				}
-				k.noteRule(g.rule, true)
-				k.addGroup(g.of(MeantBy{Rule: g.rule}))
-				k.addGroup(g.with(k.representatives(rule, v6)))
+		k.notePolicy(q)
+		k.groupRules(q, self)
+	}
+}
+
+// groupRules collects what q, which selects the subject, allows it.
+func (k *plan) groupRules(q *Policy, self End) {
+	for _, d := range []Direction{Ingress, Egress} {
+		for i := range q.Rules[d] {
+			rule := &q.Rules[d][i]
+			g := group{rule: RuleOf{q, d, i}, self: self, out: d == Egress, ports: portsOf(rule), why: ruleWhy(q, d, i)}
+			if rule.everyone() {
+				k.groupEveryone(g)
+				continue
 			}
+			k.addGroup(g.of(MeantBy{Rule: g.rule}))
+			k.addGroup(g.with(k.representatives(rule, self.Addr.Is6())))
 		}
 	}
 }
@@ -77,7 +80,7 @@ func (k *plan) groupEveryone(g group) {
 		anyone = append(anyone, candidate{End: e})
 	}
 	for p := range k.Peers(On{k.subject.Node}, OldestFirst, nil) {
-		if Isolated(k.Selecting(p), d.opposite()) {
+		if p.UID == g.self.Pod.UID || Isolated(k.Selecting(p), d.opposite()) {
 			continue
 		}
 		if e, ok := k.end(p, v6); ok {
@@ -207,6 +210,17 @@ func (k *plan) groupPredecessor(self End, previous *Pod, localOnly bool) {
 					why: ruleWhy(q, d, i) + " granted the address's previous pod",
 				})
 			}
+		}
+	}
+}
+
+// notePolicy notes what is known to go wrong with a policy that selects the
+// subject, or is it.
+func (k *plan) notePolicy(q *Policy) {
+	k.noteConflict(q)
+	for _, d := range []Direction{Ingress, Egress} {
+		for i := range q.Rules[d] {
+			k.noteRule(RuleOf{q, d, i}, true)
 		}
 	}
 }

@@ -38,6 +38,8 @@ type World interface {
 	// Population returns the number of peers of a choice. A Pod that several
 	// different peers of a rule mean counts for each of them.
 	Population(choice Choice) int
+	// Selected returns the peers that a policy selects, in no order.
+	Selected(q *Policy) iter.Seq[*Pod]
 	// LabelSet returns the set that p belongs to, or the one that stands for
 	// Pods that are no peers in this world; nil if the world knows no sets.
 	LabelSet(p *Pod) *LabelSet
@@ -120,11 +122,13 @@ func (Anywhere) choice()       {}
 func (Within) choice()         {}
 
 // looks is a World as one computation sees it, which notes what it was asked
-// of. Pods that became known after the subject, and the subject itself, are
-// not among the peers: it does not wait for them.
+// of. Pods that became known after the horizon, and the subject if it is a Pod,
+// are not among the peers: it does not wait for them.
 type looks struct {
 	World
-	subject *Pod
+	horizon uint64
+	// subject is empty if it is no Pod.
+	subject types.UID
 
 	footprint Footprint
 	sets      map[*LabelSet]struct{}
@@ -134,18 +138,19 @@ type looks struct {
 	ports     map[PortName]struct{}
 }
 
-func newLooks(w World, subject *Pod) *looks {
-	l := &looks{
-		World: w, subject: subject,
+func newLooks(w World, horizon uint64) *looks {
+	return &looks{
+		World: w, horizon: horizon,
 		sets:      map[*LabelSet]struct{}{},
 		pods:      map[types.UID]struct{}{},
 		addresses: map[netip.Addr]struct{}{},
 		nodes:     map[string]struct{}{},
 		ports:     map[PortName]struct{}{},
 	}
-	note(l.pods, &l.footprint.Pods, subject.UID)
-	return l
 }
+
+// pod notes a Pod.
+func (l *looks) pod(p *Pod) { note(l.pods, &l.footprint.Pods, p.UID) }
 
 // note appends v to list unless it is in seen.
 func note[T comparable](seen map[T]struct{}, list *[]T, v T) {
@@ -179,10 +184,10 @@ func (l *looks) Holding(addr netip.Addr) []*Pod {
 func (l *looks) Peers(choice Choice, order Order, after *Pod) iter.Seq[*Pod] {
 	return func(yield func(*Pod) bool) {
 		for p := range l.World.Peers(choice, order, after) {
-			if p.UID == l.subject.UID || p.Seq > l.subject.Seq {
+			if p.UID == l.subject || p.Seq > l.horizon {
 				continue
 			}
-			note(l.pods, &l.footprint.Pods, p.UID)
+			l.pod(p)
 			if !yield(p) {
 				return
 			}

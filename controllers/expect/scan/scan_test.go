@@ -123,10 +123,83 @@ func (h *history) subject(uid types.UID) expect.Subject {
 	return s
 }
 
+// watchedPolicy is a policy as a subject and what was computed of it last.
+type watchedPolicy struct {
+	horizon, rotation uint64
+	result            expect.PolicyResult
+}
+
+// TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold is the same for
+// policies, each at a horizon of its own that moves now and then.
+func TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold(t *testing.T) {
+	var stood, met, compared, asked int
+	for seed := *first; seed < *first+*seeds; seed++ {
+		h := newHistory(seed)
+		options := expect.DefaultOptions()
+		options.PolicyBudget = one(h, 16, 16, 64, 5, 1)
+		last := map[types.NamespacedName]*watchedPolicy{}
+		for range events {
+			what, change := h.step()
+			for name := range last {
+				if h.world.Policies[name] == nil {
+					delete(last, name)
+				}
+			}
+			for _, q := range h.world.Sorted() {
+				name := types.NamespacedName{Namespace: q.Namespace, Name: q.Name}
+				w, known := last[name]
+				if !known {
+					w = &watchedPolicy{horizon: h.seq}
+					last[name] = w
+				}
+				s := expect.PolicySubject{Policy: q, Horizon: w.horizon, Rotation: w.rotation}
+				fresh := h.cluster.ExpectPolicy(s, options)
+				switch {
+				case !known:
+				case meets(change, w.result.Footprint):
+					met++
+				default:
+					stood++
+					if diff := policyDifference(w.result, fresh, "Next"); diff != "" {
+						t.Fatalf("seed %d: after %s with %s, the result of %s has changed and the footprint says that it does not:\n%s",
+							seed, what, show(change), name, diff)
+					}
+				}
+				if h.IntN(4) == 0 {
+					compared++
+					if diff := policyDifference(expect.ExpectPolicy(h.world, s, options), fresh); diff != "" {
+						t.Fatalf("seed %d: after %s, the result of %s is not that of the scan (-scan +index):\n%s", seed, what, name, diff)
+					}
+				}
+				for node, list := range fresh.Nodes {
+					asked += len(list)
+					if len(list) > options.PolicyBudget {
+						t.Fatalf("seed %d: %s asks %d flows of %s, want at most %d", seed, name, len(list), node, options.PolicyBudget)
+					}
+				}
+				if h.IntN(8) == 0 {
+					w.horizon, w.rotation = h.seq, h.Uint64N(3)
+					s.Horizon, s.Rotation = w.horizon, w.rotation
+					fresh = h.cluster.ExpectPolicy(s, options)
+				}
+				w.result = fresh
+			}
+		}
+	}
+	t.Logf("%d results stood, %d were met, %d compared, %d flows asked", stood, met, compared, asked)
+	if stood < met/10 || compared < 1000 || asked < 1000 {
+		t.Fatalf("%d stood, %d were met, %d compared, %d flows asked: too few to show anything", stood, met, compared, asked)
+	}
+}
+
+func policyDifference(a, b expect.PolicyResult, besides ...string) string {
+	return cmp.Diff(a, b, cmpopts.IgnoreFields(expect.PolicyResult{}, append(besides, "Footprint")...), cmpopts.EquateComparable(netip.Addr{}))
+}
+
 func meets(a, b expect.Footprint) bool {
 	return a.Everything || b.Everything || a.Ranges && b.Ranges ||
 		common(a.Sets, b.Sets) || common(a.Pods, b.Pods) || common(a.Addresses, b.Addresses) ||
-		common(a.Nodes, b.Nodes) || common(a.Ports, b.Ports)
+		common(a.Nodes, b.Nodes) || common(a.Ports, b.Ports) || common(a.Policies, b.Policies)
 }
 
 func common[T comparable](a, b []T) bool {
