@@ -116,7 +116,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		Listers: barrier.MetadataListers(lists), Index: versions{index},
 		Clock: clock.RealClock{}, Log: log.WithName("barrier"), Registerer: metrics.Registry,
 	})
-	messages := gate.NewMessages(podStatus{clients}, conditionType, clock.RealClock{}, log.WithName("messages"))
+	messages := gate.NewMessages(podStatus{clients}, nil, conditionType, clock.RealClock{}, log.WithName("messages"))
 	gates := gate.New(gate.Options{
 		Coverage: gate.FromIndex(index), Barrier: ordered, Teller: messages,
 		Metrics: gate.NewMetrics(metrics.Registry), Clock: clock.RealClock{}, Log: log.WithName("gate"),

@@ -113,7 +113,7 @@ func TestAgentsOpenAGate(t *testing.T) {
 		})},
 		Index: heldVersions{index}, Clock: clock.RealClock{}, Log: logr.Discard(),
 	})
-	messages := NewMessages(&fakePatcher{}, v1alpha1.ConditionProgrammed, clock.RealClock{}, logr.Discard())
+	messages := NewMessages(&fakePatcher{}, nil, v1alpha1.ConditionProgrammed, clock.RealClock{}, logr.Discard())
 	ledger := New(Options{
 		Coverage: FromIndex(index), Barrier: behind, Teller: messages, Clock: clock.RealClock{}, Log: logr.Discard(),
 		Metrics: NewMetrics(prometheus.NewRegistry()), ConditionType: v1alpha1.ConditionProgrammed,

@@ -8,6 +8,7 @@ import (
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/demand"
+	"github.com/policygate/policygate/controllers/expect"
 )
 
 // Assignment is what must be confirmed of one Pod at its present addresses.
@@ -27,6 +28,8 @@ type Assignment struct {
 	ExcuseFamilies bool
 	// NotAsked counts the flows beyond the limit.
 	NotAsked int
+	// Notes are for administrators.
+	Notes []expect.Note
 }
 
 // sameFrame reports whether a and b differ in nothing but what each node is

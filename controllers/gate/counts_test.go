@@ -126,7 +126,7 @@ func checkCounts(t *testing.T, l *Ledger) {
 		if n.excuses {
 			excusing++
 		}
-		if n.excuses != (n.connected && n.unseen || n.stalled || len(n.stalledFor) > 0) {
+		if n.excuses != (n.connected && n.unsupported != "" || n.stalled || len(n.stalledFor) > 0) {
 			t.Fatalf("%s: excuses = %v", name, n.excuses)
 		}
 		for namespace, w := range n.waits {

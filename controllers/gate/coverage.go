@@ -41,6 +41,7 @@ func (c indexCoverage) Assignment(uid types.UID) (*Assignment, error) {
 		Settle:         a.Settle,
 		ExcuseFamilies: a.ExcuseFamilies,
 		NotAsked:       a.NotAsked,
+		Notes:          a.Notes,
 	}
 	for node, expectations := range a.PerNode {
 		d, err := c.demands.Of(expectations, a.Subject.IPs)

@@ -17,8 +17,16 @@ const (
 	// quiet is how long a Pod may wait before anything is written about it:
 	// most are confirmed sooner and cost one write in all.
 	quiet = 3 * time.Second
-	// maxNamed bounds the nodes that a message names.
-	maxNamed = 5
+	// maxNamed bounds the nodes that a message names, and maxMessage its bytes:
+	// an Event's note may have no more. The others are what its parts may have,
+	// so that they fit in there with what stands between them.
+	maxNamed     = 5
+	maxMessage   = 1024
+	maxWaiting   = 900
+	maxMissing   = 300
+	maxDeviating = 350
+	maxExcused   = 250
+	maxFamily    = 100
 )
 
 // state is everything that the decision about one Pod is made of.
@@ -43,6 +51,9 @@ type state struct {
 	suspected bool
 	// notAsked counts the flows beyond the limit.
 	notAsked int
+	// obscure is true if nothing was computed because a policy was not
+	// understood.
+	obscure bool
 	// span are the nodes that were assigned the Pod, sorted by name. Empty if
 	// it is not computed.
 	span []spanNode
@@ -96,6 +107,12 @@ type decision struct {
 	next time.Time
 }
 
+// overdue reports whether the Pod was not confirmed in time.
+func (d decision) overdue() bool {
+	return d.open != nil && d.open.reason == v1alpha1.ReasonPartiallyConfirmed ||
+		d.shut != nil && d.shut.reason == v1alpha1.ReasonTimeout
+}
+
 // decide decides about a Pod whose gate is shut. It never opens a gate that
 // the Pod's own node did not confirm, nor one before the barrier.
 func decide(s state, now time.Time) decision {
@@ -143,7 +160,7 @@ func (s state) overdue(own bool, awaited, excused []spanNode) decision {
 		return decision{open: &outcome{
 			reason: v1alpha1.ReasonPartiallyConfirmed,
 			message: fmt.Sprintf("confirmed on %s within %s; missing: %s",
-				s.count(), s.timeout, strings.Join(named(names(awaited)), ", ")) + s.remarks(excused),
+				s.count(), s.timeout, joined(names(awaited), ", ", maxMissing)) + s.remarks(excused),
 		}}
 	}
 	return decision{urgent: true, shut: &outcome{
@@ -205,9 +222,9 @@ func (s state) deviations() string {
 	}
 	texts := make([]string, 0, len(nodes))
 	for _, what := range slices.Sorted(maps.Keys(nodes)) {
-		texts = append(texts, what+" on "+strings.Join(named(nodes[what]), ", "))
+		texts = append(texts, what+" on "+joined(nodes[what], ", ", maxFamily))
 	}
-	return strings.Join(named(texts), "; ")
+	return joined(texts, "; ", maxDeviating)
 }
 
 // count returns how many nodes of how many have confirmed.
@@ -240,7 +257,7 @@ func (s state) remarks(excused []spanNode) string {
 			}
 			reasons = append(reasons, n.name+" ("+why+")")
 		}
-		remarks = append(remarks, "not awaited: "+strings.Join(named(reasons), ", "))
+		remarks = append(remarks, "not awaited: "+joined(reasons, ", ", maxExcused))
 	}
 	for _, family := range []string{"v4", "v6"} {
 		var nodes []string
@@ -250,7 +267,7 @@ func (s state) remarks(excused []spanNode) string {
 			}
 		}
 		if len(nodes) > 0 {
-			remarks = append(remarks, family+" not enforced on "+strings.Join(named(nodes), ", "))
+			remarks = append(remarks, family+" not enforced on "+joined(nodes, ", ", maxFamily))
 		}
 	}
 	if s.notAsked > 0 {
@@ -265,7 +282,10 @@ func (s state) remarks(excused []spanNode) string {
 // waiting says what the Pod waits for. It holds nothing that changes with
 // time, so that it is written again only if something happened.
 func (s state) waiting(awaited []spanNode) string {
-	if len(s.span) == 0 {
+	switch {
+	case s.obscure:
+		return "a policy that may concern this Pod is not understood, so nobody knows what must be confirmed"
+	case len(s.span) == 0:
 		return "what must be confirmed is not known yet"
 	}
 	if len(awaited) == 0 && s.current {
@@ -278,16 +298,21 @@ func (s state) waiting(awaited []spanNode) string {
 	for i, n := range awaited {
 		switch {
 		case !n.connected:
-			texts[i] = "no agent connected on " + n.name
+			texts[i] = "no agent is connected on " + n.name
 		case n.unseen:
-			texts[i] = "the agent on " + n.name + " does not support this node's dataplane"
+			texts[i] = "the agent on " + n.name + " cannot see into that node's dataplane"
 		case n.awaits != "":
 			texts[i] = "waiting for " + n.name + ": " + n.awaits
+		case n.answered:
+			texts[i] = "waiting for " + n.name + ": its agent looks once more"
 		default:
-			texts[i] = "waiting for " + n.name
+			texts[i] = "waiting for " + n.name + ": its agent has not answered yet"
+		}
+		if n.stalled {
+			texts[i] += " (stalled: it has confirmed nothing for long)"
 		}
 	}
-	return strings.Join(named(texts), "; ")
+	return joined(texts, "; ", maxWaiting)
 }
 
 func names(nodes []spanNode) []string {
@@ -298,12 +323,39 @@ func names(nodes []spanNode) []string {
 	return all
 }
 
-// named caps a list of texts that each stand for a node.
-func named(texts []string) []string {
-	if len(texts) <= maxNamed {
-		return texts
+// joined puts texts together that each stand for a node, as far as they are few
+// and fit into so many bytes, and says how many there are beside. One that does
+// not fit by itself is cut.
+func joined(texts []string, separator string, most int) string {
+	out := ""
+	for i, text := range texts {
+		next := text
+		if i > 0 {
+			next = out + separator + text
+		}
+		// What comes behind it has to fit, too.
+		more := ""
+		if left := len(texts) - i - 1; left > 0 {
+			more = fmt.Sprintf("%sand %d more", separator, left)
+		}
+		if i == 0 && len(next)+len(more) > most {
+			return cut(next, most-len(more)) + more
+		}
+		if i == maxNamed || len(next)+len(more) > most {
+			return out + fmt.Sprintf("%sand %d more", separator, len(texts)-i)
+		}
+		out = next
 	}
-	return append(texts[:maxNamed:maxNamed], fmt.Sprintf("and %d more", len(texts)-maxNamed))
+	return out
+}
+
+// cut returns text with at most so many bytes, of which three say that it was
+// cut.
+func cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most-3], "") + "..."
 }
 
 // rounded returns d as people read it: milliseconds below ten seconds.

@@ -16,9 +16,9 @@ import (
 func TestDecide(t *testing.T) {
 	t0 := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	own := spanNode{name: "n1", own: true, connected: true, confirmed: true}
-	ownWaits := spanNode{name: "n1", own: true, connected: true, awaits: "db/allow-jobs does not admit 10.1.2.3 there yet"}
+	ownWaits := spanNode{name: "n1", own: true, connected: true, awaits: "db/allow-jobs (this namespace) does not admit 10.1.2.3 there yet"}
 	far := spanNode{name: "n7", connected: true, confirmed: true}
-	farWaits := spanNode{name: "n7", connected: true, awaits: "db/allow-jobs does not admit 10.1.2.3 there yet"}
+	farWaits := spanNode{name: "n7", connected: true, awaits: "db/allow-jobs (this namespace) does not admit 10.1.2.3 there yet"}
 	absent := spanNode{name: "n7"}
 	with := func(n spanNode, change func(*spanNode)) spanNode { change(&n); return n }
 	pod := func(span ...spanNode) state {
@@ -29,7 +29,7 @@ func TestDecide(t *testing.T) {
 	}
 	but := func(s state, change func(*state)) state { change(&s); return s }
 	const half = 30 * time.Second
-	const waiting = "waiting for n7: db/allow-jobs does not admit 10.1.2.3 there yet"
+	const waiting = "waiting for n7: db/allow-jobs (this namespace) does not admit 10.1.2.3 there yet"
 
 	cases := map[string]struct {
 		state state
@@ -54,7 +54,7 @@ func TestDecide(t *testing.T) {
 			state: but(pod(own, absent), func(s *state) { s.current = false }),
 			after: time.Minute,
 			want: decision{urgent: true, shut: &outcome{v1alpha1.ReasonTimeout,
-				"not confirmed within 1m0s: no agent connected on n7"}},
+				"not confirmed within 1m0s: no agent is connected on n7"}},
 		},
 		"an empty span confirms nothing": {
 			state: pod(),
@@ -84,7 +84,7 @@ func TestDecide(t *testing.T) {
 			state: pod(own, absent),
 			after: 3 * time.Second,
 			want: decision{
-				shut: &outcome{v1alpha1.ReasonWaiting, "no agent connected on n7"},
+				shut: &outcome{v1alpha1.ReasonWaiting, "no agent is connected on n7"},
 				next: t0.Add(half),
 			},
 		},
@@ -92,7 +92,7 @@ func TestDecide(t *testing.T) {
 			state: pod(own, with(farWaits, func(n *spanNode) { n.awaits = "" })),
 			after: 3 * time.Second,
 			want: decision{
-				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n7"},
+				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n7: its agent has not answered yet"},
 				next: t0.Add(half),
 			},
 		},
@@ -123,7 +123,7 @@ func TestDecide(t *testing.T) {
 			state: pod(with(ownWaits, func(n *spanNode) { n.unseen = true })),
 			after: 3 * time.Second,
 			want: decision{
-				shut: &outcome{v1alpha1.ReasonWaiting, "the agent on n1 does not support this node's dataplane"},
+				shut: &outcome{v1alpha1.ReasonWaiting, "the agent on n1 cannot see into that node's dataplane"},
 				next: t0.Add(half),
 			},
 		},
@@ -164,7 +164,7 @@ func TestDecide(t *testing.T) {
 			state: pod(ownWaits, far),
 			after: time.Minute,
 			want: decision{urgent: true, shut: &outcome{v1alpha1.ReasonTimeout,
-				"not confirmed within 1m0s: waiting for n1: db/allow-jobs does not admit 10.1.2.3 there yet"}},
+				"not confirmed within 1m0s: waiting for n1: db/allow-jobs (this namespace) does not admit 10.1.2.3 there yet"}},
 		},
 		"fail: at the timeout the gate stays shut whoever is missing": {
 			state: but(pod(own, farWaits), func(s *state) { s.onTimeout = v1alpha1.OnTimeoutFail }),
@@ -226,8 +226,8 @@ func TestMessagesNameABoundedNumberOfNodes(t *testing.T) {
 		s.span = append(s.span, spanNode{name: fmt.Sprintf("n%d", i), own: i == 0})
 	}
 	got := decide(s, time.Unix(5, 0)).shut.message
-	want := "no agent connected on n0; no agent connected on n1; no agent connected on n2; " +
-		"no agent connected on n3; no agent connected on n4; and 4 more"
+	want := "no agent is connected on n0; no agent is connected on n1; no agent is connected on n2; " +
+		"no agent is connected on n3; no agent is connected on n4; and 4 more"
 	if got != want {
 		t.Errorf("message = %q, want %q", got, want)
 	}

@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/queue"
 )
 
@@ -55,6 +57,14 @@ type entry struct {
 	stale, touched     bool
 	staleIn, touchedIn [queue.Lanes]bool
 
+	// queued is when the entry was put into the queue of stale ones, zero if it
+	// is not in there.
+	queued time.Time
+	// notes are the last computation's.
+	notes []expect.Note
+	// overdue is true once the timeout has run out and was counted.
+	overdue bool
+
 	// resend is when a release may be sent, after that many attempts since a
 	// node last confirmed; released is true once one was sent.
 	resend   time.Time
@@ -76,6 +86,7 @@ func (l *Ledger) podChanged(p pod) {
 		// nobody knows.
 		e = &entry{pod: p}
 		l.entries[p.uid] = e
+		l.names[types.NamespacedName{Namespace: p.namespace, Name: p.name}] = e
 	}
 	held := e.pod.held
 	if before := e.pod.node; before != p.node || !ok {
@@ -99,7 +110,7 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	if e.pod.open(bootID) {
 		e.known = ips
 		if _, shut := l.shut[uid]; shut {
-			l.metrics.opened(e.pod.condition.Reason, now.Sub(e.addressed), e.released)
+			l.opened(e, now)
 			l.close(e)
 		}
 		l.listen(e, now)
@@ -126,7 +137,7 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	}
 	switch {
 	case len(ips) == 0:
-		e.addressed = time.Time{}
+		e.addressed, e.queued = time.Time{}, time.Time{}
 		l.withdraw(e)
 		l.teller.Hush(uid)
 	case moved || e.addressed.IsZero():
@@ -134,12 +145,52 @@ func (l *Ledger) review(e *entry, held time.Time) {
 		e.known = ips
 		e.computed, e.suspected = false, false
 		e.resend, e.attempts, e.released = time.Time{}, 0, false
+		e.overdue = false
+		for _, q := range e.inquiries {
+			q.first = time.Time{}
+		}
 	}
 	// What is stale may have an address by now, or a hold that runs.
 	if e.stale || !l.stands(e) {
 		l.outdated(e)
 	}
 	l.touch(e, queue.Usual)
+}
+
+// opened counts a gate that is seen open, and warns of one that opened without
+// some nodes.
+func (l *Ledger) opened(e *entry, now time.Time) {
+	reason := e.pod.condition.Reason
+	l.metrics.opened(reason, now.Sub(e.addressed), e.released)
+	if held := e.held(); e.pod.holding && !held.IsZero() {
+		l.metrics.held.Observe(max(now.Sub(held), 0).Seconds())
+	}
+	if e.released && reason != v1alpha1.ReasonPartiallyConfirmed {
+		if last, all := e.slowest(); all {
+			l.metrics.slowest.Observe(last.Sub(e.addressed).Seconds())
+		}
+	}
+	if reason == v1alpha1.ReasonPartiallyConfirmed {
+		l.warnings.Warn(Warning{
+			Object: podReference(e.pod.uid, e.pod.namespace, e.pod.name),
+			Reason: reason, Note: cut(e.pod.condition.Message, maxMessage),
+		})
+	}
+}
+
+// slowest returns when the last of the awaited nodes first confirmed; false if
+// some has not, or nobody is awaited.
+func (e *entry) slowest() (last time.Time, all bool) {
+	for _, q := range e.inquiries {
+		switch {
+		case q.optional:
+		case q.first.IsZero():
+			return time.Time{}, false
+		case q.first.After(last):
+			last = q.first
+		}
+	}
+	return last, !last.IsZero()
 }
 
 // stands reports whether what was computed of the entry last is what would be
@@ -162,6 +213,9 @@ func (l *Ledger) remove(uid types.UID) {
 		return
 	}
 	delete(l.entries, uid)
+	if name := (types.NamespacedName{Namespace: e.pod.namespace, Name: e.pod.name}); l.names[name] == e {
+		delete(l.names, name)
+	}
 	delete(l.deaf, uid)
 	delete(l.node(e.pod.node).residents, uid)
 	l.close(e)
@@ -175,6 +229,7 @@ func (l *Ledger) close(e *entry) {
 	l.barrier.Forget(uid)
 	l.teller.Forget(uid)
 	e.computed, e.current, e.suspected, e.stale, e.touched = false, false, false, false, false
+	e.queued, e.notes, e.overdue = time.Time{}, nil, false
 	e.resend, e.attempts, e.released = time.Time{}, 0, false
 	l.timers.Set(e, time.Time{})
 }

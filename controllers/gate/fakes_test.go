@@ -262,7 +262,7 @@ func (b *bench) report(node string, confirmed bool) {
 	b.answer("p", node, func(r *hubv1.Report) {
 		r.Confirmed = confirmed
 		if !confirmed {
-			r.UnmetRequired, r.Unmet = 1, []*hubv1.Unmet{{Reason: "chain KUBE-POD-FW-X: no rule"}}
+			r.UnmetRequired, r.Unmet = 1, []*hubv1.Unmet{{Reason: "denied (chain KUBE-POD-FW-X: no rule)"}}
 		}
 	})
 }

@@ -31,21 +31,24 @@ type inquiry struct {
 	excused    []uint32
 	generation uint64
 	answer     answer
-	// awaited is true while it counts in entry.lacking and in the node's waits.
+	// awaited is true while it counts in entry.lacking and in the node's waits,
+	// and pending is what it counts in the ledger's.
 	awaited bool
+	pending int
+	// first is when the node first confirmed the Pod's present addresses, zero
+	// if it has not.
+	first time.Time
 }
 
 // answer is what a node answered to the inquiry's generation; zero: nothing.
 type answer struct {
 	// given is true if there was a report.
 	given, confirmed bool
-	// advisory is true if it confirmed with unmet advisory expectations.
-	advisory bool
 	// without is the family that was left out, as "v6", or "".
 	without string
-	// lacks is an unmet expectation's index if lacking is true.
-	lacking bool
-	lacks   uint32
+	// unmet are the report's, of so many required and advisory ones.
+	unmet                        []*hubv1.Unmet
+	unmetRequired, unmetAdvisory uint32
 	// unrealized and steady are the report's.
 	unrealized []uint32
 	steady     bool
@@ -76,6 +79,7 @@ func (l *Ledger) refresh(e *entry) bool {
 	if l.stands(e) {
 		// It was computed after that which it was touched by.
 		e.stale, e.current = false, passed && e.assignment != nil
+		l.computed(e)
 		return false
 	}
 	a, err := l.coverage.Assignment(uid)
@@ -84,6 +88,11 @@ func (l *Ledger) refresh(e *entry) bool {
 		a = nil
 	}
 	e.stale, e.computed = false, true
+	l.computed(e)
+	e.notes = nil
+	if a != nil {
+		e.notes = a.Notes
+	}
 	if a == nil || a.Span == nil || !slices.Equal(a.Subject.GetIps(), text(e.pod.ips)) {
 		// Not computed, or for addresses that the inbox does not know of yet.
 		l.withdraw(e)
@@ -93,6 +102,14 @@ func (l *Ledger) refresh(e *entry) bool {
 	e.current = passed
 	l.handOut(e, a)
 	return true
+}
+
+// computed notes that the entry has been brought up to date.
+func (l *Ledger) computed(e *entry) {
+	if !e.queued.IsZero() {
+		l.metrics.queued.Observe(l.clock.Since(e.queued).Seconds())
+		e.queued = time.Time{}
+	}
 }
 
 // handOut makes a the entry's assignment and tells the nodes whose part of it
@@ -185,6 +202,12 @@ func (l *Ledger) answered(q *inquiry, a answer) {
 // await counts an inquiry that is awaited, or counts it no more.
 func (l *Ledger) await(q *inquiry) {
 	awaited := !q.optional && !q.answer.confirmed
+	pending := 0
+	if awaited {
+		pending = q.demand.Len()
+	}
+	l.pending += pending - q.pending
+	q.pending = pending
 	switch {
 	case awaited == q.awaited:
 	case awaited:
@@ -209,13 +232,19 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 	}
 	e, before := q.entry, q.answer
 	l.answered(q, answerOf(r))
-	if !q.answer.confirmed && q.answer.lacking {
+	if !q.answer.confirmed && len(q.answer.unmet) > 0 {
 		l.log.V(1).Info("node has not confirmed", "pod", e.pod.namespace+"/"+e.pod.name, "node", name,
 			"reason", r.GetUnmet()[0].GetReason(), "required", r.GetUnmetRequired(), "advisory", r.GetUnmetAdvisory())
 	}
 	now := l.clock.Now()
 	if q.answer.confirmed {
-		l.confirmedBy(n, now)
+		l.confirmedBy(name, n, now)
+		if q.first.IsZero() {
+			q.first = now
+			if q.demand.Len() > 0 {
+				l.metrics.confirmed(name == e.pod.node, now.Sub(e.addressed))
+			}
+		}
 		if !before.confirmed {
 			// What kept an agent from releasing may be over.
 			e.resend, e.attempts = time.Time{}, 0
@@ -238,11 +267,13 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 // answerOf returns what a report says.
 func answerOf(r *hubv1.Report) answer {
 	a := answer{
-		given:      true,
-		confirmed:  r.GetConfirmed(),
-		advisory:   r.GetConfirmed() && r.GetUnmetAdvisory() > 0,
-		unrealized: r.GetUnrealized(),
-		steady:     r.GetSteady(),
+		given:         true,
+		confirmed:     r.GetConfirmed(),
+		unmet:         r.GetUnmet(),
+		unmetRequired: r.GetUnmetRequired(),
+		unmetAdvisory: r.GetUnmetAdvisory(),
+		unrealized:    r.GetUnrealized(),
+		steady:        r.GetSteady(),
 	}
 	switch {
 	case r.GetIpv4Unenforced():
@@ -250,11 +281,12 @@ func answerOf(r *hubv1.Report) answer {
 	case r.GetIpv6Unenforced():
 		a.without = "v6"
 	}
-	if !a.confirmed && len(r.GetUnmet()) > 0 {
-		a.lacking, a.lacks = true, r.GetUnmet()[0].GetExpectation()
-	}
 	return a
 }
+
+// advisory reports whether the node confirmed with unmet advisory
+// expectations.
+func (a *answer) advisory() bool { return a.confirmed && a.unmetAdvisory > 0 }
 
 // forgetAnswers drops what a node answered.
 func (l *Ledger) forgetAnswers(n *node) {

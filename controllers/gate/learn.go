@@ -14,7 +14,7 @@ import (
 // learnAdvisory learns from a node that has confirmed but for advisory
 // expectations: for the next Pod they are not awaited.
 func (l *Ledger) learnAdvisory(q *inquiry) {
-	if q.answer.advisory {
+	if q.answer.advisory() {
 		l.learn(q, func(w demand.Why) bool { return w.Allows == deviation.Advisory })
 	}
 }

@@ -79,7 +79,7 @@ type Teller interface {
 	Forget(uid types.UID)
 }
 
-// Options are what a Ledger needs; all fields but Log are required.
+// Options are what a Ledger needs; all fields but Log and Warnings are required.
 type Options struct {
 	Coverage Coverage
 	Barrier  Barrier
@@ -87,6 +87,8 @@ type Options struct {
 	Metrics  *Metrics
 	Clock    clock.Clock
 	Log      logr.Logger
+	// Warnings are told of what a person should see. nil: nobody is.
+	Warnings *Warnings
 	// ConditionType is the type of the readiness gate.
 	ConditionType corev1.PodConditionType
 }
@@ -100,6 +102,7 @@ type Ledger struct {
 	hub           Hub
 	teller        Teller
 	metrics       *Metrics
+	warnings      *Warnings
 	clock         clock.Clock
 	log           logr.Logger
 	conditionType corev1.PodConditionType
@@ -114,7 +117,9 @@ type Ledger struct {
 	// entries holds every gated Pod that is not at its end, shut those whose
 	// gate is to be opened, deaf those whose gate is open while their hold runs.
 	entries, shut, deaf map[types.UID]*entry
-	nodes               map[string]*node
+	// names has the entries by their Pods' names.
+	names map[types.NamespacedName]*entry
+	nodes map[string]*node
 	// stale has the entries to compute, touched those to decide about, and
 	// timers when the others are due.
 	stale, touched queue.Queue[*entry]
@@ -123,6 +128,8 @@ type Ledger struct {
 	deviations *deviation.Table
 	// excusing counts the nodes for which excuses is true.
 	excusing int
+	// pending counts the expectations that awaited nodes have not confirmed.
+	pending int
 	// generation numbers assignments.
 	generation uint64
 	// inspect is when nodes are next looked at for quarantine.
@@ -138,11 +145,13 @@ func New(o Options) *Ledger {
 		barrier:       o.Barrier,
 		teller:        o.Teller,
 		metrics:       o.Metrics,
+		warnings:      o.Warnings,
 		clock:         o.Clock,
 		log:           o.Log,
 		conditionType: o.ConditionType,
 		posted:        make(chan struct{}, 1),
 		entries:       map[types.UID]*entry{},
+		names:         map[types.NamespacedName]*entry{},
 		shut:          map[types.UID]*entry{},
 		deaf:          map[types.UID]*entry{},
 		nodes:         map[string]*node{},
@@ -196,8 +205,8 @@ func (l *Ledger) PolicyDeleted(namespace, name string) {
 func (l *Ledger) Connected(name string, hello hub.Hello) {
 	l.post(func() {
 		n := l.node(name)
-		n.connected, n.unseen = true, hello.State.Unsupported != ""
-		l.reckon(n)
+		n.connected = true
+		l.look(name, n, hello.State)
 		l.forgetAnswers(n)
 	})
 }
@@ -217,8 +226,7 @@ func (l *Ledger) Disconnected(name string) {
 func (l *Ledger) Changed(name string, state hub.State) {
 	l.post(func() {
 		n := l.node(name)
-		n.unseen = state.Unsupported != ""
-		l.reckon(n)
+		l.look(name, n, state)
 	})
 }
 
@@ -262,7 +270,11 @@ func (l *Ledger) step() time.Duration {
 	for _, do := range inbox {
 		do()
 	}
-	for _, uid := range l.coverage.Affected() {
+	affected := l.coverage.Affected()
+	if len(affected) > 0 {
+		l.metrics.batch.Observe(float64(len(affected)))
+	}
+	for _, uid := range affected {
 		if e, ok := l.shut[uid]; ok {
 			l.outdated(e)
 		}
@@ -345,7 +357,13 @@ func (l *Ledger) outdated(e *entry) {
 
 func (l *Ledger) outdatedIn(e *entry, in queue.Lane) {
 	e.stale = true
-	if len(e.pod.ips) > 0 && !e.staleIn[in] {
+	if len(e.pod.ips) == 0 {
+		return
+	}
+	if e.queued.IsZero() {
+		e.queued = l.clock.Now()
+	}
+	if !e.staleIn[in] {
 		e.staleIn[in] = true
 		l.stale.Push(in, e.pod.namespace, e)
 	}

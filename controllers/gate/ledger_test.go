@@ -98,7 +98,7 @@ func TestARetractionCounts(t *testing.T) {
 	b.wantSent()
 	b.clock.Step(quiet)
 	b.step()
-	b.wantTold("Waiting: waiting for n7: shop/allow does not admit 10.0.0.1 there yet")
+	b.wantTold("Waiting: waiting for n7: shop/allow (this namespace) does not admit 10.0.0.1 there yet")
 	b.report("n7", true)
 	b.step()
 	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 2/2 nodes in 3s")
@@ -131,11 +131,11 @@ func TestANodeThatLostItsSessionConfirmsNothing(t *testing.T) {
 	b.clock.Step(quiet)
 	b.step()
 	b.wantSent()
-	b.wantTold("Waiting: no agent connected on n7")
+	b.wantTold("Waiting: no agent is connected on n7")
 	b.ledger.Connected("n7", hub.Hello{})
 	b.step()
 	b.wantSent()
-	b.wantTold("Waiting: waiting for n7")
+	b.wantTold("Waiting: waiting for n7: its agent has not answered yet")
 }
 
 // Agents need not hear of a newer basis as long as it means the same: a replica

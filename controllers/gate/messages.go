@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 
+	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/queue"
 )
 
@@ -61,6 +62,7 @@ type StatusPatcher interface {
 // for one of each.
 type Messages struct {
 	patcher       StatusPatcher
+	warnings      *Warnings
 	clock         clock.Clock
 	log           logr.Logger
 	conditionType corev1.PodConditionType
@@ -98,9 +100,10 @@ func (s *slip) due(now time.Time) bool {
 var _ Teller = (*Messages)(nil)
 
 // NewMessages returns Messages that write through p.
-func NewMessages(p StatusPatcher, conditionType corev1.PodConditionType, clk clock.Clock, log logr.Logger) *Messages {
+func NewMessages(p StatusPatcher, w *Warnings, conditionType corev1.PodConditionType, clk clock.Clock, log logr.Logger) *Messages {
 	return &Messages{
 		patcher:       p,
+		warnings:      w,
 		clock:         clk,
 		log:           log,
 		conditionType: conditionType,
@@ -242,6 +245,11 @@ func (m *Messages) write(ctx context.Context, msg Message) {
 		err = m.patcher.PatchStatus(ctx, msg.Namespace, msg.Name, patch)
 	}
 	if err == nil {
+		if msg.Reason == v1alpha1.ReasonTimeout && msg.Current.Reason != msg.Reason {
+			m.warnings.Warn(Warning{
+				Object: podReference(msg.UID, msg.Namespace, msg.Name), Reason: msg.Reason, Note: msg.Text,
+			})
+		}
 		return
 	}
 	log := m.log.WithValues("pod", msg.Namespace+"/"+msg.Name, "reason", msg.Reason)

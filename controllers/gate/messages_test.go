@@ -45,7 +45,7 @@ func (p *fakePatcher) PatchStatus(_ context.Context, namespace, name string, pat
 
 func newMessages(p StatusPatcher) (*Messages, *clocktesting.FakeClock) {
 	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
-	return NewMessages(p, v1alpha1.ConditionProgrammed, clk, logr.Discard()), clk
+	return NewMessages(p, nil, v1alpha1.ConditionProgrammed, clk, logr.Discard()), clk
 }
 
 func message(uid, text string) Message {

@@ -4,11 +4,13 @@
 package gate
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/policygate/policygate/controllers/hub"
 	"github.com/policygate/policygate/controllers/queue"
 )
 
@@ -29,9 +31,10 @@ const (
 type node struct {
 	// bootID is the node's present boot, empty if it is not known.
 	bootID string
-	// connected is true while its agent has a session, and unseen is true if
-	// that agent cannot see the node's dataplane.
-	connected, unseen bool
+	// connected is true while its agent has a session. unsupported is why that
+	// agent cannot see the node's dataplane, empty if it can.
+	connected   bool
+	unsupported string
 	// residents are the gated Pods that run there, and inquiries what it was
 	// asked, by Pod.
 	residents map[types.UID]*entry
@@ -99,7 +102,7 @@ func (n *node) quarantined(namespace string) bool { return n.stalled || n.stalle
 // it for witnessAfter, and for all if these are two: one namespace's Pods
 // alone say nothing to others, as it may be they that can never be confirmed.
 func (n *node) inspect(now time.Time) bool {
-	stalls := n.stalled || len(n.stalledFor) > 0
+	stalls := n.stalls()
 	waited := func(w *wait) time.Duration {
 		if w.since.Before(n.confirmed) {
 			return now.Sub(n.confirmed)
@@ -131,17 +134,52 @@ func (n *node) inspect(now time.Time) bool {
 
 // confirmedBy notes that the node has confirmed a Pod: that ends its
 // quarantine.
-func (l *Ledger) confirmedBy(n *node, now time.Time) {
+func (l *Ledger) confirmedBy(name string, n *node, now time.Time) {
 	n.confirmed = now
-	if n.stalled || len(n.stalledFor) > 0 {
+	if n.stalls() {
 		n.stalled, n.stalledFor = false, nil
 		l.reckon(n)
+		l.warnings.Over(nodeReference(name), ReasonStalled)
+	}
+}
+
+// unseen reports whether its agent cannot see the node's dataplane.
+func (n *node) unseen() bool { return n.connected && n.unsupported != "" }
+
+// stalls reports whether it is in quarantine for anybody.
+func (n *node) stalls() bool { return n.stalled || len(n.stalledFor) > 0 }
+
+// look takes what the node's agent sees of it.
+func (l *Ledger) look(name string, n *node, state hub.State) {
+	if n.unsupported != "" && state.Unsupported == "" {
+		l.warnings.Over(nodeReference(name), ReasonUnsupported)
+	}
+	n.unsupported = state.Unsupported
+	l.reckon(n)
+	l.warn(name, n)
+}
+
+// warn tells of a node what a person should see. It may be called again and
+// again.
+func (l *Ledger) warn(name string, n *node) {
+	if n.unseen() {
+		l.warnings.Warn(Warning{
+			Object: nodeReference(name), Reason: ReasonUnsupported,
+			Note: "the agent cannot see into this node's dataplane, so nothing is confirmed here: " + n.unsupported,
+		})
+	}
+	if n.stalls() {
+		l.warnings.Warn(Warning{
+			Object: nodeReference(name), Reason: ReasonStalled,
+			Note: fmt.Sprintf("nothing was confirmed here for %s although Pods waited for it: "+
+				"until it confirms one, Pods of other nodes may start without it", stallAfter),
+		})
 	}
 }
 
 // reckon counts the node among those that may be excused.
 func (l *Ledger) reckon(n *node) {
-	excuses := n.connected && n.unseen || n.stalled || len(n.stalledFor) > 0
+	excuses := n.unseen() || n.stalls()
 	switch {
 	case excuses && !n.excuses:
 		l.excusing++
@@ -169,11 +207,12 @@ func (l *Ledger) quarantine(now time.Time) {
 				l.touch(q.entry, queue.Usual)
 			}
 		}
-		if n.stalled || len(n.stalledFor) > 0 {
+		if n.stalls() {
 			stalled++
 		}
+		l.warn(name, n)
 	}
-	l.metrics.waiting(len(l.shut), stalled, l.stale.Len(), l.deviations.Len())
+	l.metrics.waiting(len(l.shut), l.pending, stalled, l.stale.Len(), l.deviations.Len())
 }
 
 // nodeBooted takes a node's boot id. Gates that were opened in an earlier boot
@@ -200,6 +239,7 @@ func (l *Ledger) nodeDeleted(name string) {
 	l.forgetDeviations(name, n)
 	n.bootID, n.stalled, n.stalledFor = "", false, nil
 	l.reckon(n)
+	l.warnings.Over(nodeReference(name), ReasonStalled)
 }
 
 // unused reports whether nothing is known of the node and nothing refers to it.

@@ -60,7 +60,7 @@ func TestAnotherAddressShutsTheGate(t *testing.T) {
 	b.ledger.PodChanged(b.pod(opened("10.0.0.1", "boot-1"), "10.0.0.2"))
 	b.step()
 	b.wantSent("assign p to n1 own basis=6")
-	b.wantTold("AddressChanged: the Pod's addresses or its node's boot changed after the gate had opened: waiting for n1")
+	b.wantTold("AddressChanged: the Pod's addresses or its node's boot changed after the gate had opened: waiting for n1: its agent has not answered yet")
 	b.report("n1", true)
 	b.step()
 	b.wantSent() // not behind a barrier that is younger than the address

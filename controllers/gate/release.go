@@ -4,9 +4,12 @@
 package gate
 
 import (
+	"slices"
 	"time"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/queue"
 )
 
@@ -26,6 +29,13 @@ func (l *Ledger) settle(e *entry, now time.Time) {
 		s = l.state(e)
 	}
 	d := decide(s, now)
+	if d.overdue() && !e.overdue {
+		e.overdue = true
+		// One that says so already was counted.
+		if e.pod.condition.Reason != v1alpha1.ReasonTimeout {
+			l.metrics.timeouts.Inc()
+		}
+	}
 	if d.suspect {
 		e.suspected = true
 		l.coverage.Suspect(e.pod.uid)
@@ -75,9 +85,10 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
 	e.resend = now.Add(min(resendFirst<<min(e.attempts, 8), resendMost))
 	e.attempts++
 	if sent {
-		level := 0
-		if e.released {
-			level = 1
+		level := 1
+		if !e.released {
+			level = 0
+			l.metrics.notAsked.Add(float64(e.assignment.NotAsked))
 		}
 		e.released = true
 		l.log.V(level).Info("gate is released", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node,
@@ -86,19 +97,28 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
 	return true
 }
 
+// held returns when the hold of the Pod's present sandbox started; zero if it
+// did not.
+func (e *entry) held() time.Time {
+	if e.pod.held.Equal(e.former) {
+		return time.Time{}
+	}
+	return e.pod.held
+}
+
 // state gathers what the decision about e is made of.
 func (l *Ledger) state(e *entry) state {
 	s := state{
 		addressed: e.addressed,
-		held:      e.pod.held,
+		held:      e.held(),
 		timeout:   e.pod.settings.Timeout,
 		onTimeout: e.pod.settings.OnTimeout,
 		current:   e.current && !e.stale,
 		moved:     e.pod.moved(l.node(e.pod.node).bootID),
 		suspected: e.suspected,
-	}
-	if s.held.Equal(e.former) {
-		s.held = time.Time{}
+		obscure: slices.ContainsFunc(e.notes, func(n expect.Note) bool {
+			return n.Kind == expect.PolicyNotUnderstood
+		}),
 	}
 	if e.assignment == nil {
 		return s
@@ -109,16 +129,16 @@ func (l *Ledger) state(e *entry) state {
 		n, a := q.node, &q.answer
 		s.span[i] = spanNode{
 			name: q.name, own: q.name == e.pod.node, optional: q.optional,
-			connected: n.connected, unseen: n.connected && n.unseen, stalled: n.quarantined(e.pod.namespace),
+			connected: n.connected, unseen: n.unseen(), stalled: n.quarantined(e.pod.namespace),
 			answered: a.given, confirmed: a.confirmed, without: a.without,
 		}
 		switch {
 		case a.confirmed && len(a.unrealized) > 0:
 			s.span[i].deviates = q.demand.Unrealized(a.unrealized, e.pod.namespace)
-		case a.advisory:
+		case a.advisory():
 			s.span[i].deviates = []string{"all that was asked"}
-		case a.lacking:
-			s.span[i].awaits = q.demand.Awaits(a.lacks, e.pod.namespace, e.pod.ips)
+		case !a.confirmed && len(a.unmet) > 0:
+			s.span[i].awaits = awaits(q.demand, a.unmet[0], e.pod.namespace, e.pod.ips)
 		}
 	}
 	return s

@@ -126,7 +126,7 @@ func newProcess(w *wire, s *settings) (*process, error) {
 		},
 		Index: versions{p.index}, Clock: clock.RealClock{}, Log: log.WithName("barrier"),
 	})
-	p.messages = gate.NewMessages(p, conditionType, clock.RealClock{}, log.WithName("messages"))
+	p.messages = gate.NewMessages(p, nil, conditionType, clock.RealClock{}, log.WithName("messages"))
 	p.ledger = gate.New(gate.Options{
 		Coverage: gate.FromIndex(p.index), Barrier: timedBarrier{p.barrier, p.times}, Teller: p.messages,
 		Metrics: gate.NewMetrics(prometheus.NewRegistry()), Clock: clock.RealClock{}, Log: log.WithName("gate"),
