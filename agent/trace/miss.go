@@ -24,25 +24,28 @@ type Speller interface {
 
 // NearMiss is a rule that the packet came to and that would have matched if one
 // set had held one element more, or one less. All other conditions matched, or
-// may have. Texts are printable ASCII.
+// may have. Or it is one that matched and would not have. Texts are printable
+// ASCII.
 type NearMiss struct {
 	Hook ruleset.Hook
 	// Base names the base chain and Chain the chain within it, as for a Step.
 	Base, Chain string
 	// Rule is the rule as text.
 	Rule string
+	// Matched: the rule did match.
+	Matched bool
 	// Set is the set's name. One of nf_tables that has none is called by what
 	// it is asked for, such as "ip saddr {...}".
 	Set string
 	// Element is in the form in which a person would add it: "10.1.2.3",
 	// "10.1.2.3,tcp:80", or in nf_tables "10.1.2.3 . 80".
 	Element string
-	// Held: the set holds the element, and the rule is for what it does not.
+	// Held: the set holds the element, and would have to hold it no more.
 	Held bool
-	// Effect says what the rule would have done, such as "accepts".
+	// Effect says what the rule does where it matches, such as "accepts".
 	Effect string
 	// Otherwise is what the verdict would be if the set held the element, or
-	// did not.
+	// held it no more.
 	Otherwise flow.Answer
 }
 
@@ -76,72 +79,96 @@ func (m *miss) class() int {
 	return 0
 }
 
-// nearly notes the rule, which does not match, if that is the doing of one
-// set.
-func (w *walk) nearly(at place, s *state) {
-	if w.record.muted || len(w.record.misses) == mostMisses {
+// nearly notes a rule if one set alone keeps it from matching, or if it stands
+// in the packet's way and any set keeps it from not doing so.
+func (w *walk) nearly(at place, s *state, hit Ternary) {
+	if w.record.muted || len(w.record.misses) >= mostMisses {
 		return
 	}
-	var only miss
-	for i := range at.rule.Matches {
-		one, answer := miss{}, No
-		switch m := at.rule.Matches[i].(type) {
-		case ruleset.Set:
-			if answer = not(m.Not, w.member(m, s)); answer == No {
-				one = w.missingMember(&m)
-			}
-		case ruleset.Lookup:
-			if answer = w.lookup(&m, s); answer == No {
-				one = w.missingElement(&m, s)
-			}
-		default:
-			answer = w.match(m, s)
-		}
-		switch {
-		case answer != No:
-		case one.Element == "", only.Element != "":
-			return
-		default:
-			only = one
-		}
-	}
-	for i := range w.record.misses {
-		if m := &w.record.misses[i]; m.rule == at.rule && m.Set == only.Set && m.Element == only.Element && m.Held == only.Held {
+	switch hit {
+	case Yes:
+		if kind := at.rule.Target.Kind; kind != ruleset.Drop && kind != ruleset.Return {
 			return
 		}
+		for i := range at.rule.Matches {
+			if one, _ := w.turned(at.rule.Matches[i], s, Yes); one.Element != "" {
+				w.noteMiss(at, one)
+			}
+		}
+	case No:
+		var only miss
+		for i := range at.rule.Matches {
+			one, answer := w.turned(at.rule.Matches[i], s, No)
+			switch {
+			case answer != No:
+			case one.Element == "", only.Element != "":
+				return
+			default:
+				only = one
+			}
+		}
+		w.noteMiss(at, only)
+	case Unknown:
 	}
-	only.Hook, only.Base, only.Chain = w.at, Clean(at.base.name()), Clean(at.chain.Name)
-	only.rule, only.Rule = at.rule, printable(at.text(), longestRule)
-	only.target, only.Effect = whatItDoes(at)
-	w.record.misses = append(w.record.misses, only)
 }
 
-// missingMember returns what an ipset has to hold, or must not, for a condition
-// to match, without an element if that cannot be.
-func (w *walk) missingMember(m *ruleset.Set) miss {
+// noteMiss notes that a rule would not do what it does if the set were other.
+func (w *walk) noteMiss(at place, m miss) {
+	for i := range w.record.misses {
+		if old := &w.record.misses[i]; old.rule == at.rule && old.Set == m.Set && old.Element == m.Element && old.Matched == m.Matched {
+			return
+		}
+	}
+	m.Hook, m.Base, m.Chain = w.at, Clean(at.base.name()), Clean(at.chain.Name)
+	m.rule, m.Rule = at.rule, printable(at.text(), longestRule)
+	m.target, m.Effect = whatItDoes(at)
+	w.record.misses = append(w.record.misses, m)
+}
+
+// turned returns what a condition says and, if that is the given answer, what
+// has to be otherwise for it to say the opposite. There is no element if that
+// cannot be, or if it is no question to a set.
+func (w *walk) turned(m ruleset.Match, s *state, from Ternary) (miss, Ternary) {
+	one, answer := miss{}, w.match(m, s)
+	if answer != from {
+		return one, answer
+	}
+	switch m := m.(type) {
+	case ruleset.Set:
+		one = w.turnedMember(&m, m.Not != (from == Yes))
+	case ruleset.Lookup:
+		one = w.turnedElement(&m, s, m.Not != (from == Yes))
+	}
+	one.Matched = from == Yes
+	return one, answer
+}
+
+// turnedMember returns what an ipset, that holds the packet or does not, would
+// have to hold, or not to hold.
+func (w *walk) turnedMember(m *ruleset.Set, held bool) miss {
 	in, element := w.record.speller.Spell(m.Name, m.Dims, w.packet())
 	name := in
 	if in != m.Name {
 		name = in + " in list " + m.Name
 	}
-	return miss{NearMiss: NearMiss{Set: Clean(name), Element: Clean(element), Held: m.Not}, in: in}
+	return miss{NearMiss: NearMiss{Set: Clean(name), Element: Clean(element), Held: held}, in: in}
 }
 
-// missingElement does the same for a set of nf_tables. Only those are of
+// turnedElement does the same for a set of nf_tables. Only those are of
 // interest that are about the packet's ends: others, such as sets of states,
 // are conditions that happen to be written so.
-func (w *walk) missingElement(m *ruleset.Lookup, s *state) miss {
+func (w *walk) turnedElement(m *ruleset.Lookup, s *state, held bool) miss {
 	ends := func(b ruleset.Byte) bool {
 		return b.Known && (b.Field == ruleset.SrcAddr || b.Field == ruleset.DstAddr || b.Field == ruleset.DstPort)
 	}
 	if m.Set.Verdicts || !slices.ContainsFunc(m.Key, ends) {
 		return miss{}
 	}
-	if found, how := w.element(m.Set, m.Key, s); how != told || found.In != m.Not {
+	if found, how := w.element(m.Set, m.Key, s); how != told || found.In != held {
 		return miss{}
 	}
 	return miss{
-		NearMiss: NearMiss{Set: Clean(m.SetName()), Element: Clean(ruleset.RenderElement(m.Key, w.bytes)), Held: m.Not},
+		NearMiss: NearMiss{Set: Clean(m.SetName()), Element: Clean(ruleset.RenderElement(m.Key, w.bytes)), Held: held},
 		native:   m.Set, key: string(w.bytes), unnamed: m.Set.Anonymous(),
 	}
 }
@@ -166,12 +193,13 @@ func whatItDoes(at place) (*ruleset.Target, string) {
 }
 
 // nearMisses returns the near misses that a person wants to know of, given the
-// verdict: those with which it would be the other one or, if there are none,
-// those that would have accepted the packet, or marked it for a later rule to
-// do so. The rules that asked most of the packet come first, which are those
-// that were made for it.
+// verdict: those with which it would be the other one. If there are none, and
+// the packet does not pass, they are those that would have accepted it or
+// marked it for a later rule to do so, and those that refused it. The rules
+// that asked most of the packet come first, which are those that were made for
+// it.
 func (w *walk) nearMisses(tables []ruleset.Table, verdict flow.Answer) []NearMiss {
-	misses := slices.DeleteFunc(w.record.misses, func(m miss) bool { return !couldTurn(verdict, m.target.Kind) })
+	misses := slices.DeleteFunc(w.record.misses, func(m miss) bool { return !m.couldTurn(verdict) })
 	slices.SortStableFunc(misses, func(a, b miss) int {
 		return cmp.Or(cmp.Compare(a.class(), b.class()), cmp.Compare(len(b.rule.Matches), len(a.rule.Matches)))
 	})
@@ -182,7 +210,7 @@ func (w *walk) nearMisses(tables []ruleset.Table, verdict flow.Answer) []NearMis
 		switch {
 		case m.Otherwise != verdict && m.Otherwise != flow.Inconclusive:
 			turning = append(turning, m.NearMiss)
-		case verdict != flow.Allowed && admits(m.target.Kind):
+		case verdict != flow.Allowed && (m.Matched && m.target.Kind == ruleset.Drop || !m.Matched && admits(m.target.Kind)):
 			others = append(others, m.NearMiss)
 		}
 	}
@@ -192,9 +220,14 @@ func (w *walk) nearMisses(tables []ruleset.Table, verdict flow.Answer) []NearMis
 	return others
 }
 
-// couldTurn reports whether a target can lead to another verdict than this.
-func couldTurn(verdict flow.Answer, kind ruleset.TargetKind) bool {
-	switch kind {
+// couldTurn reports whether there can be another verdict than this if the rule
+// matches, or no longer does.
+func (m *miss) couldTurn(verdict flow.Answer) bool {
+	if m.Matched {
+		// What let a packet pass is no news.
+		return verdict != flow.Allowed
+	}
+	switch m.target.Kind {
 	case ruleset.Accept:
 		return verdict != flow.Allowed
 	case ruleset.Drop:

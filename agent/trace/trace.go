@@ -162,9 +162,10 @@ type Step struct {
 // printable ASCII. There are at most some 2,000 steps: then the last one says
 // that there were more.
 //
-// Near misses are those with which the verdict would be Allowed in place of
-// Denied, or the other way round; and only if there are none of these, and the
-// packet is not Allowed, those that would accept it or set a mark.
+// Near misses are those without which the verdict would be Allowed in place of
+// Denied, or the other way round. If there are none of these, and the packet is
+// not Allowed, they are the rules that would have accepted it or set a mark, and
+// those that would not have refused it.
 func Explain(tables []ruleset.Table, path Path, f flow.Flow, m Speller) (flow.Verdict, []Step, []NearMiss) {
 	w := walk{path: path, flow: f, sets: m, record: &record{speller: m}}
 	w.run(tables)

@@ -242,10 +242,10 @@ func (w *walk) rule(at place, current []state, next, back, accepted *states) (le
 	for i := range current {
 		s := current[i]
 		hit := w.matches(at.rule, &s)
+		if w.record != nil && hit != Unknown {
+			w.nearly(at, &s, hit)
+		}
 		if hit == No {
-			if w.record != nil {
-				w.nearly(at, &s)
-			}
 			if changed {
 				next.add(s)
 			}

@@ -67,7 +67,7 @@ func hopsOf(explanations []kernel.Explanation) []tracev1.Hop {
 		for _, m := range e.NearMisses {
 			h.NearMisses = append(h.NearMisses, tracev1.NearMiss{
 				Hook: m.Hook.String(), Base: m.Base, Chain: m.Chain, Rule: m.Rule, Set: m.Set, Element: m.Element,
-				Held: m.Held, Effect: m.Effect, Verdict: tracev1.VerdictOf(m.Otherwise),
+				Held: m.Held, Matched: m.Matched, Effect: m.Effect, Verdict: tracev1.VerdictOf(m.Otherwise),
 			})
 		}
 		hops = append(hops, h.Bound())

@@ -1667,7 +1667,8 @@ type TraceHop struct {
 	// left_out counts steps that were left out in the middle.
 	LeftOut uint32 `protobuf:"varint,8,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	// near_misses are at most 16: rules that the packet came to and that would
-	// have matched if but one set had held one more element, or one less.
+	// have matched if but one set had held one more element, or one less; or that
+	// matched and would not have.
 	NearMisses    []*TraceNearMiss `protobuf:"bytes,9,rep,name=near_misses,json=nearMisses,proto3" json:"near_misses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1776,12 +1777,15 @@ type TraceNearMiss struct {
 	// add it: "10.1.2.3", or "10.1.2.3,tcp:80".
 	Set     string `protobuf:"bytes,5,opt,name=set,proto3" json:"set,omitempty"`
 	Element string `protobuf:"bytes,6,opt,name=element,proto3" json:"element,omitempty"`
-	// effect is what the rule would have done.
+	// effect is what the rule does where it matches.
 	Effect string `protobuf:"bytes,7,opt,name=effect,proto3" json:"effect,omitempty"`
-	// held: the set holds the element, and the rule is for what it does not.
+	// held: the set holds the element, and would have to hold it no more.
 	Held bool `protobuf:"varint,8,opt,name=held,proto3" json:"held,omitempty"`
-	// answer is what the hop's would be if the set held the element, or did not.
-	Answer        Answer `protobuf:"varint,9,opt,name=answer,proto3,enum=policygate.hub.v1.Answer" json:"answer,omitempty"`
+	// matched: the rule did match, and would not have.
+	Matched bool `protobuf:"varint,9,opt,name=matched,proto3" json:"matched,omitempty"`
+	// answer is what the hop's would be if the set held the element, or held it
+	// no more.
+	Answer        Answer `protobuf:"varint,10,opt,name=answer,proto3,enum=policygate.hub.v1.Answer" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1868,6 +1872,13 @@ func (x *TraceNearMiss) GetEffect() string {
 func (x *TraceNearMiss) GetHeld() bool {
 	if x != nil {
 		return x.Held
+	}
+	return false
+}
+
+func (x *TraceNearMiss) GetMatched() bool {
+	if x != nil {
+		return x.Matched
 	}
 	return false
 }
@@ -2099,7 +2110,7 @@ const file_api_hub_v1_hub_proto_rawDesc = "" +
 	"\x05steps\x18\a \x03(\v2\x1c.policygate.hub.v1.TraceStepR\x05steps\x12\x19\n" +
 	"\bleft_out\x18\b \x01(\rR\aleftOut\x12A\n" +
 	"\vnear_misses\x18\t \x03(\v2 .policygate.hub.v1.TraceNearMissR\n" +
-	"nearMisses\"\xec\x01\n" +
+	"nearMisses\"\x86\x02\n" +
 	"\rTraceNearMiss\x12\x12\n" +
 	"\x04hook\x18\x01 \x01(\tR\x04hook\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\tR\x04base\x12\x14\n" +
@@ -2108,8 +2119,10 @@ const file_api_hub_v1_hub_proto_rawDesc = "" +
 	"\x03set\x18\x05 \x01(\tR\x03set\x12\x18\n" +
 	"\aelement\x18\x06 \x01(\tR\aelement\x12\x16\n" +
 	"\x06effect\x18\a \x01(\tR\x06effect\x12\x12\n" +
-	"\x04held\x18\b \x01(\bR\x04held\x121\n" +
-	"\x06answer\x18\t \x01(\x0e2\x19.policygate.hub.v1.AnswerR\x06answer\"\xa1\x01\n" +
+	"\x04held\x18\b \x01(\bR\x04held\x12\x18\n" +
+	"\amatched\x18\t \x01(\bR\amatched\x121\n" +
+	"\x06answer\x18\n" +
+	" \x01(\x0e2\x19.policygate.hub.v1.AnswerR\x06answer\"\xa1\x01\n" +
 	"\tTraceStep\x12\x12\n" +
 	"\x04hook\x18\x01 \x01(\tR\x04hook\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\tR\x04base\x12\x14\n" +

@@ -37,7 +37,7 @@ func TraceResultOf(id uint64, hops []tracev1.Hop, err error) *TraceResult {
 		for _, n := range h.NearMisses {
 			m.NearMisses = append(m.NearMisses, &TraceNearMiss{
 				Hook: n.Hook, Base: n.Base, Chain: n.Chain, Rule: n.Rule, Set: n.Set, Element: n.Element,
-				Held: n.Held, Effect: n.Effect, Answer: answerOf(n.Verdict),
+				Held: n.Held, Matched: n.Matched, Effect: n.Effect, Answer: answerOf(n.Verdict),
 			})
 		}
 		r.Hops = append(r.Hops, m)
@@ -109,7 +109,7 @@ func (r *TraceResult) Node(name string) tracev1.Node {
 		for _, n := range m.GetNearMisses() {
 			h.NearMisses = append(h.NearMisses, tracev1.NearMiss{
 				Hook: n.GetHook(), Base: n.GetBase(), Chain: n.GetChain(), Rule: n.GetRule(), Set: n.GetSet(), Element: n.GetElement(),
-				Held: n.GetHeld(), Effect: n.GetEffect(), Verdict: verdictIn(n.GetAnswer()),
+				Held: n.GetHeld(), Matched: n.GetMatched(), Effect: n.GetEffect(), Verdict: verdictIn(n.GetAnswer()),
 			})
 		}
 		hops = append(hops, h)

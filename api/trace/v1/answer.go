@@ -94,45 +94,51 @@ type Hop struct {
 	// since there were more than MaxSteps.
 	LeftOut uint32 `json:"leftOut,omitempty"`
 	// NearMisses are rules that the packet came to and that would have matched
-	// if but one set had held one more element, or one less; at most
-	// MaxNearMisses. They are those with which the verdict would be Allowed in
-	// place of Denied, or the other way round. Only if there are none of these,
-	// and the verdict is not Allowed, they are those that would have accepted
-	// the packet or set a mark. Those made for such packets come first.
+	// if but one set had held one more element, or one less; or that matched
+	// and would not have. At most MaxNearMisses. With any of them turned the
+	// verdict would be Allowed in place of Denied, or the other way round. If
+	// there are none of these, and the verdict is not Allowed, they are rules
+	// that would have accepted the packet or set a mark, or that would not have
+	// refused it. Those that were made for such packets come first.
 	NearMisses []NearMiss `json:"nearMisses,omitempty"`
 }
 
 // NearMiss is a rule that did not match for one element that a set lacks, or
-// that it holds.
+// holds. Or it did match for that.
 type NearMiss struct {
 	Hook  string `json:"hook"`
 	Base  string `json:"base"`
 	Chain string `json:"chain"`
 	Rule  string `json:"rule"`
+	// Matched: the rule did match, and would not have.
+	Matched bool `json:"matched,omitempty"`
 	// Set is the set's name, and Element what it does not hold, as a person
 	// would add it: "10.1.2.3", "10.1.2.3,tcp:80", or in nf_tables
 	// "10.1.2.3 . 80". A set of nf_tables without a name is called by what it
 	// is asked for, such as "ip saddr {...}".
 	Set     string `json:"set"`
 	Element string `json:"element"`
-	// Held: it is the other way round. The set holds the element, and the rule
-	// is for what it does not hold.
+	// Held: the set holds the element, and would have to hold it no more.
 	Held bool `json:"held,omitempty"`
-	// Effect is what the rule would have done, such as "accepts".
+	// Effect is what the rule does where it matches, such as "accepts".
 	Effect string `json:"effect"`
-	// Verdict is what the hop's would be if the set held the element, or did
-	// not.
+	// Verdict is what the hop's would be if the set held the element, or held
+	// it no more.
 	Verdict Verdict `json:"verdict,omitempty"`
 }
 
 // Words say what would have to be otherwise, without the rule: "would have
 // matched if set KUBE-SRC-X held 10.1.2.3".
 func (m *NearMiss) Words() string {
+	words := "would have matched"
+	if m.Matched {
+		words = "would not have matched"
+	}
 	held := " held "
 	if m.Held {
 		held = " did not hold "
 	}
-	return "would have matched if set " + m.Set + held + m.Element
+	return words + " if set " + m.Set + held + m.Element
 }
 
 // Step is one thing that happens to a packet.
@@ -189,7 +195,7 @@ func (h Hop) Bound() Hop {
 	var misses []NearMiss
 	for _, m := range h.NearMisses[:min(len(h.NearMisses), MaxNearMisses)] {
 		misses = append(misses, NearMiss{
-			Hook: Clean(m.Hook), Base: Clean(m.Base), Chain: Clean(m.Chain), Rule: Clean(m.Rule),
+			Hook: Clean(m.Hook), Base: Clean(m.Base), Chain: Clean(m.Chain), Rule: Clean(m.Rule), Matched: m.Matched,
 			Set: Clean(m.Set), Element: Clean(m.Element), Held: m.Held, Effect: Clean(m.Effect), Verdict: m.Verdict,
 		})
 	}

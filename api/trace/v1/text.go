@@ -148,15 +148,15 @@ func (t *text) hop(h *Hop) {
 	}
 }
 
-// nearMisses writes what would have let the packet pass, or come closest to it.
+// nearMisses writes what would have let the packet pass, or came closest to it.
 func (t *text) nearMisses(misses []NearMiss) {
 	if len(misses) == 0 {
 		return
 	}
 	if misses[0].Verdict == Allowed {
-		t.line(2, "it would pass with any of these rules, of which each lacks one thing:")
+		t.line(2, "one change of a set would let it pass:")
 	} else {
-		t.line(2, "these rules came closest, but none of them alone would let it pass:")
+		t.line(2, "no one change of a set would let it pass; closest to it are:")
 	}
 	for i := range misses {
 		t.line(3, "%s: %s", misses[i].Words(), misses[i].Rule)
