@@ -67,7 +67,8 @@ type Options struct {
 	// TokenFile holds the token that proves the node; it is read for each
 	// session.
 	TokenFile string
-	// Hello returns what to introduce the agent with, for each session.
+	// Hello returns what to introduce the agent with, for each session. Its
+	// state is at least as new as what was told by then.
 	Hello func(context.Context) *hubv1.Hello
 	// Traces answers the traces that replicas ask for. nil: each is answered
 	// with an error.
@@ -97,6 +98,8 @@ type Client struct {
 	// spreads are what replicas have asked for last. That of one that is gone
 	// stays until another has spoken.
 	spreads map[string]time.Duration
+	// state is what was told last of the node, or nil.
+	state *hubv1.State
 }
 
 // New returns a Client that knows no replicas and trusts nobody: nothing is
@@ -194,6 +197,23 @@ func (c *Client) Send(to confirm.Source, report *hubv1.Report) {
 	if l != nil {
 		l.outbox.put(to.Session, report)
 	}
+}
+
+// Tell implements confirm.States.
+func (c *Client) Tell(s *hubv1.State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state = s
+	for _, l := range c.links {
+		l.outbox.tell(s)
+	}
+}
+
+// newest returns what was told last of the node, or nil.
+func (c *Client) newest() *hubv1.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
 }
 
 // all returns the links. The caller holds c.mu.

@@ -467,7 +467,7 @@ func TestOutbox(t *testing.T) {
 	o.put(1, &hubv1.Report{Uid: "w", Generation: 1})
 	o.put(1, &hubv1.Report{Uid: "u", Generation: 2})
 	o.put(2, &hubv1.Report{Uid: "u", Generation: 3})
-	o.drop("v")
+	o.withdrawn("v")
 	var got []string
 	for r := o.take(1); r != nil; r = o.take(1) {
 		got = append(got, fmt.Sprint(r.GetReport().GetUid(), r.GetReport().GetGeneration()))
@@ -479,5 +479,115 @@ func TestOutbox(t *testing.T) {
 	o.begin(2)
 	if r := o.take(2); r != nil {
 		t.Errorf("a new session begins with %v", r)
+	}
+}
+
+func TestReportsOnPodsAreSentFirst(t *testing.T) {
+	for name, tc := range map[string]struct {
+		puts func(o *outbox)
+		want []string
+	}{
+		"then the state, then those on policies, then traces": {
+			puts: func(o *outbox) {
+				o.assigned("p", true)
+				o.assigned("u", false)
+				o.put(1, &hubv1.Report{Uid: "p"})
+				o.answer(1, &hubv1.TraceResult{})
+				o.tell(&hubv1.State{Unsupported: "old"})
+				o.put(1, &hubv1.Report{Uid: "u"})
+				o.tell(&hubv1.State{Unsupported: "new"})
+			},
+			want: []string{"u", "new", "p", "trace"},
+		},
+		"of policies the newest of each, in the order in which they came": {
+			puts: func(o *outbox) {
+				for _, uid := range []string{"p", "q", "r"} {
+					o.assigned(uid, true)
+					o.put(1, &hubv1.Report{Uid: uid})
+				}
+				o.put(1, &hubv1.Report{Uid: "p", Generation: 2})
+				o.withdrawn("q")
+			},
+			want: []string{"p", "r"},
+		},
+		"what answers an assignment before is dropped": {
+			puts: func(o *outbox) {
+				o.assigned("p", true)
+				o.put(1, &hubv1.Report{Uid: "p"})
+				o.assigned("p", true)
+			},
+		},
+		"whose a uid is, the newest assignment says": {
+			puts: func(o *outbox) {
+				o.assigned("p", true)
+				o.put(1, &hubv1.Report{Uid: "p"})
+				o.assigned("p", false)
+				o.assigned("q", true)
+				o.put(1, &hubv1.Report{Uid: "q"})
+				o.put(1, &hubv1.Report{Uid: "p"})
+			},
+			want: []string{"p", "q"},
+		},
+		"a new session knows nobody": {
+			puts: func(o *outbox) {
+				o.assigned("p", true)
+				o.tell(&hubv1.State{Unsupported: "old"})
+				o.begin(1)
+				o.put(1, &hubv1.Report{Uid: "p"})
+				o.put(1, &hubv1.Report{Uid: "u"})
+			},
+			want: []string{"p", "u"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &outbox{ready: make(chan struct{}, 1)}
+			o.begin(1)
+			tc.puts(o)
+			var got []string
+			for m := o.take(1); m != nil; m = o.take(1) {
+				word := m.GetReport().GetUid() + m.GetState().GetUnsupported()
+				if m.GetTraceResult() != nil {
+					word = "trace"
+				}
+				got = append(got, word)
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("took %v, want %v", got, tc.want)
+			}
+			if len(o.reports) > 0 {
+				t.Errorf("%d reports are left", len(o.reports))
+			}
+		})
+	}
+}
+
+// stateIn returns the next message of a session, which must be a state.
+func stateIn(t *testing.T, s *hubSession) string {
+	t.Helper()
+	m, err := s.stream.Recv()
+	must(t, err)
+	if m.GetState() == nil {
+		t.Fatalf("message %v, want a state", m)
+	}
+	return m.GetState().GetUnsupported()
+}
+
+func TestWhatIsToldOfTheNodeGoesToEveryReplica(t *testing.T) {
+	ca := newAuthority(t)
+	a, b := serve(t, "", ca.leaf(t, serverName)), serve(t, "", ca.leaf(t, serverName))
+	f := start(t, nil)
+	f.SetRoots(ca.roots())
+	f.SetReplicas([]Replica{{Name: "a", Address: a.address, Ready: true}, {Name: "b", Address: b.address, Ready: true}})
+	sessions := []*hubSession{a.next(t), b.next(t)}
+	f.Tell(&hubv1.State{Unsupported: "XDP"})
+	for i, s := range sessions {
+		if got := stateIn(t, s); got != "XDP" {
+			t.Errorf("replica %d was told %q, want XDP", i, got)
+		}
+	}
+	// Hello of the next session still says what it did.
+	sessions[0].end <- struct{}{}
+	if got := stateIn(t, a.next(t)); got != "XDP" {
+		t.Errorf("a session that began with an older state was told %q, want the newest", got)
 	}
 }

@@ -13,8 +13,9 @@ import (
 const (
 	// maxDescriptions and maxDescribed bound what a replica may have an agent
 	// keep, in number and in bytes of content. A node is in the span of some
-	// hundred subjects at a time, of a few KiB each where they share nothing;
-	// an agent may use 256 MiB and has a session with each replica.
+	// hundred Pods at a time and of a thousand policies, of a few KiB each where
+	// they share nothing; an agent may use 256 MiB and has a session with each
+	// replica.
 	maxDescriptions = 8192
 	maxDescribed    = 16 << 20
 )

@@ -16,6 +16,9 @@
 // assignment that names it. It is bounded; an assignment whose description is
 // not there goes on without, and its subject is not confirmed.
 //
+// What is told of policies waits for what is told of Pods. What is told of the
+// node goes to every replica, the newest alone.
+//
 // A replica may also ask for a trace. It is answered beside everything else,
 // so that neither assignments nor releases wait for it, and answers wait for
 // reports.

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
@@ -203,6 +204,10 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 
 	source := confirm.Source{Replica: l.name, Session: l.client.sessions.Add(1)}
 	l.outbox.begin(source.Session)
+	// What has changed since Hello, which nobody told to this session.
+	if now := l.client.newest(); now != nil && !proto.Equal(now, hello.GetState()) {
+		l.outbox.tell(now)
+	}
 	described := newDescriptions()
 	var working sync.WaitGroup
 	working.Go(func() { l.send(ctx, stream, source) })
@@ -247,8 +252,7 @@ func (l *link) handle(source confirm.Source, described *descriptions, m *hubv1.H
 	case *hubv1.HubMessage_Forget:
 		described.forget(m.Forget)
 	case *hubv1.HubMessage_Assign:
-		// What waits answers the assignment before.
-		l.outbox.drop(m.Assign.GetSubject().GetUid())
+		l.outbox.assigned(m.Assign.GetSubject().GetUid(), m.Assign.GetPolicy())
 		d, err := described.of(m.Assign)
 		if err != nil {
 			l.log.Error(err, "Assignment cannot be judged")
@@ -258,7 +262,7 @@ func (l *link) handle(source confirm.Source, described *descriptions, m *hubv1.H
 		}
 	case *hubv1.HubMessage_Withdraw:
 		subjects.Withdraw(source, m.Withdraw.GetUid())
-		l.outbox.drop(m.Withdraw.GetUid())
+		l.outbox.withdrawn(m.Withdraw.GetUid())
 	case *hubv1.HubMessage_Synced:
 		subjects.Forget(source.Replica, source.Session)
 		l.client.heard(l.name, time.Duration(m.Synced.GetSpreadMillis())*time.Millisecond)
