@@ -31,11 +31,14 @@ type held struct {
 
 // meet marks the subjects whose last footprint meets f.
 func (x *Index) meet(f expect.Footprint) {
-	if f.Everything {
+	switch {
+	case f.Everything:
 		x.touchAll()
-		return
+		x.changeAll()
+	case len(f.Sets)+len(f.Pods)+len(f.Addresses)+len(f.Nodes)+len(f.Ports)+len(f.Policies) > 0 || f.Ranges:
+		x.links.meeting(&f, x.touch)
+		x.policyLinks.meeting(&f, x.change)
 	}
-	x.links.meeting(f, x.touch)
 }
 
 // touch marks a held subject as affected.

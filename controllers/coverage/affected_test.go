@@ -108,7 +108,7 @@ func TestAPredecessorThatIsForgottenTouchesItsSuccessor(t *testing.T) {
 }
 
 func TestSubjectsIsASet(t *testing.T) {
-	var s subjects
+	var s subjects[*held]
 	var all []*held
 	for i := range 3 * fewSubjects {
 		h := subject("a", uint64(i), false)

@@ -74,12 +74,19 @@ func (x *Index) Assignment(uid types.UID) (Assignment, bool) {
 		return Assignment{}, false
 	}
 	a, madeOf := x.compute(h.pod, h.suspect, h.settle)
-	x.links.remove(h)
+	x.unlink(h)
 	h.computed, h.stands, h.epoch = true, true, x.epoch
 	h.madeOf = madeOf
-	x.links.add(h)
+	x.links.add(&h.madeOf.footprint, h)
+	x.dependents.add(h.madeOf.policies, h)
 	x.succeed(h, madeOf.until)
 	return a, true
+}
+
+// unlink has nothing lead to h any more.
+func (x *Index) unlink(h *held) {
+	x.links.remove(&h.madeOf.footprint, h)
+	x.dependents.remove(h.madeOf.policies, h)
 }
 
 // madeOf is what a computation rests on beside the subject itself.
@@ -112,9 +119,13 @@ func (x *Index) compute(p *pod, suspect, settle bool) (Assignment, madeOf) {
 		NotAsked:       r.NotAsked,
 		Notes:          r.Notes,
 		Settle:         r.Settle || settle,
-		ExcuseFamilies: x.options.Expect.Families == "" || x.options.Expect.Families == expect.FamiliesAuto,
+		ExcuseFamilies: x.excuseFamilies(),
 		Basis:          x.basis(p),
 	}, rests
+}
+
+func (x *Index) excuseFamilies() bool {
+	return x.options.Expect.Families == "" || x.options.Expect.Families == expect.FamiliesAuto
 }
 
 func (x *Index) subject(p *pod) Subject {

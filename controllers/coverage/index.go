@@ -55,6 +55,8 @@ type Index struct {
 	options Options
 	started time.Time
 	wake    chan struct{}
+	// policyWake is what PolicyWake returns.
+	policyWake chan struct{}
 
 	mu      sync.Mutex // guards what follows
 	cluster *expect.Cluster
@@ -67,7 +69,10 @@ type Index struct {
 	namespaces map[string]types.UID
 	services   map[types.NamespacedName]service
 	held       map[types.UID]*held
-	links      links
+	links      links[*held]
+	// dependents are the held subjects that depend on a policy, see
+	// expect.Result.Policies: only if Services are watched.
+	dependents linksOf[types.NamespacedName, *held]
 	// What Affected is to return: all of held or affected, and released.
 	all      bool
 	affected map[*held]struct{}
@@ -81,10 +86,19 @@ type Index struct {
 	// due is when passTime has something to do, zero: never.
 	due      time.Time
 	versions map[Kind]*versions
-	// generations has the metadata.generation of each policy that is held.
-	generations map[types.NamespacedName]int64
-	// sequence is the Seq of the Pod whose address became known last.
+	// sequence is the Seq of the Pod whose address became known last, arrivals
+	// when the last ones did.
 	sequence uint64
+	arrivals arrivals
+
+	policies    map[types.NamespacedName]*policy
+	policyLinks links[*policy]
+	// counts has the gated Pods of each label set that has any.
+	counts map[*expect.LabelSet]counts
+	// What ChangedPolicies is to return: all of policies, and changed, in which
+	// true is for what has changed in its meaning.
+	allChanged bool
+	changed    map[types.NamespacedName]bool
 }
 
 // New returns an Index that holds nothing.
@@ -93,6 +107,7 @@ func New(o Options) *Index {
 		options:     o,
 		started:     o.Clock.Now(),
 		wake:        make(chan struct{}, 1),
+		policyWake:  make(chan struct{}, 1),
 		cluster:     expect.NewCluster(),
 		pods:        map[types.UID]*pod{},
 		byName:      map[types.NamespacedName]types.UID{},
@@ -101,13 +116,17 @@ func New(o Options) *Index {
 		namespaces:  map[string]types.UID{},
 		held:        map[types.UID]*held{},
 		services:    map[types.NamespacedName]service{},
-		links:       newLinks(),
+		links:       newLinks[*held](),
+		dependents:  linksOf[types.NamespacedName, *held]{},
+		policies:    map[types.NamespacedName]*policy{},
+		policyLinks: newLinks[*policy](),
+		counts:      map[*expect.LabelSet]counts{},
+		changed:     map[types.NamespacedName]bool{},
 		affected:    map[*held]struct{}{},
 		released:    map[types.UID]struct{}{},
 		succeeding:  map[*held]time.Time{},
 		departed:    departed{byAddress: map[netip.Addr][]departure{}},
 		versions:    map[Kind]*versions{KindNetworkPolicy: newVersions(), KindNamespace: newVersions()},
-		generations: map[types.NamespacedName]int64{},
 	}
 }
 
@@ -144,16 +163,15 @@ func (x *Index) DeletePod(uid types.UID) {
 func (x *Index) SetPolicy(np *networkingv1.NetworkPolicy) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	key := types.NamespacedName{Namespace: np.Namespace, Name: np.Name}
-	before := x.cluster.Policy(np.Namespace, np.Name)
-	if before != nil && before.UID != np.UID {
-		x.versions[KindNetworkPolicy].delete(before.UID, "", x.options.Clock.Now())
+	before := x.policies[types.NamespacedName{Namespace: np.Namespace, Name: np.Name}]
+	if before != nil && before.uid != np.UID {
+		x.versions[KindNetworkPolicy].delete(before.uid, "", x.options.Clock.Now())
 	}
 	x.versions[KindNetworkPolicy].set(np.UID, np.ResourceVersion)
-	if before != nil && before.UID == np.UID && np.Generation != 0 && x.generations[key] == np.Generation {
+	if before != nil && before.uid == np.UID && np.Generation != 0 && before.generation == np.Generation {
 		return // labels, annotations, managed fields
 	}
-	x.generations[key] = np.Generation
+	x.setPolicySubject(before, np)
 	after, _ := expect.NewPolicy(np) // its Err is part of the state
 	x.meet(x.cluster.SetPolicy(after))
 }
@@ -164,11 +182,11 @@ func (x *Index) DeletePolicy(np *networkingv1.NetworkPolicy) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.versions[KindNetworkPolicy].delete(np.UID, np.ResourceVersion, x.options.Clock.Now())
-	before := x.cluster.Policy(np.Namespace, np.Name)
-	if before == nil || before.UID != np.UID {
+	before := x.policies[types.NamespacedName{Namespace: np.Namespace, Name: np.Name}]
+	if before == nil || before.uid != np.UID {
 		return
 	}
-	delete(x.generations, types.NamespacedName{Namespace: np.Namespace, Name: np.Name})
+	x.deletePolicySubject(before)
 	x.meet(x.cluster.DeletePolicy(np.Namespace, np.Name))
 }
 

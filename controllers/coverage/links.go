@@ -12,68 +12,61 @@ import (
 	"github.com/policygate/policygate/controllers/expect"
 )
 
-// links lead from the parts of a cluster to the held subjects in whose last
-// footprint they are.
-type links struct {
-	everything subjects
-	sets       linksOf[*expect.LabelSet]
-	pods       linksOf[types.UID]
-	addresses  linksOf[netip.Addr]
-	nodes      linksOf[string]
-	ranges     subjects
-	ports      linksOf[expect.PortName]
-	// policies are those that a subject depends on, see expect.Result.Policies:
-	// only if Services are watched.
-	policies linksOf[types.NamespacedName]
+// links lead from the parts of a cluster to the subjects of one kind, held Pods
+// or policies, in whose last footprint they are.
+type links[S comparable] struct {
+	everything subjects[S]
+	sets       linksOf[*expect.LabelSet, S]
+	pods       linksOf[types.UID, S]
+	addresses  linksOf[netip.Addr, S]
+	nodes      linksOf[string, S]
+	ranges     subjects[S]
+	ports      linksOf[expect.PortName, S]
+	policies   linksOf[types.NamespacedName, S]
 }
 
-func newLinks() links {
-	return links{
-		sets:      linksOf[*expect.LabelSet]{},
-		pods:      linksOf[types.UID]{},
-		addresses: linksOf[netip.Addr]{},
-		nodes:     linksOf[string]{},
-		ports:     linksOf[expect.PortName]{},
-		policies:  linksOf[types.NamespacedName]{},
+func newLinks[S comparable]() links[S] {
+	return links[S]{
+		sets:      linksOf[*expect.LabelSet, S]{},
+		pods:      linksOf[types.UID, S]{},
+		addresses: linksOf[netip.Addr, S]{},
+		nodes:     linksOf[string, S]{},
+		ports:     linksOf[expect.PortName, S]{},
+		policies:  linksOf[types.NamespacedName, S]{},
 	}
 }
 
-// add makes what h's last assignment was made of lead to h.
-func (l *links) add(h *held) {
-	f := &h.madeOf.footprint
+// add makes f, what the last assignment of s was made of, lead to s.
+func (l *links[S]) add(f *expect.Footprint, s S) {
 	if f.Everything {
-		l.everything.add(h)
+		l.everything.add(s)
 	}
 	if f.Ranges {
-		l.ranges.add(h)
+		l.ranges.add(s)
 	}
-	l.sets.add(f.Sets, h)
-	l.pods.add(f.Pods, h)
-	l.addresses.add(f.Addresses, h)
-	l.nodes.add(f.Nodes, h)
-	l.ports.add(f.Ports, h)
-	l.policies.add(h.madeOf.policies, h)
+	l.sets.add(f.Sets, s)
+	l.pods.add(f.Pods, s)
+	l.addresses.add(f.Addresses, s)
+	l.nodes.add(f.Nodes, s)
+	l.ports.add(f.Ports, s)
+	l.policies.add(f.Policies, s)
 }
 
-// remove undoes add. It must be called before that is replaced.
-func (l *links) remove(h *held) {
-	f := &h.madeOf.footprint
-	l.everything.remove(h)
-	l.ranges.remove(h)
-	l.sets.remove(f.Sets, h)
-	l.pods.remove(f.Pods, h)
-	l.addresses.remove(f.Addresses, h)
-	l.nodes.remove(f.Nodes, h)
-	l.ports.remove(f.Ports, h)
-	l.policies.remove(h.madeOf.policies, h)
+// remove undoes add, which had the same arguments.
+func (l *links[S]) remove(f *expect.Footprint, s S) {
+	l.everything.remove(s)
+	l.ranges.remove(s)
+	l.sets.remove(f.Sets, s)
+	l.pods.remove(f.Pods, s)
+	l.addresses.remove(f.Addresses, s)
+	l.nodes.remove(f.Nodes, s)
+	l.ports.remove(f.Ports, s)
+	l.policies.remove(f.Policies, s)
 }
 
 // meeting calls do, perhaps more than once, with each subject whose footprint
 // meets f. f must not be Everything.
-func (l *links) meeting(f expect.Footprint, do func(*held)) {
-	if len(f.Sets)+len(f.Pods)+len(f.Addresses)+len(f.Nodes)+len(f.Ports) == 0 && !f.Ranges {
-		return // nothing changed
-	}
+func (l *links[S]) meeting(f *expect.Footprint, do func(S)) {
 	l.everything.each(do)
 	if f.Ranges {
 		l.ranges.each(do)
@@ -83,38 +76,45 @@ func (l *links) meeting(f expect.Footprint, do func(*held)) {
 	l.addresses.each(f.Addresses, do)
 	l.nodes.each(f.Nodes, do)
 	l.ports.each(f.Ports, do)
+	l.policies.each(f.Policies, do)
+}
+
+// empty reports whether nothing leads anywhere.
+func (l *links[S]) empty() bool {
+	return l.everything.empty() && l.ranges.empty() &&
+		len(l.sets)+len(l.pods)+len(l.addresses)+len(l.nodes)+len(l.ports)+len(l.policies) == 0
 }
 
 // linksOf lead from keys of one kind to subjects.
-type linksOf[K comparable] map[K]*subjects
+type linksOf[K, S comparable] map[K]*subjects[S]
 
-func (l linksOf[K]) add(keys []K, h *held) {
+func (l linksOf[K, S]) add(keys []K, s S) {
 	for _, key := range keys {
-		s := l[key]
-		if s == nil {
-			s = &subjects{}
-			l[key] = s
+		list := l[key]
+		if list == nil {
+			list = &subjects[S]{}
+			l[key] = list
 		}
-		s.add(h)
+		list.add(s)
 	}
 }
 
-func (l linksOf[K]) remove(keys []K, h *held) {
+func (l linksOf[K, S]) remove(keys []K, s S) {
 	for _, key := range keys {
-		s := l[key]
-		if s == nil {
+		list := l[key]
+		if list == nil {
 			continue
 		}
-		if s.remove(h); s.empty() {
+		if list.remove(s); list.empty() {
 			delete(l, key)
 		}
 	}
 }
 
-func (l linksOf[K]) each(keys []K, do func(*held)) {
+func (l linksOf[K, S]) each(keys []K, do func(S)) {
 	for _, key := range keys {
-		if s := l[key]; s != nil {
-			s.each(do)
+		if list := l[key]; list != nil {
+			list.each(do)
 		}
 	}
 }
@@ -123,49 +123,50 @@ func (l linksOf[K]) each(keys []K, do func(*held)) {
 // keys are addresses and Pods, which lead to one subject or two.
 const fewSubjects = 16
 
-// subjects is a set of held subjects. The zero value is empty.
-type subjects struct {
-	few []*held
+// subjects is a set. The zero value is empty.
+type subjects[S comparable] struct {
+	few []S
 	// many replaces few once there were too many for it.
-	many map[*held]struct{}
+	many map[S]struct{}
 }
 
-func (s *subjects) add(h *held) {
+func (l *subjects[S]) add(s S) {
 	switch {
-	case s.many != nil:
-		s.many[h] = struct{}{}
-	case slices.Contains(s.few, h):
-	case len(s.few) < fewSubjects:
-		s.few = append(s.few, h)
+	case l.many != nil:
+		l.many[s] = struct{}{}
+	case slices.Contains(l.few, s):
+	case len(l.few) < fewSubjects:
+		l.few = append(l.few, s)
 	default:
-		s.many = make(map[*held]struct{}, 2*fewSubjects)
-		for _, other := range s.few {
-			s.many[other] = struct{}{}
+		l.many = make(map[S]struct{}, 2*fewSubjects)
+		for _, other := range l.few {
+			l.many[other] = struct{}{}
 		}
-		s.many[h] = struct{}{}
-		s.few = nil
+		l.many[s] = struct{}{}
+		l.few = nil
 	}
 }
 
-func (s *subjects) remove(h *held) {
-	if s.many != nil {
-		delete(s.many, h)
+func (l *subjects[S]) remove(s S) {
+	if l.many != nil {
+		delete(l.many, s)
 		return
 	}
-	if i := slices.Index(s.few, h); i >= 0 {
-		last := len(s.few) - 1
-		s.few[i], s.few[last] = s.few[last], nil
-		s.few = s.few[:last]
+	if i := slices.Index(l.few, s); i >= 0 {
+		last := len(l.few) - 1
+		var none S
+		l.few[i], l.few[last] = l.few[last], none
+		l.few = l.few[:last]
 	}
 }
 
-func (s *subjects) empty() bool { return len(s.few) == 0 && len(s.many) == 0 }
+func (l *subjects[S]) empty() bool { return len(l.few) == 0 && len(l.many) == 0 }
 
-func (s *subjects) each(do func(*held)) {
-	for _, h := range s.few {
-		do(h)
+func (l *subjects[S]) each(do func(S)) {
+	for _, s := range l.few {
+		do(s)
 	}
-	for h := range s.many {
-		do(h)
+	for s := range l.many {
+		do(s)
 	}
 }

@@ -37,6 +37,10 @@ type gate struct {
 	// version is the resourceVersion of the last change to anything that the
 	// Pod's assignment is made of.
 	version uint64
+	// counted is where the Pod is counted as gated, nil if nowhere, and pending
+	// whether it is as one that waits.
+	counted *expect.LabelSet
+	pending bool
 }
 
 // newPod returns what the index keeps of p, as the successor of what it has.
@@ -59,6 +63,7 @@ func (x *Index) newPod(p *corev1.Pod) *pod {
 	default:
 		x.sequence++
 		next.Seq = x.sequence
+		x.arrivals.add(next.Seq, x.options.Clock.Now())
 	}
 	if before != nil && next.samePeer(before) {
 		// One of the two is enough, with all that hangs on it.
@@ -149,12 +154,15 @@ func (x *Index) setPod(next *pod) {
 		} else if next.Finished {
 			x.departed.add(next.Pod, next.IPs, x.options.Clock.Now())
 		}
+		x.populate(next.UID)
 		x.meet(x.cluster.SetPod(next.Pod))
+		x.populate(next.UID)
 		if before != nil {
 			x.touchOwners(before.IPs)
 		}
 		x.touchOwners(next.IPs)
 	}
+	x.recount(before, next)
 	x.review(next, before == nil || !next.same(before))
 }
 
@@ -170,6 +178,8 @@ func (x *Index) deletePod(uid types.UID) {
 		delete(x.byName, key)
 	}
 	x.release(uid)
+	x.populate(uid)
+	x.uncount(before)
 	x.meet(x.cluster.DeletePod(uid))
 	x.touchOwners(before.IPs)
 }
@@ -192,6 +202,7 @@ func (x *Index) review(p *pod, changed bool) {
 	case h != nil:
 		x.release(p.UID)
 	}
+	x.count(p)
 }
 
 // release takes a subject out of the held ones; one that is not held is no
@@ -201,7 +212,7 @@ func (x *Index) release(uid types.UID) {
 	if h == nil {
 		return
 	}
-	x.links.remove(h)
+	x.unlink(h)
 	delete(x.held, uid)
 	delete(x.affected, h)
 	delete(x.succeeding, h)

@@ -4,12 +4,23 @@
 package coverage
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/policygate/policygate/controllers/expect"
 )
+
+// drawPeriod is for how long the same Pods are asked about for a policy, as
+// long as they are there. Most of it has to be left when all nodes have
+// confirmed what is asked of them, which takes up to a sync of the engine; and
+// each Pod of a node should have its turn within hours.
+const drawPeriod = 5 * time.Minute
 
 // PolicySubject is a NetworkPolicy at a generation.
 type PolicySubject struct {
@@ -56,24 +67,172 @@ type PolicyChange struct {
 	Meaning bool
 }
 
+// policy is a policy as a subject. Of its last assignment nothing is kept but
+// the footprint.
+type policy struct {
+	key        types.NamespacedName
+	uid        types.UID
+	generation int64
+	// since is PolicySubject.Since. known is the Seq of the youngest Pod then.
+	since     time.Time
+	known     uint64
+	footprint expect.Footprint
+}
+
 // Policies returns all policies, sorted.
-func (x *Index) Policies() []types.NamespacedName { return nil }
+func (x *Index) Policies() []types.NamespacedName {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(x.policies), byName)
+}
+
+func byName(a, b types.NamespacedName) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
 
 // PolicyAssignment computes what must be confirmed for a policy from all that
 // the index holds at the time of the call. It returns false if there is no such
 // policy.
-func (x *Index) PolicyAssignment(types.NamespacedName) (PolicyAssignment, bool) {
-	return PolicyAssignment{}, false
+//
+// The Pods that count, selected and peers, are those that had their addresses
+// when the policy's generation was first seen, and those that have had them for
+// youth since. Which of them are asked about changes with every drawPeriod.
+func (x *Index) PolicyAssignment(key types.NamespacedName) (PolicyAssignment, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.passTime()
+	q := x.policies[key]
+	if q == nil {
+		return PolicyAssignment{}, false
+	}
+	now := x.options.Clock.Now()
+	horizon := max(q.known, x.arrivals.horizon(now))
+	a, footprint := x.computePolicy(q, horizon, uint64(now.Sub(x.started)/drawPeriod)) //nolint:gosec // started is before now
+	x.policyLinks.remove(&q.footprint, q)
+	q.footprint = footprint
+	x.policyLinks.add(&q.footprint, q)
+	return a, true
 }
 
-// PolicyPods counts the Pods of a policy, for less than PolicyAssignment costs.
-// It returns false if there is no such policy.
-func (x *Index) PolicyPods(types.NamespacedName) (PolicyPods, bool) { return PolicyPods{}, false }
+// computePolicy changes nothing.
+func (x *Index) computePolicy(q *policy, horizon, rotation uint64) (PolicyAssignment, expect.Footprint) {
+	r := x.cluster.ExpectPolicy(expect.PolicySubject{
+		Policy:   x.cluster.Policy(q.key.Namespace, q.key.Name),
+		Horizon:  horizon,
+		Rotation: rotation,
+	}, x.options.Expect)
+	a := PolicyAssignment{
+		Subject: PolicySubject{
+			UID: q.uid, Namespace: q.key.Namespace, Name: q.key.Name,
+			Generation: q.generation,
+			Since:      q.since,
+		},
+		PerNode:        r.Nodes,
+		Pods:           x.policyPods(q.key),
+		Notes:          r.Notes,
+		ExcuseFamilies: x.excuseFamilies(),
+		Basis:          x.policyBasis(),
+	}
+	if r.Next > 0 {
+		a.Again = x.arrivals.settles(r.Next)
+	}
+	return a, r.Footprint
+}
+
+// PolicyPods counts the Pods of a policy, for less than PolicyAssignment costs:
+// it costs what there are label sets that the policy selects. It returns false
+// if there is no such policy.
+func (x *Index) PolicyPods(key types.NamespacedName) (PolicyPods, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.policies[key] == nil {
+		return PolicyPods{}, false
+	}
+	return x.policyPods(key), true
+}
 
 // ChangedPolicies returns, once and sorted, the policies of which something may
 // have changed since the last call, those that are gone included.
-func (x *Index) ChangedPolicies() []PolicyChange { return nil }
+func (x *Index) ChangedPolicies() []PolicyChange {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.passTime()
+	if x.allChanged {
+		for key := range x.policies {
+			x.changed[key] = true
+		}
+	}
+	out := make([]PolicyChange, 0, len(x.changed))
+	for key, meaning := range x.changed {
+		out = append(out, PolicyChange{Policy: key, Meaning: meaning})
+	}
+	slices.SortFunc(out, func(a, b PolicyChange) int { return byName(a.Policy, b.Policy) })
+	x.allChanged = false
+	clear(x.changed)
+	return out
+}
 
 // PolicyWake receives after ChangedPolicies has got something to return. It
 // holds one element: there is one receiver.
-func (x *Index) PolicyWake() <-chan struct{} { return nil }
+func (x *Index) PolicyWake() <-chan struct{} { return x.policyWake }
+
+// setPolicySubject takes a generation of a policy that was not seen yet; before
+// is nil if the policy was not either.
+func (x *Index) setPolicySubject(before *policy, np *networkingv1.NetworkPolicy) {
+	now := x.options.Clock.Now()
+	next := &policy{
+		key:        types.NamespacedName{Namespace: np.Namespace, Name: np.Name},
+		uid:        np.UID,
+		generation: np.Generation,
+		since:      now,
+		known:      x.sequence,
+	}
+	known := before != nil && before.uid == np.UID
+	if !known && np.CreationTimestamp.Time.Before(x.started) {
+		next.since = time.Time{}
+	}
+	if before != nil {
+		x.policyLinks.remove(&before.footprint, before)
+	}
+	x.policies[next.key] = next
+	x.change(next)
+}
+
+// deletePolicySubject forgets a policy.
+func (x *Index) deletePolicySubject(q *policy) {
+	x.policyLinks.remove(&q.footprint, q)
+	delete(x.policies, q.key)
+	x.change(q)
+}
+
+// change marks a policy as changed in its meaning.
+func (x *Index) change(q *policy) {
+	x.changed[q.key] = true
+	x.signalPolicies()
+}
+
+// changeAll marks every policy. Who that is, ChangedPolicies finds out.
+func (x *Index) changeAll() {
+	if len(x.policies) == 0 {
+		return
+	}
+	x.allChanged = true
+	x.signalPolicies()
+}
+
+// changeNumber marks a policy of which the number of Pods may have changed.
+func (x *Index) changeNumber(q *expect.Policy) {
+	key := types.NamespacedName{Namespace: q.Namespace, Name: q.Name}
+	if _, marked := x.changed[key]; !marked {
+		x.changed[key] = false
+		x.signalPolicies()
+	}
+}
+
+// signalPolicies needs no lock.
+func (x *Index) signalPolicies() {
+	select {
+	case x.policyWake <- struct{}{}:
+	default:
+	}
+}

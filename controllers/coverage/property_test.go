@@ -160,18 +160,18 @@ func (h *history) end(t *testing.T) {
 	}
 	h.clock.Step(reuseWindow)
 	h.x.Affected()
+	h.x.ChangedPolicies()
 	x := h.x
 	left := map[string]int{
 		"pods": len(x.pods), "names": len(x.byName), "nodes": len(x.nodes), "not ready nodes": len(x.expiring),
 		"namespaces": len(x.namespaces), "services": len(x.services), "held": len(x.held), "affected": len(x.affected),
 		"released": len(x.released), "succeeding": len(x.succeeding), "departures": len(x.departed.queue),
-		"departed addresses": len(x.departed.byAddress), "generations": len(x.generations),
+		"departed addresses": len(x.departed.byAddress), "policies": len(x.policies), "counts": len(x.counts),
 		"policy versions":    len(x.versions[KindNetworkPolicy].present),
 		"namespace versions": len(x.versions[KindNamespace].present),
-		"links": len(x.links.sets) + len(x.links.pods) + len(x.links.addresses) + len(x.links.nodes) +
-			len(x.links.ports) + len(x.links.policies),
+		"dependents":         len(x.dependents), "changed policies": len(x.changed),
 	}
-	if !x.links.everything.empty() || !x.links.ranges.empty() {
+	if !x.links.empty() || !x.policyLinks.empty() {
 		left["links"]++
 	}
 	maps.DeleteFunc(left, func(_ string, n int) bool { return n == 0 })

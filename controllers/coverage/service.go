@@ -91,9 +91,7 @@ func (x *Index) touchService(namespace string, s service) {
 				continue
 			}
 			seen[q] = true
-			if dependents := x.links.policies[types.NamespacedName{Namespace: q.Namespace, Name: q.Name}]; dependents != nil {
-				dependents.each(x.unsettle)
-			}
+			x.dependents.each([]types.NamespacedName{{Namespace: q.Namespace, Name: q.Name}}, x.unsettle)
 		}
 	}
 	for _, set := range x.cluster.SetsMatching(namespace, labels.SelectorFromSet(s.selector)) {

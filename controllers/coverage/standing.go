@@ -35,9 +35,15 @@ func (x *Index) Suspect(uid types.UID) {
 
 // basis is the state that an assignment of p rests on if it is computed now.
 func (x *Index) basis(p *pod) Basis {
+	b := x.policyBasis()
+	b.Pod = p.version
+	return b
+}
+
+// policyBasis is the same for an assignment of a policy.
+func (x *Index) policyBasis() Basis {
 	return Basis{
 		NetworkPolicies: x.versions[KindNetworkPolicy].highest,
 		Namespaces:      x.versions[KindNamespace].highest,
-		Pod:             p.version,
 	}
 }

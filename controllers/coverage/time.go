@@ -36,12 +36,15 @@ func (x *Index) passTime() {
 	}
 }
 
-// schedule has passTime do its work at a time, and wakes the receiver of Wake
-// then.
+// schedule has passTime do its work at a time, and wakes the receivers of Wake
+// and PolicyWake then.
 func (x *Index) schedule(at, now time.Time) {
 	if x.due.IsZero() || at.Before(x.due) {
 		x.due = at
-		x.options.Clock.AfterFunc(at.Sub(now), x.signal)
+		x.options.Clock.AfterFunc(at.Sub(now), func() {
+			x.signal()
+			x.signalPolicies()
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ package expect
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -257,6 +258,44 @@ func (c *Cluster) SetsMatching(namespace string, selector labels.Selector) []*La
 // those that mean them as peers, both ordered by namespace and name.
 func (c *Cluster) PoliciesMeaning(set *LabelSet) (selecting, naming []*Policy) {
 	return c.selectingSet(set), policiesOf(c.meaningSet(set))
+}
+
+// Concerned calls do, perhaps more than once, with each policy that selects the
+// Pods of a set, and with those that mean them as peers by a selector, if no
+// more than most rules do.
+func (c *Cluster) Concerned(set *LabelSet, most int, do func(*Policy)) {
+	for _, q := range c.selectingSet(set) {
+		do(q)
+	}
+	rules := 0
+	for _, s := range set.selectors {
+		rules += len(s.rules)
+	}
+	if rules > most {
+		return
+	}
+	for _, s := range set.selectors {
+		for r := range s.rules {
+			do(r.Policy)
+		}
+	}
+}
+
+// SetsSelected returns the label sets that a policy selects, and how many Pods
+// each has, in no order. It returns none for a policy that the Cluster does not
+// have.
+func (c *Cluster) SetsSelected(q *Policy) iter.Seq2[*LabelSet, int] {
+	return func(yield func(*LabelSet, int) bool) {
+		b, ok := c.bound[q]
+		if !ok || b.own == nil {
+			return
+		}
+		for l := range b.own.sets {
+			if !yield(l, len(l.pods)) {
+				return
+			}
+		}
+	}
 }
 
 // selectingSet returns the policies that select the Pods of l.

@@ -36,11 +36,7 @@ func (c *Cluster) Peers(choice Choice, order Order, after *Pod) iter.Seq[*Pod] {
 // Selected implements World.
 func (c *Cluster) Selected(q *Policy) iter.Seq[*Pod] {
 	return func(yield func(*Pod) bool) {
-		b, ok := c.bound[q]
-		if !ok || b.own == nil {
-			return
-		}
-		for l := range b.own.sets {
+		for l := range c.SetsSelected(q) {
 			for _, e := range l.pods {
 				if !yield(e.Pod) {
 					return
