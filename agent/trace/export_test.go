@@ -18,8 +18,9 @@ func Visits(tables []ruleset.Table, path Path, f flow.Flow, m Membership) int {
 
 // The bounds of a walk.
 const (
-	Budget    = budget
-	MostSteps = mostSteps
+	Budget       = budget
+	MostSteps    = mostSteps
+	MostSupposed = mostSupposed
 )
 
 // Within is how a value with unknown bits is compared.
