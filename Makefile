@@ -19,9 +19,11 @@ CLUSTER ?= dev
 NODES ?= 2
 
 # What the tests need from Debian: the container runtime and the netfilter tools.
-COMMANDS = containerd runc iptables ipset nft ip nsenter gcc
+# prometheus runs the dashboard's queries; with systemd Debian's package starts one
+# of its own at port 9090, which no test uses.
+COMMANDS = containerd runc iptables ipset nft ip nsenter gcc prometheus promtool
 PACKAGES = containerd runc containernetworking-plugins iptables ipset nftables \
-           iproute2 util-linux conntrack gcc libc6-dev
+           iproute2 util-linux conntrack gcc libc6-dev prometheus
 
 .DEFAULT_GOAL := help
 
@@ -50,6 +52,7 @@ test: deps ## Everything: lint, unit, kernel and end-to-end tests
 	$(MAKE) lint
 	$(MAKE) test-unit
 	$(MAKE) test-oracle
+	$(MAKE) test-observe
 	$(MAKE) test-scale
 	$(MAKE) test-kernel
 	$(MAKE) test-cluster
@@ -72,6 +75,10 @@ test-unit: ## Tests that need neither root nor a cluster, with the race detector
 .PHONY: test-oracle
 test-oracle: ## The semantics of NetworkPolicy against an independent implementation (ORACLE_WORLDS=8000 for long)
 	cd test/oracle && go test -count=1 ./...
+
+.PHONY: test-observe
+test-observe: deps ## Alerts by promtool, and every query of alerts and dashboard by a real Prometheus
+	go test -count=1 ./test/observe/...
 
 .PHONY: test-scale
 test-scale: ## The manager with dozens of agents on simulated kernels
@@ -108,6 +115,7 @@ lint: ## golangci-lint, pinned in hack/lint.mod
 	cd test/cluster && go tool -modfile=../../hack/lint.mod golangci-lint run . ./image ./cmd/...
 	cd test/e2e && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
 	cd test/oracle && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
+	go run ./hack/reference -check
 
 .PHONY: bench
 bench: bench-packages bench-kernel bench-scale bench-apiserver ## All benchmarks (root; 50 minutes)
@@ -143,6 +151,11 @@ image: ## One image with manager, agent and hold (docker; PLATFORMS=linux/amd64,
 generate: ## Generated code (needs protoc, Debian's protobuf-compiler)
 	go build -o build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	go generate ./api/...
+	$(MAKE) reference
+
+.PHONY: reference
+reference: ## docs/reference.md and the PrometheusRule, from the source and the alerts
+	go run ./hack/reference
 
 .PHONY: fmt
 fmt: ## Format

@@ -1,0 +1,151 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package observe
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"github.com/policygate/policygate/hack/reference/declared"
+)
+
+const (
+	repository = "../.."
+	files      = repository + "/config/prometheus"
+)
+
+// foreign are metrics that are no product code's.
+var foreign = []string{"up", "process_cpu_seconds_total", "process_resident_memory_bytes"}
+
+// declaredMetrics are the product's.
+func declaredMetrics(t *testing.T) map[string]declared.Metric {
+	t.Helper()
+	all, err := declared.Metrics(repository, "controllers", "webhook", "agent", "cmd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	byName := map[string]declared.Metric{}
+	for _, m := range all {
+		byName[m.Name] = m
+	}
+	return byName
+}
+
+func TestPromtoolFindsNothingWrong(t *testing.T) {
+	for _, args := range [][]string{{"check", "rules", "alerts.yaml"}, {"test", "rules", "alerts_test.yaml"}} {
+		command := exec.Command("promtool", args...)
+		command.Dir = files
+		if output, err := command.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, output)
+		}
+	}
+}
+
+func TestEveryAlertSaysWhatToDo(t *testing.T) {
+	alerts, err := readAlerts(filepath.Join(files, "alerts.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := os.ReadFile(filepath.Join(files, "alerts_test.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	anchors := anchorsOf(t, repository+"/docs/troubleshooting.md")
+	for _, a := range alerts {
+		if !strings.Contains(string(tests), `alertname="`+a.Alert+`"`) {
+			t.Errorf("%s: alerts_test.yaml has no test of it", a.Alert)
+		}
+		for _, key := range []string{"summary", "description"} {
+			if len(a.Annotations[key]) < 20 {
+				t.Errorf("%s: annotation %s is %q, want a sentence", a.Alert, key, a.Annotations[key])
+			}
+		}
+		switch a.Labels["severity"] {
+		case "info", "warning", "critical":
+		default:
+			t.Errorf("%s: severity %q, want info, warning or critical", a.Alert, a.Labels["severity"])
+		}
+		page, anchor, _ := strings.Cut(a.Annotations["runbook_url"], "#")
+		if !strings.HasSuffix(page, "/docs/troubleshooting.md") || !anchors[anchor] {
+			t.Errorf("%s: runbook_url %q is no heading of docs/troubleshooting.md", a.Alert, a.Annotations["runbook_url"])
+		}
+	}
+}
+
+// anchorsOf returns what GitHub calls the headings of a page.
+func anchorsOf(t *testing.T, path string) map[string]bool {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dropped := regexp.MustCompile(`[^a-z0-9 _-]`)
+	anchors := map[string]bool{}
+	for line := range strings.Lines(string(content)) {
+		if title := strings.TrimLeft(line, "#"); title != line {
+			slug := dropped.ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), "")
+			anchors[strings.ReplaceAll(slug, " ", "-")] = true
+		}
+	}
+	return anchors
+}
+
+func TestThePrometheusRuleIsTheAlerts(t *testing.T) {
+	var alerts, rule map[string]any
+	for name, into := range map[string]*map[string]any{"alerts.yaml": &alerts, "prometheusrule.yaml": &rule} {
+		content, err := os.ReadFile(filepath.Join(files, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.UnmarshalStrict(content, into); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	if diff := cmp.Diff(any(alerts), rule["spec"]); diff != "" {
+		t.Errorf("spec of the PrometheusRule (-alerts.yaml +prometheusrule.yaml):\n%s", diff)
+	}
+}
+
+func TestQueriesAskForWhatIsDeclared(t *testing.T) {
+	metrics := declaredMetrics(t)
+	for _, name := range foreign {
+		metrics[name] = declared.Metric{}
+	}
+	queries, err := Queries(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range queries {
+		for _, n := range MetricNames(q.Expr) {
+			if _, ok := metrics[n]; ok {
+				continue
+			}
+			if m, ok := metrics[base(n)]; !ok || m.Kind != "histogram" {
+				t.Errorf("%s: no metric %s is declared", q.Where, n)
+			}
+		}
+	}
+	// What is excused must exist as well.
+	where := map[string]bool{}
+	for _, q := range queries {
+		where[q.Where] = true
+	}
+	for w := range QuietQueries() {
+		if !where[w] {
+			t.Errorf("QuietQueries excuses %s, which there is not", w)
+		}
+	}
+	for m := range QuietMetrics() {
+		if _, ok := metrics[m]; !ok {
+			t.Errorf("QuietMetrics excuses %s, which is not declared", m)
+		}
+	}
+}
