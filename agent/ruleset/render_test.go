@@ -105,6 +105,31 @@ func TestRegistersReadMuchLikeNft(t *testing.T) {
 			t.Errorf("-want +got:\n%s", diff)
 		}
 	}
+	for want, e := range map[string]struct {
+		key     ruleset.Value
+		element string
+	}{
+		"10.0.0.1":            {address, "\x0a\x00\x00\x01"},
+		"10.0.0.1 . 80":       {both, "\x0a\x00\x00\x01\x00\x50\x00\x00"},
+		"fd00::1":             {run(ruleset.DstAddr, 0, 16, 0xff), "\xfd" + strings.Repeat("\x00", 14) + "\x01"},
+		"10.0.0.0":            {run(ruleset.SrcAddr, 0, 4, 0x0f), "\x0a\x00\x00\x00"},
+		"10.0.0.1 . tcp . 80": {slices.Concat(address, run(ruleset.L4Proto, 0, 1, 0xff), pad, pad[:1], port, pad), "\x0a\x00\x00\x01\x06\x00\x00\x00\x00\x50\x00\x00"},
+		"eth0 . 10.0.0.1":     {slices.Concat(run(ruleset.InName, 0, 16, 0xff), address), "eth0" + strings.Repeat("\x00", 12) + "\x0a\x00\x00\x01"},
+		"":                    {address, "\x0a"},
+	} {
+		if got := ruleset.RenderElement(e.key, []byte(e.element)); got != want {
+			t.Errorf("element %q, want %q", got, want)
+		}
+	}
+	for want, l := range map[string]ruleset.Lookup{
+		"peers":                     {Set: set, Key: address},
+		"ip saddr . th dport {...}": {Set: &ruleset.NativeSet{Name: "__set12"}, Key: both},
+		"ip saddr {...}":            {Set: &ruleset.NativeSet{Name: "__map0"}, Key: address},
+	} {
+		if got := l.SetName(); got != want {
+			t.Errorf("set %q, want %q", got, want)
+		}
+	}
 	decide := ruleset.Rule{Target: ruleset.Target{Kind: ruleset.Decide, Map: set, Key: address}}
 	if diff := cmp.Diff(`-A a -m nft "ip saddr vmap @peers"`, ruleset.Render("a", &decide)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

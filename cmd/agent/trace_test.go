@@ -95,7 +95,8 @@ func TestHopsOf(t *testing.T) {
 		{
 			Path:    trace.Path{Way: trace.Forwarded, In: "veth1", Out: "eth0"},
 			Verdict: flow.Verdict{Answer: flow.Denied, Reason: "why"}, Routed: true,
-			Steps: []trace.Step{{Hook: ruleset.Forward, Base: "b", Chain: "c", Depth: 2, Rule: "r\x1b", Effect: "drops", Maybe: "m"}},
+			Steps:      []trace.Step{{Hook: ruleset.Forward, Base: "b", Chain: "c", Depth: 2, Rule: "r\x1b", Effect: "drops", Maybe: "m"}},
+			NearMisses: []trace.NearMiss{{Hook: ruleset.Forward, Base: "b", Chain: "d", Rule: "q\x1b", Matched: true, Set: "s", Element: "10.0.0.1", Held: true, Effect: "drops", Otherwise: flow.Allowed}},
 		},
 		{Path: trace.Path{Way: trace.Delivered}},
 		{Path: trace.Path{Way: trace.Sent}},
@@ -105,7 +106,8 @@ func TestHopsOf(t *testing.T) {
 	want := []tracev1.Hop{
 		{
 			Way: "forwarded", In: "veth1", Out: "eth0", Routed: true, Verdict: tracev1.Denied, Reason: "why",
-			Steps: []tracev1.Step{{Hook: "forward", Base: "b", Chain: "c", Depth: 2, Rule: "r?", Effect: "drops", Maybe: "m"}},
+			Steps:      []tracev1.Step{{Hook: "forward", Base: "b", Chain: "c", Depth: 2, Rule: "r?", Effect: "drops", Maybe: "m"}},
+			NearMisses: []tracev1.NearMiss{{Hook: "forward", Base: "b", Chain: "d", Rule: "q?", Matched: true, Set: "s", Element: "10.0.0.1", Held: true, Effect: "drops", Verdict: tracev1.Allowed}},
 		},
 		{Way: "delivered", Verdict: tracev1.Inconclusive, Steps: none},
 		{Way: "sent", Verdict: tracev1.Inconclusive, Steps: none},

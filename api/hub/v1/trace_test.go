@@ -16,8 +16,12 @@ import (
 
 func TestWhatANodeTracedArrivesAsItWas(t *testing.T) {
 	step := tracev1.Step{Hook: "forward", Base: "b", Chain: "c", Depth: 2, Rule: "r", Effect: "accepts", Maybe: "m"}
+	misses := []tracev1.NearMiss{
+		{Hook: "forward", Base: "b", Chain: "c", Rule: "r", Set: "s", Element: "10.0.0.1", Effect: "accepts", Verdict: tracev1.Allowed},
+		{Hook: "input", Base: "b", Chain: "d", Rule: "q", Matched: true, Set: "s", Element: "10.0.0.1", Held: true, Effect: "drops", Verdict: tracev1.Inconclusive},
+	}
 	hop := func(v tracev1.Verdict) tracev1.Hop {
-		return tracev1.Hop{Way: "forwarded", In: "i", Out: "o", Routed: true, Verdict: v, Reason: "why", Steps: []tracev1.Step{step}, LeftOut: 3}
+		return tracev1.Hop{Way: "forwarded", In: "i", Out: "o", Routed: true, Verdict: v, Reason: "why", Steps: []tracev1.Step{step}, LeftOut: 3, NearMisses: misses}
 	}
 	for name, tc := range map[string]struct {
 		hops []tracev1.Hop
@@ -61,6 +65,9 @@ func TestTheLargestResultIsWithinTwoMebibytes(t *testing.T) {
 	for range 2 * tracev1.MaxSteps {
 		hop.Steps = append(hop.Steps, tracev1.Step{Hook: text, Base: text, Chain: text, Depth: 1 << 31, Rule: text, Effect: text, Maybe: text})
 	}
+	for range 2 * tracev1.MaxNearMisses {
+		hop.NearMisses = append(hop.NearMisses, tracev1.NearMiss{Hook: text, Base: text, Chain: text, Rule: text, Matched: true, Set: text, Element: text, Held: true, Effect: text, Verdict: tracev1.Denied})
+	}
 	r := TraceResultOf(1<<63, []tracev1.Hop{hop, hop, hop, hop}, nil)
 	if err := r.Validate(); err != nil {
 		t.Fatal(err)
@@ -70,11 +77,37 @@ func TestTheLargestResultIsWithinTwoMebibytes(t *testing.T) {
 	}
 }
 
+func TestAResultBeyondTheLimitsIsRefused(t *testing.T) {
+	miss := func(change func(*TraceNearMiss)) *TraceResult {
+		m := &TraceNearMiss{Hook: "h", Base: "b", Chain: "c", Rule: "r", Set: "s", Element: "e", Effect: "f"}
+		change(m)
+		return &TraceResult{Hops: []*TraceHop{{NearMisses: []*TraceNearMiss{m}}}}
+	}
+	for name, r := range map[string]*TraceResult{
+		"too many steps":       {Hops: []*TraceHop{{Steps: make([]*TraceStep, tracev1.MaxSteps+1)}}},
+		"too many near misses": {Hops: []*TraceHop{{NearMisses: make([]*TraceNearMiss, tracev1.MaxNearMisses+1)}}},
+		"a hook":               miss(func(m *TraceNearMiss) { m.Hook = "\x1b" }),
+		"a base chain":         miss(func(m *TraceNearMiss) { m.Base = "\x1b" }),
+		"a chain":              miss(func(m *TraceNearMiss) { m.Chain = "\x1b" }),
+		"a rule":               miss(func(m *TraceNearMiss) { m.Rule = "\x1b" }),
+		"a set":                miss(func(m *TraceNearMiss) { m.Set = strings.Repeat("x", tracev1.MaxText+1) }),
+		"an element":           miss(func(m *TraceNearMiss) { m.Element = "\x1b" }),
+		"an effect":            miss(func(m *TraceNearMiss) { m.Effect = "\x1b" }),
+	} {
+		if err := r.Validate(); err == nil {
+			t.Errorf("%s: it is valid", name)
+		}
+	}
+	if err := miss(func(*TraceNearMiss) {}).Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
 // FuzzTraceResult: whatever an agent sends is refused or becomes an answer
 // within the limits, and garbage is never a node that allows without a hop
 // that does.
 func FuzzTraceResult(f *testing.F) {
-	seed, err := proto.Marshal(TraceResultOf(1, []tracev1.Hop{{Way: "sent", Verdict: tracev1.Allowed, Steps: []tracev1.Step{{Rule: "r"}}}}, nil))
+	seed, err := proto.Marshal(TraceResultOf(1, []tracev1.Hop{{Way: "sent", Verdict: tracev1.Allowed, Steps: []tracev1.Step{{Rule: "r"}}, NearMisses: []tracev1.NearMiss{{Set: "s"}}}}, nil))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -90,6 +123,9 @@ func FuzzTraceResult(f *testing.F) {
 		}
 		for _, h := range node.Hops {
 			if diff := cmp.Diff(h.Bound().Steps, append([]tracev1.Step{}, h.Steps...)); diff != "" {
+				t.Errorf("beyond the limits: %s", diff)
+			}
+			if diff := cmp.Diff(h.Bound().NearMisses, h.NearMisses); diff != "" {
 				t.Errorf("beyond the limits: %s", diff)
 			}
 		}

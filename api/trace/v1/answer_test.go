@@ -54,6 +54,15 @@ func TestTextAndJSON(t *testing.T) {
 	denied.In, denied.Out, denied.Verdict = "eth0", "veth2", Denied
 	denied.Reason = "nft ip filter/FORWARD policy DROP"
 	denied.Steps = append(denied.Steps[:2:2], Step{Hook: "forward", Base: "nft ip filter/FORWARD", Chain: "FORWARD", Effect: "policy drops"})
+	near := func(verdict Verdict) []NearMiss {
+		return []NearMiss{
+			{Hook: "forward", Base: "nft ip filter/FORWARD", Chain: "KUBE-NWPLCY-Z", Rule: "-m set --match-set KUBE-SRC-Z src -p tcp --dport 3306 -j MARK", Set: "KUBE-SRC-Z", Element: "10.0.0.1", Effect: "sets mark 0x10000/0x10000", Verdict: verdict},
+			{Hook: "forward", Base: "nft ip filter/FORWARD", Chain: "FORWARD", Rule: "-m set ! --match-set local dst -j REJECT", Matched: true, Set: "local", Element: "10.0.1.2", Effect: "rejects", Verdict: verdict},
+			{Hook: "forward", Base: "nft ip filter/FORWARD", Chain: "FORWARD", Rule: "-m set ! --match-set blocked src,dst -j ACCEPT", Set: "blocked", Held: true, Element: "10.0.0.1,tcp:3306", Effect: "accepts", Verdict: verdict},
+		}
+	}
+	nearly, notNearly, nearlyDenied := denied, denied, accepted()
+	nearly.NearMisses, notNearly.NearMisses, nearlyDenied.NearMisses = near(Allowed), near(Denied), near(Denied)
 	unknown := accepted()
 	unknown.Verdict, unknown.Reason = Inconclusive, "-m recent --rcheck -j DROP"
 	unknown.Steps[2].Effect, unknown.Steps[2].Rule, unknown.Steps[2].Maybe = "drops", "-m recent --rcheck -j DROP", "recent is not understood"
@@ -82,6 +91,8 @@ func TestTextAndJSON(t *testing.T) {
 		"no-way":       one(NewNode("n1", []Hop{noWay})),
 		"delivered":    one(NewNode("", []Hop{delivered})),
 		"two-ways":     one(NewNode("n1", []Hop{accepted(), sent})),
+		"nearly":       one(NewNode("n1", []Hop{nearlyDenied}), NewNode("n2", []Hop{nearly})),
+		"not-nearly":   one(NewNode("n2", []Hop{notNearly})),
 		"left-out":     one(NewNode("", []Hop{long})),
 		"two-families": NewAnswer([]Flow{
 			NewFlow(flowTo("10.0.1.2"), "Pod shop/client", "", []Node{NewNode("n1", []Hop{accepted()})}),
@@ -170,7 +181,13 @@ func TestBound(t *testing.T) {
 	for i := range 200 {
 		h.Steps = append(h.Steps, Step{Rule: fmt.Sprint("rule ", i), Effect: "f\u00fcr"})
 	}
+	for i := range 20 {
+		h.NearMisses = append(h.NearMisses, NearMiss{Rule: fmt.Sprint("rule ", i), Set: "s\u00e4t", Held: true, Verdict: Allowed})
+	}
 	got := h.Bound()
+	if first := (NearMiss{Rule: "rule 0", Set: "s??t", Held: true, Verdict: Allowed}); len(got.NearMisses) != MaxNearMisses || got.NearMisses[0] != first {
+		t.Errorf("%d near misses, the first %+v: want %d, the first %+v", len(got.NearMisses), got.NearMisses[0], MaxNearMisses, first)
+	}
 	if got.In != "veth?[1m" || len(got.Reason) != MaxText || !strings.HasSuffix(got.Reason, "r...") {
 		t.Errorf("texts %q and %q", got.In, got.Reason)
 	}
@@ -179,7 +196,7 @@ func TestBound(t *testing.T) {
 		t.Errorf("%d steps, %d left out, in the middle %q and %q, the last %q", len(got.Steps), got.LeftOut,
 			got.Steps[63].Rule, got.Steps[64].Rule, got.Steps[127].Rule)
 	}
-	if len(h.Steps) != 200 || h.Steps[0].Effect != "f\u00fcr" {
+	if len(h.Steps) != 200 || h.Steps[0].Effect != "f\u00fcr" || len(h.NearMisses) != 20 || h.NearMisses[0].Set != "s\u00e4t" {
 		t.Error("Bound has changed what it was given")
 	}
 	if diff := cmp.Diff(got, got.Bound()); diff != "" {
