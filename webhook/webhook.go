@@ -13,6 +13,7 @@ package webhook
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,6 +53,7 @@ type Namespaces interface {
 type PodDefaulter struct {
 	Namespaces Namespaces
 	Options    inject.Options
+	Metrics    *Metrics
 	Clock      clock.WithTicker
 }
 
@@ -71,6 +73,23 @@ func (d *PodDefaulter) SetupWithManager(mgr manager.Manager) error {
 // malformed annotation; ServiceUnavailable while the namespace, whose
 // annotations are the Pod's defaults, is not known here.
 func (d *PodDefaulter) Default(ctx context.Context, pod *corev1.Pod) error {
+	began := d.Clock.Now()
+	err := d.inject(ctx, pod)
+	result := resultPassed
+	switch {
+	case apierrors.IsInvalid(err):
+		result = resultDenied
+	case err != nil:
+		result = resultError
+	case slices.Contains(pod.Spec.ReadinessGates, corev1.PodReadinessGate{ConditionType: d.Options.ConditionType}):
+		result = resultGated
+	}
+	d.Metrics.answered(result, d.Clock.Since(began))
+	return err
+}
+
+// inject is Default without its metrics.
+func (d *PodDefaulter) inject(ctx context.Context, pod *corev1.Pod) error {
 	name := pod.Namespace
 	if req, err := admission.RequestFromContext(ctx); err == nil {
 		name = req.Namespace

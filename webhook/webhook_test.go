@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,7 @@ func (k *knownNamespaces) Annotations(context.Context, string) (map[string]strin
 func newDefaulter(n Namespaces) *PodDefaulter {
 	return &PodDefaulter{
 		Namespaces: n,
+		Metrics:    NewMetrics(prometheus.NewRegistry()),
 		Clock:      clock.RealClock{},
 		Options: inject.Options{
 			ConditionType: v1alpha1.ConditionProgrammed,

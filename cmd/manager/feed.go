@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -15,6 +16,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/policygate/policygate/controllers/ungated"
 )
 
 // index is told what expectations are computed from.
@@ -45,6 +48,10 @@ type ledger interface {
 type feed struct {
 	index  index
 	ledger ledger
+	// ungated is told of Pods and namespaces.
+	ungated *ungated.Index
+	// counter counts what is passed on, by kind.
+	counter *prometheus.CounterVec
 	// services is set if Services are watched as well.
 	services bool
 	// synced are those that must be true before the first gate is opened.
@@ -54,26 +61,33 @@ type feed struct {
 // watch adds the handlers to the caches, which need not have started.
 func (f *feed) watch(ctx context.Context, informers cache.Informers) error {
 	errs := []error{
-		add(ctx, f, informers, &corev1.Pod{}, f.setPod, f.deletePod),
-		add(ctx, f, informers, &corev1.Namespace{}, f.index.SetNamespace, f.index.DeleteNamespace),
-		add(ctx, f, informers, &networkingv1.NetworkPolicy{}, f.index.SetPolicy, f.deletePolicy),
-		add(ctx, f, informers, &corev1.Node{}, f.setNode, f.deleteNode),
+		add(ctx, f, informers, kindPod, &corev1.Pod{}, f.setPod, f.deletePod),
+		add(ctx, f, informers, kindNamespace, &corev1.Namespace{}, f.setNamespace, f.deleteNamespace),
+		add(ctx, f, informers, kindNetworkPolicy, &networkingv1.NetworkPolicy{}, f.index.SetPolicy, f.deletePolicy),
+		add(ctx, f, informers, kindNode, &corev1.Node{}, f.setNode, f.deleteNode),
 	}
 	if f.services {
-		errs = append(errs, add(ctx, f, informers, &corev1.Service{}, f.index.SetService, f.index.DeleteService))
+		errs = append(errs, add(ctx, f, informers, kindService, &corev1.Service{}, f.index.SetService, f.index.DeleteService))
 	}
 	return errors.Join(errs...)
 }
 
 // add adds the handler of one kind.
-func add[T client.Object](ctx context.Context, f *feed, informers cache.Informers, kind T, set, del func(T)) error {
-	informer, err := informers.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+func add[T client.Object](ctx context.Context, f *feed, informers cache.Informers, kind string, of T, set, del func(T)) error {
+	informer, err := informers.GetInformer(ctx, of, cache.BlockUntilSynced(false))
 	if err != nil {
-		return fmt.Errorf("watch %T: %w", kind, err)
+		return fmt.Errorf("watch %T: %w", of, err)
 	}
-	registration, err := informer.AddEventHandler(handler(set, del))
+	count := f.counter.WithLabelValues(kind)
+	counted := func(tell func(T)) func(T) {
+		return func(o T) {
+			count.Inc()
+			tell(o)
+		}
+	}
+	registration, err := informer.AddEventHandler(handler(counted(set), counted(del)))
 	if err != nil {
-		return fmt.Errorf("watch %T: %w", kind, err)
+		return fmt.Errorf("watch %T: %w", of, err)
 	}
 	f.synced = append(f.synced, registration.HasSynced)
 	return nil
@@ -113,11 +127,23 @@ func handler[T client.Object](set, del func(T)) toolscache.ResourceEventHandler 
 func (f *feed) setPod(p *corev1.Pod) {
 	f.index.SetPod(p)
 	f.ledger.PodChanged(p)
+	f.ungated.SetPod(p)
 }
 
 func (f *feed) deletePod(p *corev1.Pod) {
 	f.index.DeletePod(p.UID)
 	f.ledger.PodDeleted(p.UID)
+	f.ungated.DeletePod(p)
+}
+
+func (f *feed) setNamespace(ns *corev1.Namespace) {
+	f.index.SetNamespace(ns)
+	f.ungated.SetNamespace(ns)
+}
+
+func (f *feed) deleteNamespace(ns *corev1.Namespace) {
+	f.index.DeleteNamespace(ns)
+	f.ungated.DeleteNamespace(ns)
 }
 
 func (f *feed) setNode(n *corev1.Node) {

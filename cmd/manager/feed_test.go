@@ -6,10 +6,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +22,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllertest"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/ungated"
 )
 
 // recorder is both an index and a ledger, and remembers what it is told.
@@ -46,6 +52,13 @@ func (r *recorder) NodeChanged(name, boot string)   { r.add("ledger: node %s boo
 func (r *recorder) NodeDeleted(name string)         { r.add("ledger: no node %s", name) }
 func (r *recorder) PolicyDeleted(namespace, name string) {
 	r.add("ledger: no policy %s/%s", namespace, name)
+}
+
+func newTestFeed(r *recorder) *feed {
+	return &feed{
+		index: r, ledger: r, ungated: ungated.New(v1alpha1.ConditionProgrammed, "kube-system"),
+		counter: newEventCounter(prometheus.NewRegistry()),
+	}
 }
 
 func TestFeed(t *testing.T) {
@@ -112,7 +125,8 @@ func TestFeed(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			r, informers := &recorder{}, &informertest.FakeInformers{}
-			f := &feed{index: r, ledger: r, services: tc.services}
+			f := newTestFeed(r)
+			f.services = tc.services
 			if err := f.watch(t.Context(), informers); err != nil {
 				t.Fatal(err)
 			}
@@ -131,13 +145,81 @@ func TestFeed(t *testing.T) {
 			if diff := cmp.Diff(tc.want, r.events); diff != "" {
 				t.Errorf("events (-want +got):\n%s", diff)
 			}
+			told := 0
+			for _, e := range r.events {
+				if strings.HasPrefix(e, "index: ") {
+					told++
+				}
+			}
+			if got := counted(t, f); got != told {
+				t.Errorf("%d events are counted, want %d", got, told)
+			}
 		})
 	}
 }
 
+// counted sums the events that were counted.
+func counted(t *testing.T, f *feed) int {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(f.counter)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, m := range families[0].GetMetric() {
+		sum += m.GetCounter().GetValue()
+	}
+	return int(sum)
+}
+
+func TestTheFeedKnowsPodsWithoutAGate(t *testing.T) {
+	informers := &informertest.FakeInformers{}
+	f, registry := newTestFeed(&recorder{}), prometheus.NewRegistry()
+	exposeUngated(registry, f.ungated)
+	if err := f.watch(t.Context(), informers); err != nil {
+		t.Fatal(err)
+	}
+	pods, err := informers.FakeInformerFor(t.Context(), &corev1.Pod{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	namespaces, err := informers.FakeInformerFor(t.Context(), &corev1.Namespace{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shop := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: "shop", Labels: map[string]string{v1alpha1.KeyInject: v1alpha1.InjectNamespace},
+	}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "x", UID: "1"}}
+	want := func(n float64) {
+		t.Helper()
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := families[0].GetMetric()[0].GetGauge().GetValue(); got != n {
+			t.Errorf("%s = %v, want %v", families[0].GetName(), got, n)
+		}
+		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
+			t.Errorf("lint: %v, %v", problems, err)
+		}
+	}
+	pods.Add(pod)
+	want(0)
+	namespaces.Add(shop)
+	want(1)
+	pods.Delete(pod)
+	want(0)
+	pods.Add(pod)
+	namespaces.Delete(shop)
+	want(0)
+}
+
 func TestADeletionThatTheWatchMissedCounts(t *testing.T) {
 	r := &recorder{}
-	f := &feed{index: r, ledger: r}
+	f := newTestFeed(r)
 	handler(f.setPod, f.deletePod).OnDelete(toolscache.DeletedFinalStateUnknown{
 		Key: "shop/x", Obj: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "1"}},
 	})

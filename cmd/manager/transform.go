@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/webhook/inject"
 )
 
 // keyPrefix is what our annotations begin with.
@@ -72,10 +73,23 @@ func meta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 }
 
 func trimPod(p *corev1.Pod) {
-	labels := p.Labels
+	labels, gateable := p.Labels, inject.Gateable(p)
+	mirror, mirrors := p.Annotations[corev1.MirrorPodAnnotationKey]
 	p.ObjectMeta = meta(&p.ObjectMeta)
 	p.Labels = labels
+	if mirrors {
+		if p.Annotations == nil {
+			p.Annotations = map[string]string{}
+		}
+		p.Annotations[corev1.MirrorPodAnnotationKey] = mirror
+	}
+	var os *corev1.PodOS
+	if !gateable && !mirrors && !p.Spec.HostNetwork {
+		// Maybe it said so by its nodeSelector.
+		os = &corev1.PodOS{Name: corev1.Windows}
+	}
 	p.Spec = corev1.PodSpec{
+		OS:             os,
 		NodeName:       p.Spec.NodeName,
 		HostNetwork:    p.Spec.HostNetwork,
 		ReadinessGates: p.Spec.ReadinessGates,

@@ -75,6 +75,20 @@ func TestTrim(t *testing.T) {
 				},
 			},
 		},
+		"a mirror of a static Pod stays one": {
+			in: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
+				corev1.MirrorPodAnnotationKey: "hash", "kubernetes.io/config.source": "file",
+			}}},
+			want: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "hash"}}},
+		},
+		"a Pod for Windows says so in one way": {
+			in:   &corev1.Pod{Spec: corev1.PodSpec{NodeSelector: map[string]string{corev1.LabelOSStable: "windows", "disk": "ssd"}}},
+			want: &corev1.Pod{Spec: corev1.PodSpec{OS: &corev1.PodOS{Name: corev1.Windows}}},
+		},
+		"one for Linux says nothing of it": {
+			in:   &corev1.Pod{Spec: corev1.PodSpec{OS: &corev1.PodOS{Name: corev1.Linux}}},
+			want: &corev1.Pod{},
+		},
 		"a Node keeps its addresses, boot and readiness": {
 			in: &corev1.Node{
 				ObjectMeta: meta(false, false),

@@ -35,6 +35,7 @@ import (
 	"github.com/policygate/policygate/controllers/explain"
 	"github.com/policygate/policygate/controllers/gate"
 	"github.com/policygate/policygate/controllers/hub"
+	"github.com/policygate/policygate/controllers/ungated"
 	"github.com/policygate/policygate/webhook"
 )
 
@@ -84,6 +85,7 @@ func newManager(ctx context.Context, config *rest.Config, o *options, log logr.L
 	defaulter := &webhook.PodDefaulter{
 		Namespaces: webhook.CachedNamespaces{Reader: mgr.GetCache()},
 		Options:    o.injection(),
+		Metrics:    webhook.NewMetrics(metrics.Registry),
 		Clock:      clock.RealClock{},
 	}
 	if err := defaulter.SetupWithManager(mgr); err != nil {
@@ -116,11 +118,12 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		Listers: barrier.MetadataListers(lists), Index: versions{index},
 		Clock: clock.RealClock{}, Log: log.WithName("barrier"), Registerer: metrics.Registry,
 	})
-	messages := gate.NewMessages(podStatus{clients}, nil, conditionType, clock.RealClock{}, log.WithName("messages"))
+	warnings := gate.NewWarnings(eventRecorder{mgr.GetEventRecorder(reportingController)}, clock.RealClock{})
+	messages := gate.NewMessages(podStatus{clients}, warnings, conditionType, clock.RealClock{}, log.WithName("messages"))
 	gates := gate.New(gate.Options{
 		Coverage: gate.FromIndex(index), Barrier: ordered, Teller: messages,
 		Metrics: gate.NewMetrics(metrics.Registry), Clock: clock.RealClock{}, Log: log.WithName("gate"),
-		ConditionType: conditionType,
+		ConditionType: conditionType, Warnings: warnings,
 	})
 	sessions := hub.New(hub.Options{
 		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.agentUser()),
@@ -128,7 +131,12 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		Address: o.hubAddress, GetCertificate: serving.GetCertificate,
 	})
 	gates.SetHub(sessions)
-	events := &feed{index: index, ledger: gates, services: o.watchServices}
+	withoutGate := ungated.New(conditionType, metav1.NamespaceSystem, o.namespace)
+	exposeUngated(metrics.Registry, withoutGate)
+	events := &feed{
+		index: index, ledger: gates, ungated: withoutGate,
+		counter: newEventCounter(metrics.Registry), services: o.watchServices,
+	}
 	if err := events.watch(ctx, mgr.GetCache()); err != nil {
 		return err
 	}
@@ -140,7 +148,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		}
 		errs = append(errs, mgr.Add(events.after(traces)))
 	}
-	for _, r := range []manager.Runnable{ordered, events.after(gates), sessions, messages} {
+	for _, r := range []manager.Runnable{ordered, events.after(gates), sessions, messages, warnings} {
 		errs = append(errs, mgr.Add(r))
 	}
 	check := func(f func() error) healthz.Checker { return func(*http.Request) error { return f() } }

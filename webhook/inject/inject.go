@@ -78,7 +78,7 @@ func Pod(pod *corev1.Pod, namespace Namespace, options Options) field.ErrorList 
 	if malformed != nil {
 		errs = append(errs, malformed)
 	}
-	if never(pod) || (malformed == nil && !wanted) {
+	if !Gateable(pod) || (malformed == nil && !wanted) {
 		delete(pod.Annotations, v1alpha1.KeyProgrammed)
 		return nil
 	}
@@ -100,14 +100,14 @@ func Pod(pod *corev1.Pod, namespace Namespace, options Options) field.ErrorList 
 	return nil
 }
 
-// never returns whether a Pod is of a kind that no policy gate can serve: its
-// addresses are the node's, it has started already when the API server hears
-// of it, or the hold's binary does not run on its node.
-func never(pod *corev1.Pod) bool {
+// Gateable reports whether a Pod is of a kind that a policy gate can serve. It
+// is not if its addresses are the node's, if it has started already when the
+// API server hears of it, or if the hold's binary does not run on its node.
+func Gateable(pod *corev1.Pod) bool {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	windows := pod.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows) ||
 		(pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows)
-	return pod.Spec.HostNetwork || mirror || windows
+	return !pod.Spec.HostNetwork && !mirror && !windows
 }
 
 // effective returns the cluster's settings overlaid by the namespace's and the
