@@ -5,6 +5,8 @@ package coverage
 
 import (
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/controllers/expect"
 )
 
 // maxMeaning is how many rules may mean a Pod that comes or goes for their
@@ -31,7 +33,7 @@ func (x *Index) count(p *pod) {
 	}
 	x.counts[set] = x.counts[set].plus(1, pending)
 	if !moved {
-		x.cluster.Concerned(set, 0, x.changeNumber)
+		x.concern(set, 0)
 	}
 }
 
@@ -72,8 +74,16 @@ func (c counts) plus(more int, pending bool) counts {
 // populate marks the policies for whose numbers it matters that a Pod comes to
 // its label set, or leaves it.
 func (x *Index) populate(uid types.UID) {
-	if set := x.cluster.LabelSetOf(uid); set != nil && !x.allChanged {
-		x.cluster.Concerned(set, maxMeaning, x.changeNumber)
+	if set := x.cluster.LabelSetOf(uid); set != nil {
+		x.concern(set, maxMeaning)
+	}
+}
+
+// concern marks the policies that select a label set, and those that mean it if
+// no more than most rules do.
+func (x *Index) concern(set *expect.LabelSet, most int) {
+	if !x.allChanged {
+		x.cluster.Concerned(set, most, x.changeNumber)
 	}
 }
 

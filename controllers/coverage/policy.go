@@ -167,8 +167,8 @@ func (x *Index) ChangedPolicies() []PolicyChange {
 		out = append(out, PolicyChange{Policy: key, Meaning: meaning})
 	}
 	slices.SortFunc(out, func(a, b PolicyChange) int { return byName(a.Policy, b.Policy) })
-	x.allChanged = false
-	clear(x.changed)
+	// A map that was large once takes long to clear.
+	x.allChanged, x.changed = false, map[types.NamespacedName]bool{}
 	return out
 }
 

@@ -133,7 +133,8 @@ func weight(uid types.UID, rotation uint64) uint64 {
 // their own.
 func (k *plan) askPolicy(node string, list []lot) {
 	k.result.Nodes[node] = nil
-	k.asked, k.full = map[ask]bool{}, false
+	clear(k.asked)
+	k.full = false
 	k.awaited[node] = true
 	var drawn [][]End
 	for _, l := range list {
