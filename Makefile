@@ -7,6 +7,7 @@
 IMG ?= policygate:dev
 KUBECTL ?= kubectl
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+CONTROLLER_GEN = go tool -modfile=hack/generate.mod controller-gen
 GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
 
 # ENGINE=kube-router KUBE_ROUTER=/path/to/binary runs demo and e2e with the real
@@ -151,6 +152,11 @@ image: ## One image with manager, agent and hold (docker; PLATFORMS=linux/amd64,
 generate: ## Generated code (needs protoc, Debian's protobuf-compiler)
 	go build -o build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	go generate ./api/...
+	$(CONTROLLER_GEN) object:headerFile=hack/boilerplate.go.txt paths=./api/v1alpha1
+
+.PHONY: manifests
+manifests: ## The CustomResourceDefinitions, from api/v1alpha1
+	$(CONTROLLER_GEN) crd paths=./api/v1alpha1 output:crd:dir=config/crd/bases
 	$(MAKE) reference
 
 .PHONY: reference

@@ -46,6 +46,10 @@ func trim(obj any) (any, error) {
 		o.Labels = labels
 	case *networkingv1.NetworkPolicy:
 		o.ObjectMeta = meta(&o.ObjectMeta)
+	case *v1alpha1.PolicyStatus:
+		owners := o.OwnerReferences
+		o.ObjectMeta = meta(&o.ObjectMeta)
+		o.OwnerReferences = owners
 	case *corev1.Service:
 		o.ObjectMeta = meta(&o.ObjectMeta)
 		o.Spec = corev1.ServiceSpec{Selector: o.Spec.Selector, ClusterIPs: o.Spec.ClusterIPs}

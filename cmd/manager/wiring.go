@@ -28,6 +28,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
+	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/barrier"
 	"github.com/policygate/policygate/controllers/certs"
 	"github.com/policygate/policygate/controllers/coverage"
@@ -61,7 +62,13 @@ func newManager(ctx context.Context, config *rest.Config, o *options, log logr.L
 	for _, kind := range []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.NetworkPolicy{}, &corev1.Service{}} {
 		byObject[kind] = cache.ByObject{Transform: shared.trim}
 	}
+	byObject[&v1alpha1.PolicyStatus{}] = cache.ByObject{Transform: trim}
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
 	mgr, err := manager.New(config, manager.Options{
+		Scheme: scheme,
 		Logger: log,
 		Cache:  cache.Options{ByObject: byObject, ReaderFailOnMissingInformer: true},
 		// The webhook's port is the only thing that needs the certificate here.
@@ -125,12 +132,17 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		Metrics: gate.NewMetrics(metrics.Registry), Clock: clock.RealClock{}, Log: log.WithName("gate"),
 		ConditionType: conditionType, Warnings: warnings,
 	})
+	policies, err := newStatuses(ctx, mgr, index, log.WithName("policystatus"))
+	if err != nil {
+		return err
+	}
 	sessions := hub.New(hub.Options{
 		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.agentUser()),
-		Sink:     gates, Clock: clock.RealClock{}, Log: log.WithName("hub"),
+		Sink:     sinks{gates, policies.ledger}, Clock: clock.RealClock{}, Log: log.WithName("hub"),
 		Address: o.hubAddress, GetCertificate: serving.GetCertificate,
 	})
 	gates.SetHub(sessions)
+	policies.ledger.SetHub(sessions)
 	withoutGate := ungated.New(conditionType, metav1.NamespaceSystem, o.namespace)
 	exposeUngated(metrics.Registry, withoutGate)
 	events := &feed{
@@ -148,7 +160,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		}
 		errs = append(errs, mgr.Add(events.after(traces)))
 	}
-	for _, r := range []manager.Runnable{ordered, events.after(gates), sessions, messages, warnings} {
+	for _, r := range append(policies.runnables(events), ordered, events.after(gates), sessions, messages, warnings) {
 		errs = append(errs, mgr.Add(r))
 	}
 	check := func(f func() error) healthz.Checker { return func(*http.Request) error { return f() } }

@@ -25,6 +25,10 @@ const (
 	// before that shows: within a sync of its own kube-router refuses for 0.5
 	// to 1.8 s what it allowed before and allows behind it.
 	syncTime = 2 * time.Second
+	// vouchedTime is how long a node that had confirmed counts on after it was
+	// asked about other Pods of the same generation. It looks at what it was
+	// asked behind what Pods wait for.
+	vouchedTime = 15 * time.Second
 	// foundingTime is how long nodes have to answer a replica that was just
 	// elected, before it believes them rather than what it finds.
 	foundingTime = 30 * time.Second
@@ -83,6 +87,9 @@ type node struct {
 	// lost is when the session ended in which it answered; zero if it has not.
 	lost time.Time
 	answer
+	// vouched is true if it had confirmed another question on the generation, and
+	// not answered the present one.
+	vouched bool
 	// had is true if it had confirmed the present question before it answered
 	// otherwise, and drifted if it was seen then to refuse or admit what it
 	// must not, and has not confirmed anything since.
@@ -203,6 +210,10 @@ func (n *node) view(now time.Time) view {
 			v.programmed = true
 			return v
 		}
+	}
+	if until := n.since.Add(vouchedTime); n.vouched && !n.given && n.connected && now.Before(until) {
+		v.programmed, v.next = true, until
+		return v
 	}
 	v.lag, v.text = n.lagging(v.answered)
 	if v.answered && n.had {

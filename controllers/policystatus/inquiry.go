@@ -108,7 +108,7 @@ func (l *Ledger) handOut(e *entry, a coverage.PolicyAssignment, demands map[stri
 		}
 		e.inquiries = append(e.inquiries, q)
 		if h.fresh {
-			q.drifted = false
+			q.drifted, q.vouched = false, false
 		}
 		same := known && frame && demands[name].Content() == q.demand.Content()
 		q.demand = demands[name]
@@ -116,7 +116,7 @@ func (l *Ledger) handOut(e *entry, a coverage.PolicyAssignment, demands map[stri
 			continue
 		}
 		if q.confirmed {
-			q.since = h.now
+			q.since, q.vouched = h.now, !h.fresh
 		}
 		q.answer, q.lost, q.had, q.steady = answer{}, time.Time{}, false, time.Time{}
 		l.assign(q, a.Subject.Generation)
@@ -186,7 +186,7 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 // not carrying out a rule.
 func (n *node) hear(a answer, rests bool, now time.Time) {
 	was := n.given && n.confirmed
-	n.answer, n.lost = a, time.Time{}
+	n.answer, n.lost, n.vouched = a, time.Time{}, false
 	switch {
 	case a.confirmed:
 		n.had, n.drifted, n.founding = true, false, false
