@@ -79,15 +79,15 @@ func (m *miss) class() int {
 	return 0
 }
 
-// nearly notes a rule if one set alone keeps it from matching, or if it stands
-// in the packet's way and any set keeps it from not doing so.
+// nearly notes a rule if one set alone keeps it from matching, or if it does
+// match and any set alone could keep it from doing so.
 func (w *walk) nearly(at place, s *state, hit Ternary) {
 	if w.record.muted || len(w.record.misses) >= mostMisses {
 		return
 	}
 	switch hit {
 	case Yes:
-		if kind := at.rule.Target.Kind; kind != ruleset.Drop && kind != ruleset.Return {
+		if t, _ := whatItDoes(at); !admits(t.Kind) && !hinders(t.Kind) {
 			return
 		}
 		for i := range at.rule.Matches {
@@ -223,11 +223,11 @@ func (w *walk) nearMisses(tables []ruleset.Table, verdict flow.Answer) []NearMis
 // couldTurn reports whether there can be another verdict than this if the rule
 // matches, or no longer does.
 func (m *miss) couldTurn(verdict flow.Answer) bool {
+	kind := m.target.Kind
 	if m.Matched {
-		// What let a packet pass is no news.
-		return verdict != flow.Allowed
+		return verdict != flow.Allowed && hinders(kind) || verdict != flow.Denied && admits(kind)
 	}
-	switch m.target.Kind {
+	switch kind {
 	case ruleset.Accept:
 		return verdict != flow.Allowed
 	case ruleset.Drop:
@@ -245,6 +245,10 @@ func (m *miss) couldTurn(verdict flow.Answer) bool {
 func admits(kind ruleset.TargetKind) bool {
 	return kind == ruleset.Accept || kind == ruleset.SetMark || kind == ruleset.SetConnMark
 }
+
+// hinders reports whether a target refuses a packet, or keeps it from what
+// would accept it.
+func hinders(kind ruleset.TargetKind) bool { return kind == ruleset.Drop || kind == ruleset.Return }
 
 // supposed answers as if the element of a near miss were in its set, or were
 // not.

@@ -73,7 +73,10 @@ func TestARuleThatOneSetKeepsFromMatchingIsANearMiss(t *testing.T) {
 		"the first of two refusals":                   {filter("DROP", "-A FORWARD -m set ! --match-set no src -j REJECT"), []string{"matched: no lacks 10.244.2.20: rejects, else denied"}},
 		"a return before an accept":                   {filter("DROP", "-A FORWARD -j a", "-A a -m set --match-set yes src -j RETURN", "-A a -j ACCEPT"), []string{"matched: yes has 10.244.2.20: returns, else allowed"}},
 		"a return that changes nothing":               {filter("DROP", "-A FORWARD -j a", "-A a -m set --match-set yes src -j RETURN"), nil},
-		"an accept for what a set has":                {filter("DROP", "-A FORWARD -m set --match-set yes src -j ACCEPT"), nil},
+		"an accept for what a set has":                {filter("DROP", "-A FORWARD -m set --match-set yes src -j ACCEPT"), []string{"matched: yes has 10.244.2.20: accepts, else denied"}},
+		"an accept for what a set lacks":              {filter("DROP", "-A FORWARD -m set ! --match-set no dst -j ACCEPT"), []string{"matched: no lacks 10.244.1.10: accepts, else denied"}},
+		"an accept without which it passes, too":      {filter("ACCEPT", "-A FORWARD -m set --match-set yes src -j ACCEPT"), nil},
+		"a mark for what two sets have":               {filter("DROP", "-A FORWARD -m set --match-set yes src -m set --match-set yes dst -j MARK --set-xmark 0x1/0x1", "-A FORWARD -m mark --mark 0x1 -j ACCEPT"), []string{"matched: yes has 10.244.2.20: sets mark 0x1/0x1, else denied", "matched: yes has 10.244.1.10: sets mark 0x1/0x1, else denied"}},
 		"what decides where nothing is decided":       {filter("DROP", "-A FORWARD "+src+" -j ACCEPT", "-A FORWARD "+coin+" -j ACCEPT"), []string{accepts}},
 	} {
 		t.Run(title, func(t *testing.T) {
@@ -259,5 +262,20 @@ func TestTheNearMissNamesWhatTheDefaultDenyLacks(t *testing.T) {
 	want := []string{"matched: kube-router-local-pods lacks 10.244.1.99: rejects, else denied"}
 	if diff := cmp.Diff(want, allInShort(misses)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestTheNearMissNamesTheSetsThatAdmit(t *testing.T) {
+	for _, capture := range []string{"iptables-nft", "iptables-legacy"} {
+		tables, sets := loadCapture(t, capture)
+		f := flow.Flow{Protocol: flow.TCP, Src: netip.MustParseAddr(jobB[0]), Dst: netip.MustParseAddr(mysql0[0]), Port: 3306}
+		_, _, misses := trace.Explain(tables, pathOf(jobB, mysql0), f, sets)
+		want := []string{
+			"matched: KUBE-SRC-HVTWR3KS3XZQRFEB has 10.244.2.20: sets mark 0x10000/0x10000, else denied",
+			"matched: KUBE-DST-U3CTYXY4JLCJX44P has 10.244.1.10: sets mark 0x10000/0x10000, else denied",
+		}
+		if diff := cmp.Diff(want, allInShort(misses)); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", capture, diff)
+		}
 	}
 }
