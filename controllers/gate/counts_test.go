@@ -91,7 +91,7 @@ func happen(b *bench, r *rand.Rand) {
 // checkCounts counts anew.
 func checkCounts(t *testing.T, l *Ledger) {
 	t.Helper()
-	waits, inquiries, excusing := map[string]int{}, 0, 0
+	waits, inquiries, excusing, pending := map[string]int{}, 0, 0, 0
 	for uid, e := range l.entries {
 		lacking := 0
 		for _, q := range e.inquiries {
@@ -102,6 +102,7 @@ func checkCounts(t *testing.T, l *Ledger) {
 			if !q.optional && !q.answer.confirmed {
 				lacking++
 				waits[q.name+"/"+e.pod.namespace]++
+				pending += q.demand.Len()
 			}
 		}
 		if e.lacking != lacking {
@@ -117,9 +118,15 @@ func checkCounts(t *testing.T, l *Ledger) {
 		if shut && e.touched && !e.touchedIn[queue.Urgent] && !e.touchedIn[queue.Usual] {
 			t.Fatalf("%s: touched and not queued", uid)
 		}
+		if queued := shut && e.stale && len(e.pod.ips) > 0; queued == e.queued.IsZero() {
+			t.Fatalf("%s: queued since %v, want it %v", uid, e.queued, queued)
+		}
 		if l.node(e.pod.node).residents[uid] != e {
 			t.Fatalf("%s: is no resident of its node", uid)
 		}
+	}
+	if l.pending != pending || len(l.names) != len(l.entries) {
+		t.Fatalf("%d expectations are pending, want %d; %d names of %d Pods", l.pending, pending, len(l.names), len(l.entries))
 	}
 	for name, n := range l.nodes {
 		inquiries -= len(n.inquiries)

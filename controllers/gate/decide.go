@@ -327,26 +327,23 @@ func names(nodes []spanNode) []string {
 // and fit into so many bytes, and says how many there are beside. One that does
 // not fit by itself is cut.
 func joined(texts []string, separator string, most int) string {
-	out := ""
-	for i, text := range texts {
-		next := text
-		if i > 0 {
-			next = out + separator + text
-		}
-		// What comes behind it has to fit, too.
-		more := ""
-		if left := len(texts) - i - 1; left > 0 {
-			more = fmt.Sprintf("%sand %d more", separator, left)
-		}
-		if i == 0 && len(next)+len(more) > most {
-			return cut(next, most-len(more)) + more
-		}
-		if i == maxNamed || len(next)+len(more) > most {
-			return out + fmt.Sprintf("%sand %d more", separator, len(texts)-i)
-		}
-		out = next
+	if len(texts) == 0 {
+		return ""
 	}
-	return out
+	// beside tells of those that are not named.
+	beside := func(named int) string {
+		if named == len(texts) {
+			return ""
+		}
+		return fmt.Sprintf("%sand %d more", separator, len(texts)-named)
+	}
+	for named := min(len(texts), maxNamed); named > 0; named-- {
+		text := strings.Join(texts[:named], separator) + beside(named)
+		if len(text) <= most {
+			return text
+		}
+	}
+	return cut(texts[0], most-len(beside(1))) + beside(1)
 }
 
 // cut returns text with at most so many bytes, of which three say that it was
@@ -355,7 +352,7 @@ func cut(text string, most int) string {
 	if len(text) <= most {
 		return text
 	}
-	return strings.ToValidUTF8(text[:most-3], "") + "..."
+	return strings.ToValidUTF8(text[:max(most-3, 0)], "") + "..."
 }
 
 // rounded returns d as people read it: milliseconds below ten seconds.

@@ -5,6 +5,7 @@ package gate
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +94,40 @@ func TestDecide(t *testing.T) {
 			after: 3 * time.Second,
 			want: decision{
 				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n7: its agent has not answered yet"},
+				next: t0.Add(half),
+			},
+		},
+		"a node that has answered and lacks nothing looks again": {
+			state: pod(own, with(farWaits, func(n *spanNode) { n.awaits, n.answered = "", true })),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n7: its agent looks once more"},
+				next: t0.Add(half),
+			},
+		},
+		"a policy that is not understood is told": {
+			state: but(pod(), func(s *state) { s.obscure = true }),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting,
+					"a policy that may concern this Pod is not understood, so nobody knows what must be confirmed"},
+				next: t0.Add(half),
+			},
+		},
+		"the barrier is told": {
+			state: but(pod(own, far), func(s *state) { s.current = false }),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for the API server to list policies and namespaces"},
+				next: t0.Add(half),
+			},
+		},
+		"a stalled node that is awaited is told": {
+			state: pod(with(ownWaits, func(n *spanNode) { n.stalled = true }), far),
+			after: 3 * time.Second,
+			want: decision{
+				shut: &outcome{v1alpha1.ReasonWaiting, "waiting for n1: db/allow-jobs (this namespace) does not admit 10.1.2.3 there yet " +
+					"(stalled: it has confirmed nothing for long)"},
 				next: t0.Add(half),
 			},
 		},
@@ -230,5 +265,76 @@ func TestMessagesNameABoundedNumberOfNodes(t *testing.T) {
 		"no agent is connected on n3; no agent is connected on n4; and 4 more"
 	if got != want {
 		t.Errorf("message = %q, want %q", got, want)
+	}
+}
+
+// A condition's message is an Event's note, too.
+func TestMessagesAreShortHoweverLongNamesAre(t *testing.T) {
+	const most = 253 // bytes of a node's or a policy's name
+	policy := strings.Repeat("s", 63) + "/" + strings.Repeat("p", most) + " (this namespace)"
+	for name, change := range map[string]func(*spanNode, int){
+		"that wait": func(n *spanNode, _ int) {
+			n.awaits = policy + " does not admit 2001:db8:1111:2222:3333:4444:5555:6666 there yet"
+		},
+		"without agents":   func(n *spanNode, _ int) { n.connected = false },
+		"that are stalled": func(n *spanNode, i int) { n.confirmed, n.stalled = i == 0, true },
+		"that deviate": func(n *spanNode, _ int) {
+			n.confirmed, n.deviates = true, []string{policy, "a policy in another namespace"}
+		},
+		"without families": func(n *spanNode, i int) { n.confirmed, n.without = true, []string{"v4", "v6"}[i%2] },
+		"with all of it": func(n *spanNode, i int) {
+			n.confirmed, n.without, n.deviates = i < 3, "v6", []string{policy, policy + "2"}
+			n.optional = i > 6
+		},
+		"that cannot be seen": func(n *spanNode, _ int) { n.unseen = true },
+	} {
+		for _, moved := range []bool{false, true} {
+			for _, on := range []string{v1alpha1.OnTimeoutStart, v1alpha1.OnTimeoutFail} {
+				for _, after := range []time.Duration{5 * time.Second, 10 * time.Minute} {
+					t.Run(fmt.Sprintf("nodes %s, moved %v, %s, %s", name, moved, on, after), func(t *testing.T) {
+						s := state{
+							timeout: 10 * time.Minute, onTimeout: on, addressed: time.Unix(0, 0), moved: moved,
+							current: true, notAsked: 1 << 31,
+						}
+						for i := range 300 {
+							n := spanNode{name: strings.Repeat(fmt.Sprint(i%10), most), own: i == 0, connected: true}
+							change(&n, i)
+							s.span = append(s.span, n)
+						}
+						d := decide(s, time.Unix(0, 0).Add(after))
+						for _, o := range []*outcome{d.open, d.shut} {
+							if o != nil && len(o.message) > maxMessage {
+								t.Errorf("%d bytes, want at most %d: %s", len(o.message), maxMessage, o.message)
+							}
+						}
+						if d.open == nil && d.shut == nil {
+							t.Error("there is no message")
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+func TestTextsAreJoinedAsFarAsTheyFit(t *testing.T) {
+	cases := map[string]struct {
+		texts []string
+		most  int
+		want  string
+	}{
+		"none":                              {nil, 10, ""},
+		"all":                               {[]string{"one", "two"}, 8, "one, two"},
+		"what fits, with the rest counted":  {[]string{"one", "two", "three", "four"}, 20, "one, two, and 2 more"},
+		"one that does not fit":             {[]string{"a long one"}, 8, "a lon..."},
+		"one that does not fit, and others": {[]string{"quite a long one", "two"}, 20, "quite..., and 1 more"},
+		"not more than a few":               {[]string{"1", "2", "3", "4", "5", "6", "7"}, 100, "1, 2, 3, 4, 5, and 2 more"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := joined(tc.texts, ", ", tc.most); got != tc.want || len(got) > tc.most {
+				t.Errorf("joined = %q, want %q", got, tc.want)
+			}
+		})
 	}
 }

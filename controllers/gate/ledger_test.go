@@ -322,7 +322,7 @@ func TestNothingIsLeftOfPodsThatAreGone(t *testing.T) {
 	b.ledger.PodDeleted("p")
 	b.settled()
 	l := b.ledger
-	if len(l.entries)+len(l.shut)+len(l.deaf) > 0 || !l.stale.Empty() || !l.touched.Empty() || !l.timers.Next().IsZero() {
+	if len(l.entries)+len(l.shut)+len(l.deaf)+len(l.names)+l.pending > 0 || !l.stale.Empty() || !l.touched.Empty() || !l.timers.Next().IsZero() {
 		t.Error("the ledger keeps a Pod that is gone")
 	}
 	for name, n := range l.nodes {

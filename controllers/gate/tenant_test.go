@@ -5,6 +5,8 @@ package gate
 
 import (
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -15,10 +17,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/policygate/policygate/api/flow"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/coverage"
 	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/hub"
 	"github.com/policygate/policygate/controllers/queue"
 )
 
@@ -288,5 +292,99 @@ func TestATenantsMessagesDelayNobodys(t *testing.T) {
 			}
 			t.Error("it is not written within a second")
 		})
+	}
+}
+
+// Payroll's policies name shop's Pods. Whatever happens, nothing that is told
+// of shop's Pods or of nodes has payroll's names, others' addresses or rules.
+func TestNothingThatIsToldHoldsAnothersSecrets(t *testing.T) {
+	secrets := []string{"payroll", "secret-plan", "10.9.9.9", "10.7.7.7", "10.99.", "KUBE-", "match-set", "--dport"}
+	theirs := types.NamespacedName{Namespace: "payroll", Name: "secret-plan"}
+	reasons := []string{
+		"", "denied (%s)", "allowed (%s)", "inconclusive (%s)", "inconclusive (SourceRewritten: %s)", "inconclusive (NoRoute: %s)",
+		"the dataplane could not be read: %s", "malformed expectation 1: %s", "%s",
+		"v6 is not enforced on this node, and nothing else was asked: denied (%s)",
+	}
+	const rule = "nft ip filter/KUBE-NWPLCY-X: -m set --match-set KUBE-SRC src --dport 80 -m comment --comment payroll/secret-plan from 10.99.0.1"
+	told := map[string]bool{}
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		b, w := newWarningBench(t)
+		tell := func() {
+			for _, text := range b.teller {
+				told[text] = true
+			}
+			for _, sent := range b.hub.sent {
+				if strings.HasPrefix(sent, "release ") {
+					told[sent] = true
+				}
+			}
+			b.hub.sent = nil
+			for _, warned := range w.drain() {
+				told[warned] = true
+			}
+		}
+		for range 60 {
+			perNode := map[string][]expect.Expectation{"n1": nil}
+			for n := range 1 + r.IntN(3) {
+				isolates := allow(theirs, "10.7.7.7", 80)
+				isolates.Want = flow.Denied
+				perNode[[]string{"n1", "n7", "n8"}[n]] = [][]expect.Expectation{
+					{allow(theirs, "10.0.0.1", 80), isolates},
+					witnessed(allow(theirs, "10.0.0.1", 80)),
+					{advisory(allow(theirs, "10.0.0.1", 80)), allow(shopAllow, "10.7.7.7", 80)},
+					{allow(types.NamespacedName{}, "10.7.7.7", 80)},
+				}[r.IntN(4)]
+			}
+			b.demandFor("p", "shop", "10.0.0.1", uint64(b.version), perNode)
+			a := b.coverage.assignments["p"]
+			a.Notes = []expect.Note{{Kind: expect.PolicyNotUnderstood, Text: rule}, {Kind: expect.EngineConflict, Text: rule}}[:r.IntN(3)]
+			if r.IntN(8) == 0 {
+				a.Span = nil
+			}
+			b.ledger.PodChanged(b.pod(nil, "10.0.0.1"))
+			b.barrier.pass("p")
+			b.settled()
+			for _, node := range []string{"n1", "n7", "n8"} {
+				switch r.IntN(6) {
+				case 0:
+					b.ledger.Disconnected(node)
+				case 1:
+					b.ledger.Connected(node, hub.Hello{})
+				case 2:
+					b.answer("p", node, confirms)
+				default:
+					b.answer("p", node, func(report *hubv1.Report) {
+						report.Confirmed = r.IntN(4) == 0
+						report.UnmetAdvisory = uint32(r.IntN(2))
+						report.Unmet = []*hubv1.Unmet{{
+							Expectation: uint32(r.IntN(3)), Reason: strings.ReplaceAll(reasons[r.IntN(len(reasons))], "%s", rule),
+						}}
+						report.Unrealized, report.Steady = []uint32{0}, r.IntN(2) == 0
+					})
+				}
+				b.settled()
+				tell()
+			}
+			b.clock.Step(time.Duration(r.IntN(40)) * time.Second)
+			b.settled()
+			tell()
+			if r.IntN(6) == 0 {
+				b.ledger.PodDeleted("p")
+			}
+		}
+	}
+	for text := range told {
+		for _, secret := range secrets {
+			if strings.Contains(text, secret) {
+				t.Errorf("%q is told, which has %q", text, secret)
+			}
+		}
+	}
+	// The test is of use only if it met what could have given them away.
+	for _, word := range []string{"a policy in another namespace", "SourceRewritten", "cannot be told", "Timeout", "EngineDeviates", "not understood", "Stalled"} {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(told)), func(text string) bool { return strings.Contains(text, word) }) {
+			t.Errorf("nothing of %d texts is about %q", len(told), word)
+		}
 	}
 }
