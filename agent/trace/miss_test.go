@@ -52,7 +52,7 @@ func TestARuleThatOneSetKeepsFromMatchingIsANearMiss(t *testing.T) {
 		"a set of two dimensions":                     {filter("DROP", "-A FORWARD -m set --match-set no src,dst -j ACCEPT"), []string{"no lacks 10.244.2.20,10.244.1.10: accepts, else allowed"}},
 		"a set that holds what the rule is not for":   {filter("DROP", "-A FORWARD -m set ! --match-set yes src -j ACCEPT"), []string{"yes has 10.244.2.20: accepts, else allowed"}},
 		"a set that cannot hold the packet":           {filter("DROP", "-A FORWARD -m set --match-set nothing src -j ACCEPT"), nil},
-		"a list of sets":                              {filter("DROP", "-A FORWARD -m set --match-set list src -j ACCEPT"), []string{"no in list list lacks 10.244.2.20: accepts, else allowed"}},
+		"a list of sets":                              {filter("DROP", "-A FORWARD -m set --match-set union src -j ACCEPT"), []string{"no in list union lacks 10.244.2.20: accepts, else allowed"}},
 		"a set that does not answer":                  {filter("DROP", "-A FORWARD -m set --match-set foo src -j ACCEPT"), nil},
 		"a rule that is not reached":                  {filter("DROP", "-A FORWARD -j DROP", "-A FORWARD "+src+" -j ACCEPT"), nil},
 		"a drop of what is dropped":                   {filter("DROP", "-A FORWARD "+src+" -j DROP"), nil},

@@ -28,19 +28,19 @@ func (namedSets) Member(name string, _ []ruleset.Direction, _ trace.Packet) (tra
 	switch name {
 	case "yes":
 		return trace.Yes, ""
-	case "no", "list", "nothing":
+	case "no", "union", "nothing":
 		return trace.No, ""
 	}
 	return trace.Unknown, "no such set"
 }
 
-// Spell implements trace.Speller. "mute" and "nothing" hold no packet; "list"
+// Spell implements trace.Speller. "mute" and "nothing" hold no packet; "union"
 // is a list of sets of which one is "no".
 func (namedSets) Spell(name string, dims []ruleset.Direction, p trace.Packet) (in, element string) {
 	switch name {
 	case "nothing", "mute":
 		return name, ""
-	case "list":
+	case "union":
 		name = "no"
 	}
 	return name, spelled(dims, p)
