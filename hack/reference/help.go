@@ -103,9 +103,11 @@ func subcommands(prose string) []string {
 }
 
 var (
-	// flagsBegin is the line ahead of the flags: the commands' own, or that of
-	// pflag and of flag.
-	flagsBegin = regexp.MustCompile(`(?m)^(Flags|Usage of [^:]+|Usage):$`)
+	// flagsBegin is the line ahead of the flags: the commands' own and cobra's,
+	// or that of pflag and of flag.
+	flagsBegin = regexp.MustCompile(`(?m)^(Flags|Usage of [^:]+):$`)
+	// Cobra's, ahead of the flags of the command above, and after all of them.
+	aside = regexp.MustCompile(`^(Global Flags:|Use ".*" for more information.*)$`)
 	// A flag of pflag: "  -o, --output string   How to print it (default "x")".
 	pflagLine = regexp.MustCompile(`^ +((?:-\w, )?--[\w-]+(?:\[?=?[^ ]*\]?)?(?: [^ ]+)?) {2,}(.*)$`)
 	// A flag of flag: "  -timeout duration", and its usage on the next line.
@@ -129,7 +131,7 @@ func readHelp(name, text string) (command, error) {
 			c.Options = append(c.Options, option{Flag: match[1], Usage: match[2]})
 		} else if match := flagLine.FindStringSubmatch(line); match != nil {
 			c.Options = append(c.Options, option{Flag: match[1], Usage: match[2]})
-		} else if more := strings.TrimSpace(line); more == "" {
+		} else if more := strings.TrimSpace(line); more == "" || aside.MatchString(more) {
 			continue
 		} else if last >= 0 && strings.HasPrefix(line, "    ") {
 			c.Options[last].Usage = strings.TrimSpace(c.Options[last].Usage + " " + more)

@@ -34,6 +34,13 @@ func TestReadHelp(t *testing.T) {
 				{Flag: "-o, --output string", Usage: "How: text.", Default: "text"},
 			}},
 		},
+		"cobra's": {
+			text: "Says what.\n\nUsage:\n  x status [flags]\n\nFlags:\n  -A, --all   All.\n\nGlobal Flags:\n      --kubeconfig string   Path.\n\nUse \"x [command] --help\" for more information about a command.\n",
+			want: command{Prose: "Says what.\n\nUsage:\n  x status [flags]", Options: []option{
+				{Flag: "-A, --all", Usage: "All."},
+				{Flag: "--kubeconfig string", Usage: "Path."},
+			}},
+		},
 		"the standard library's": {
 			text: "Usage of hold:\n  -timeout duration\n    \thow long (default 1m0s)\n  -version\n    \tprint it\n",
 			want: command{Options: []option{
