@@ -148,16 +148,35 @@ func (k *plan) askPolicy(node string, list []lot) {
 		}
 	}
 	k.askPolicyIsolation(drawn)
-	// Each Pod begins with another rule, so that together they get further.
 	var turns []*turn
 	for i, ends := range drawn {
 		k.subject, k.own = ends[0].Pod, nil
 		for _, end := range ends {
 			k.groupRules(k.policy, end)
 		}
-		turns = append(turns, &turn{groups: k.own, at: i * len(k.own) / len(drawn)})
+		k.spread(k.own, ends, i, len(drawn))
+		turns = append(turns, &turn{groups: k.own})
 	}
 	k.askInTurn(turns)
+}
+
+// spread puts the groups of the i-th of n Pods in the order in which they are
+// asked: every rule once before any comes again at another address, and each Pod
+// and each address begins with another rule. So together they get furthest.
+func (k *plan) spread(groups []*group, ends []End, i, n int) {
+	rules := len(k.policy.Rules[Ingress]) + len(k.policy.Rules[Egress])
+	place := func(g *group) (round, turn int) {
+		ordinal := g.rule.Index
+		if g.rule.Direction == Egress {
+			ordinal += len(k.policy.Rules[Ingress])
+		}
+		return (slices.Index(ends, g.self) + ordinal + i) % len(ends), (ordinal + rules - i*rules/n) % rules
+	}
+	slices.SortStableFunc(groups, func(a, b *group) int {
+		roundA, turnA := place(a)
+		roundB, turnB := place(b)
+		return cmp.Or(cmp.Compare(roundA, roundB), cmp.Compare(turnA, turnB))
+	})
 }
 
 // askPolicyIsolation asks for strangers of the Pods drawn, in the directions in
