@@ -24,23 +24,13 @@ type Check struct {
 	// Window stands in for $__rate_interval, which Grafana makes of what is
 	// looked at: what happened longer ago is not seen by rates.
 	Window time.Duration
-	// Quiet are metrics that may have no series as long as nothing happens
-	// that makes one, and why. See QuietMetrics.
+	// Quiet are the queries that may find nothing, by Where, and why.
 	Quiet map[string]string
-	// QuietQueries are those that may find nothing, by Where, and why.
-	QuietQueries map[string]string
 }
 
-// QuietMetrics returns metrics of which a healthy cluster may have no series.
-func QuietMetrics() map[string]string {
-	return map[string]string{
-		"policygate_hub_sessions_ended_total": "no session has ended",
-	}
-}
-
-// QuietQueries returns the panels and alerts that may find nothing in a healthy
-// cluster, though all that they ask for is there.
-func QuietQueries() map[string]string {
+// Quiet returns the panels and alerts that may find nothing in a healthy
+// cluster, though the metrics that they ask for are there.
+func Quiet() map[string]string {
 	const absent = "it asks for what is missing"
 	const never = "a series is made when it happens first"
 	return map[string]string{
@@ -49,7 +39,6 @@ func QuietQueries() map[string]string {
 		"alert PolicyGateInconclusive": never,
 		"alert PolicyGateLooksFail":    never,
 		"alert PolicyGateListsFail":    never,
-		`panel "Sessions ended"`:       never,
 	}
 }
 
@@ -77,25 +66,15 @@ func (c Check) Run(ctx context.Context) error {
 // run runs one query.
 func (c Check) run(ctx context.Context, q Query, scraped map[string]bool) error {
 	for _, n := range MetricNames(q.Expr) {
-		if !scraped[n] && c.Quiet[base(n)] == "" {
+		if !scraped[n] {
 			return fmt.Errorf("no series is called %s", n)
 		}
 	}
 	found, err := c.finds(ctx, q)
-	if err == nil && !found && c.QuietQueries[q.Where] == "" {
+	if err == nil && !found && c.Quiet[q.Where] == "" {
 		return errors.New("finds nothing")
 	}
 	return err
-}
-
-// base returns the name of the metric that a series belongs to.
-func base(series string) string {
-	for _, suffix := range []string{"_bucket", "_sum", "_count"} {
-		if metric, ok := strings.CutSuffix(series, suffix); ok {
-			return metric
-		}
-	}
-	return series
 }
 
 // finds runs a query: as it is, and of an alert what it measures as well.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,6 +96,16 @@ func TestThePrometheusRuleIsTheAlerts(t *testing.T) {
 	}
 }
 
+// base returns the name of the metric that a series belongs to.
+func base(series string) string {
+	for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+		if metric, ok := strings.CutSuffix(series, suffix); ok {
+			return metric
+		}
+	}
+	return series
+}
+
 func TestQueriesAskForWhatIsDeclared(t *testing.T) {
 	metrics := declaredMetrics(t)
 	for _, name := range foreign {
@@ -103,29 +115,34 @@ func TestQueriesAskForWhatIsDeclared(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, q := range queries {
-		for _, n := range MetricNames(q.Expr) {
-			if _, ok := metrics[n]; ok {
-				continue
-			}
-			if m, ok := metrics[base(n)]; !ok || m.Kind != "histogram" {
-				t.Errorf("%s: no metric %s is declared", q.Where, n)
-			}
-		}
-	}
-	// What is excused must exist as well.
+	grouping := regexp.MustCompile(`\bby \(([^)]*)\)`)
 	where := map[string]bool{}
 	for _, q := range queries {
 		where[q.Where] = true
-	}
-	for w := range QuietQueries() {
-		if !where[w] {
-			t.Errorf("QuietQueries excuses %s, which there is not", w)
+		// Those that a scrape adds, and a histogram has.
+		labels := []string{"instance", "job", "le"}
+		for _, n := range MetricNames(q.Expr) {
+			m, ok := metrics[n]
+			if !ok {
+				m, ok = metrics[base(n)]
+				ok = ok && m.Kind == "histogram"
+			}
+			if !ok {
+				t.Errorf("%s: no metric %s is declared", q.Where, n)
+			}
+			labels = append(labels, m.Labels...)
+		}
+		for _, list := range grouping.FindAllStringSubmatch(q.Expr, -1) {
+			for _, label := range strings.Split(list[1], ", ") {
+				if !slices.Contains(labels, label) {
+					t.Errorf("%s: no metric that it asks for has a label %s", q.Where, label)
+				}
+			}
 		}
 	}
-	for m := range QuietMetrics() {
-		if _, ok := metrics[m]; !ok {
-			t.Errorf("QuietMetrics excuses %s, which is not declared", m)
+	for w := range Quiet() {
+		if !where[w] {
+			t.Errorf("Quiet excuses %s, which there is not", w)
 		}
 	}
 }
