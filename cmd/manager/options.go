@@ -68,7 +68,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.hubAddress, "hub-bind-address", o.hubAddress,
 		"Address where agents connect. Every replica serves, so that none is missed when another goes.")
 	fs.StringVar(&o.traceAddress, "trace-bind-address", o.traceAddress,
-		`Address of /trace, which kubectl policygate asks; "0" turns it off. The default is the Pod's loopback, where a port-forward ends and other Pods do not reach it.`)
+		`Address of /trace, /explain and /doctor, which kubectl policygate asks; "0" turns it off. The default is the Pod's loopback, where a port-forward ends and other Pods do not reach it.`)
 	fs.IntVar(&o.webhookPort, "webhook-port", o.webhookPort,
 		"Port where the API server sends Pods that are created.")
 	fs.StringVar(&o.healthAddress, "health-probe-bind-address", o.healthAddress,

@@ -30,7 +30,7 @@ func trim(obj any) (any, error) {
 		o.Spec = corev1.NodeSpec{PodCIDRs: o.Spec.PodCIDRs}
 		status := corev1.NodeStatus{
 			Addresses: o.Status.Addresses,
-			NodeInfo:  corev1.NodeSystemInfo{BootID: o.Status.NodeInfo.BootID},
+			NodeInfo:  corev1.NodeSystemInfo{BootID: o.Status.NodeInfo.BootID, OperatingSystem: o.Status.NodeInfo.OperatingSystem},
 		}
 		for _, c := range o.Status.Conditions {
 			if c.Type == corev1.NodeReady {

@@ -95,7 +95,7 @@ func TestTrim(t *testing.T) {
 				Spec:       corev1.NodeSpec{PodCIDR: "10.0.0.0/24", PodCIDRs: []string{"10.0.0.0/24"}, ProviderID: "p"},
 				Status: corev1.NodeStatus{
 					Addresses:  []corev1.NodeAddress{{Address: "192.0.2.1"}},
-					NodeInfo:   corev1.NodeSystemInfo{BootID: "b", KernelVersion: "6.18"},
+					NodeInfo:   corev1.NodeSystemInfo{BootID: "b", KernelVersion: "6.18", OperatingSystem: "linux"},
 					Images:     []corev1.ContainerImage{{Names: []string{"many"}}},
 					Conditions: []corev1.NodeCondition{{Type: corev1.NodeDiskPressure}, {Type: corev1.NodeReady, LastHeartbeatTime: now, LastTransitionTime: now}},
 				},
@@ -105,7 +105,7 @@ func TestTrim(t *testing.T) {
 				Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.0.0.0/24"}},
 				Status: corev1.NodeStatus{
 					Addresses:  []corev1.NodeAddress{{Address: "192.0.2.1"}},
-					NodeInfo:   corev1.NodeSystemInfo{BootID: "b"},
+					NodeInfo:   corev1.NodeSystemInfo{BootID: "b", OperatingSystem: "linux"},
 					Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, LastTransitionTime: now}},
 				},
 			},

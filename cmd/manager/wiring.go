@@ -154,11 +154,14 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	}
 	var errs []error
 	if o.traceAddress != addressOff {
-		traces, err := newTraces(ctx, mgr, o, serving, clients, sessions, log.WithName("trace"))
+		questions, err := newQuestions(ctx, mgr, o, clients, explain.Options{
+			GetCertificate: serving.GetCertificate, Agents: sessions, Sessions: sessions,
+			Accounts: gates, Ungated: withoutGate, Log: log.WithName("explain"),
+		})
 		if err != nil {
 			return err
 		}
-		errs = append(errs, mgr.Add(events.after(traces)))
+		errs = append(errs, mgr.Add(events.after(questions)))
 	}
 	for _, r := range append(policies.runnables(events), ordered, events.after(gates), sessions, messages, warnings) {
 		errs = append(errs, mgr.Add(r))
@@ -177,19 +180,20 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	return nil
 }
 
-// newTraces returns what answers people's traces.
-func newTraces(ctx context.Context, mgr manager.Manager, o *options, serving *certs.Serving,
-	clients kubernetes.Interface, agents explain.Agents, log logr.Logger,
-) (manager.Runnable, error) {
+// newQuestions returns what answers people's questions, from what is known
+// elsewhere in the manager.
+func newQuestions(ctx context.Context, mgr manager.Manager, o *options, clients kubernetes.Interface, known explain.Options) (manager.Runnable, error) {
 	if err := explain.IndexAddresses(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, err
 	}
-	return explain.New(explain.Options{
-		Address: o.traceAddress, GetCertificate: serving.GetCertificate,
-		TokenReviews:  clients.AuthenticationV1().TokenReviews(),
-		AccessReviews: clients.AuthorizationV1().SubjectAccessReviews(),
-		Cluster:       explain.CachedCluster{Reader: mgr.GetCache()}, Agents: agents, Log: log,
-	}), nil
+	cluster := explain.CachedCluster{Reader: mgr.GetCache()}
+	known.Address = o.traceAddress
+	known.TokenReviews = clients.AuthenticationV1().TokenReviews()
+	known.AccessReviews = clients.AuthorizationV1().SubjectAccessReviews()
+	known.Cluster, known.Inventory = cluster, cluster
+	known.ConditionType = corev1.PodConditionType(o.conditionType)
+	known.Version, known.Clock = version(), clock.RealClock{}
+	return explain.New(known), nil
 }
 
 // versions is the index as package barrier consumes it.

@@ -17,12 +17,16 @@ import (
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
-// What a user must be allowed to do. There is no such resource: it exists for
-// roles to name.
+// What a user must be allowed to do: create one of the resources, each of which
+// stands for a question. There are no such resources: they exist for roles to
+// name.
 const (
-	accessVerb     = "create"
-	accessGroup    = "policygate.io"
-	accessResource = "traces"
+	accessVerb  = "create"
+	accessGroup = "policygate.io"
+
+	traces       = "traces"
+	explanations = "explanations"
+	diagnoses    = "diagnoses"
 )
 
 // TokenReviews is the part of a Kubernetes client that says whose a token is.
@@ -51,10 +55,10 @@ type access struct {
 	reviews AccessReviews
 }
 
-// admit returns the name of the user whose token the request carries. The
-// error is a *refusedError if that user may not ask, and another if it could
-// not be found out.
-func (a access) admit(ctx context.Context, header http.Header) (string, error) {
+// admit returns the name of the user whose token the request carries and who
+// may create the resource. The error is a *refusedError if that user may not,
+// and another if it could not be found out.
+func (a access) admit(ctx context.Context, header http.Header, resource string) (string, error) {
 	token, err := bearerToken(header.Values("Authorization"))
 	if err != nil {
 		return "", err
@@ -70,12 +74,12 @@ func (a access) admit(ctx context.Context, header http.Header) (string, error) {
 		return "", &refusedError{http.StatusUnauthorized, "the token is not valid for the audience " + tracev1.Audience}
 	}
 	user := review.Status.User
-	allowed, err := a.reviews.Create(ctx, accessReview(user), metav1.CreateOptions{})
+	allowed, err := a.reviews.Create(ctx, accessReview(user, resource), metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("create subject access review: %w", err)
 	}
 	if !allowed.Status.Allowed || allowed.Status.Denied {
-		reason := fmt.Sprintf("%q may not %s %s.%s", user.Username, accessVerb, accessResource, accessGroup)
+		reason := fmt.Sprintf("%q may not %s %s.%s", user.Username, accessVerb, resource, accessGroup)
 		if allowed.Status.Reason != "" {
 			reason += ": " + allowed.Status.Reason
 		}
@@ -84,8 +88,8 @@ func (a access) admit(ctx context.Context, header http.Header) (string, error) {
 	return user.Username, nil
 }
 
-// accessReview asks whether the user may trace.
-func accessReview(user authenticationv1.UserInfo) *authorizationv1.SubjectAccessReview {
+// accessReview asks whether the user may create the resource.
+func accessReview(user authenticationv1.UserInfo, resource string) *authorizationv1.SubjectAccessReview {
 	extra := make(map[string]authorizationv1.ExtraValue, len(user.Extra))
 	for key, values := range user.Extra {
 		extra[key] = authorizationv1.ExtraValue(values)
@@ -93,7 +97,7 @@ func accessReview(user authenticationv1.UserInfo) *authorizationv1.SubjectAccess
 	return &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: user.Username, UID: user.UID, Groups: user.Groups, Extra: extra,
 		ResourceAttributes: &authorizationv1.ResourceAttributes{
-			Verb: accessVerb, Group: accessGroup, Resource: accessResource,
+			Verb: accessVerb, Group: accessGroup, Resource: resource,
 		},
 	}}
 }

@@ -17,6 +17,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	typedrbacv1 "k8s.io/client-go/kubernetes/typed/rbac/v1"
@@ -49,28 +50,65 @@ func TestAPIServer(t *testing.T) {
 	must(t, err)
 	_, err = admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: installed}}, metav1.CreateOptions{})
 	must(t, err)
-	for _, name := range []string{"policygate-tracer", "policygate-manager", "user", "nobody"} {
+	accounts := []string{"policygate-manager", "nobody"}
+	for _, q := range questions() {
+		accounts = append(accounts, q.account, q.user)
+	}
+	for _, name := range accounts {
 		_, err := admin.CoreV1().ServiceAccounts(installed).Create(t.Context(),
 			&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		must(t, err)
 	}
 	apply(t, admin)
-	_, err = admin.RbacV1().RoleBindings(installed).Create(t.Context(), &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "user"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "policygate-trace-user"},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: "user", Namespace: installed}},
-	}, metav1.CreateOptions{})
-	must(t, err)
+	for _, q := range questions() {
+		_, err = admin.RbacV1().RoleBindings(installed).Create(t.Context(), &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: q.user},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: q.role},
+			Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: q.user, Namespace: installed}},
+		}, metav1.CreateOptions{})
+		must(t, err)
+	}
+
+	allowed(t, func() error {
+		_, err := as(t, config, "who-diagnoses").AppsV1().DaemonSets(installed).Get(t.Context(), "policygate-agent", metav1.GetOptions{})
+		return err
+	})
 
 	manager := as(t, config, "policygate-manager")
 	gate := access{tokens: manager.AuthenticationV1().TokenReviews(), reviews: manager.AuthorizationV1().SubjectAccessReviews()}
 	bearer := func(client kubernetes.Interface, account, audience string) http.Header {
 		return http.Header{"Authorization": {"Bearer " + token(t, client, account, audience)}}
 	}
-	user := as(t, config, "user")
-	got, err := gate.admit(t.Context(), bearer(user, "policygate-tracer", tracev1.Audience))
-	if want := "system:serviceaccount:policygate-system:policygate-tracer"; err != nil || got != want {
-		t.Errorf("with a token that a user has made: %q, %v; want %q", got, err, want)
+	for _, q := range questions() {
+		t.Run("who may create "+q.resource, func(t *testing.T) {
+			user := as(t, config, q.user)
+			header := bearer(user, q.account, tracev1.Audience)
+			for _, other := range questions() {
+				got, err := gate.admit(t.Context(), header, other.resource)
+				if other.resource == q.resource {
+					if want := "system:serviceaccount:policygate-system:" + q.account; err != nil || got != want {
+						t.Errorf("with a token that a user has made: %q, %v; want %q", got, err, want)
+					}
+					continue
+				}
+				if !refusedWith(err, http.StatusForbidden) || !strings.Contains(err.Error(), "may not create "+other.resource+".policygate.io") {
+					t.Errorf("creates %s, too: %q, %v", other.resource, got, err)
+				}
+				if _, err := user.CoreV1().ServiceAccounts(installed).CreateToken(t.Context(), other.account,
+					&authenticationv1.TokenRequest{}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+					t.Errorf("a token of %s: %v, want that it is forbidden", other.account, err)
+				}
+			}
+			if _, err := user.CoreV1().ServiceAccounts(installed).CreateToken(t.Context(), "policygate-manager",
+				&authenticationv1.TokenRequest{}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+				t.Errorf("the manager's token: %v, want that it is forbidden", err)
+			}
+			// Nor may the ServiceAccount itself anything else.
+			_, err := as(t, config, q.account).CoreV1().ConfigMaps(installed).Get(t.Context(), "policygate-ca", metav1.GetOptions{})
+			if !apierrors.IsForbidden(err) {
+				t.Errorf("%s reads a ConfigMap: %v", q.account, err)
+			}
+		})
 	}
 	for name, tc := range map[string]struct {
 		header http.Header
@@ -82,27 +120,80 @@ func TestAPIServer(t *testing.T) {
 		"no token at all":                               {http.Header{"Authorization": {"Bearer x"}}, http.StatusUnauthorized},
 	} {
 		t.Run(name, func(t *testing.T) {
-			user, err := gate.admit(t.Context(), tc.header)
-			if refused := (*refusedError)(nil); !errors.As(err, &refused) || refused.status != tc.status {
+			if user, err := gate.admit(t.Context(), tc.header, traces); !refusedWith(err, tc.status) {
 				t.Errorf("%q, %v; want %d", user, err, tc.status)
 			}
 		})
 	}
-	// A user gets no other ServiceAccount's token, nor a tracer anything.
-	if _, err := user.CoreV1().ServiceAccounts(installed).CreateToken(t.Context(), "policygate-manager",
-		&authenticationv1.TokenRequest{}, metav1.CreateOptions{}); err == nil {
-		t.Error("the users' role gets the manager's token")
-	}
-	if _, err := as(t, config, "policygate-tracer").CoreV1().ConfigMaps(installed).Get(t.Context(), "policygate-ca", metav1.GetOptions{}); err == nil ||
-		!strings.Contains(err.Error(), "forbidden") {
-		t.Errorf("a tracer reads a ConfigMap: %v", err)
+	t.Run("what doctor reads", func(t *testing.T) { doctorReads(t, config, admin) })
+}
+
+// question is a question with what the shipped roles say of it.
+type question struct{ resource, account, user, role string }
+
+func questions() []question {
+	return []question{
+		{traces, "policygate-tracer", "who-traces", "policygate-trace-user"},
+		{explanations, "policygate-explainer", "who-explains", "policygate-explain-user"},
+		{diagnoses, "policygate-doctor", "who-diagnoses", "policygate-doctor-user"},
 	}
 }
 
-// apply creates the shipped roles and bindings of the manager and of traces.
+func refusedWith(err error, status int) bool {
+	refused := (*refusedError)(nil)
+	return errors.As(err, &refused) && refused.status == status
+}
+
+// allowed waits until what is tried is not forbidden: the API server learns of
+// a new binding a moment later. What is read is not there.
+func allowed(t *testing.T, try func() error) {
+	t.Helper()
+	err := try()
+	for deadline := time.Now().Add(10 * time.Second); apierrors.IsForbidden(err) && time.Now().Before(deadline); err = try() {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if !apierrors.IsNotFound(err) {
+		t.Fatalf("%v, want that it is not found", err)
+	}
+}
+
+// doctorReads tries what doctor reads besides asking the manager: objects that
+// are not there are not found, rather than forbidden.
+func doctorReads(t *testing.T, config *rest.Config, admin kubernetes.Interface) {
+	read := func(user kubernetes.Interface) map[string]error {
+		_, deployment := user.AppsV1().Deployments(installed).Get(t.Context(), "policygate-manager", metav1.GetOptions{})
+		_, daemonSet := user.AppsV1().DaemonSets(installed).Get(t.Context(), "policygate-agent", metav1.GetOptions{})
+		_, webhook := user.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), "policygate", metav1.GetOptions{})
+		return map[string]error{"Deployment": deployment, "DaemonSet": daemonSet, "webhook": webhook}
+	}
+	user := as(t, config, "who-diagnoses")
+	for name, err := range read(user) {
+		if forbidden := name == "webhook"; apierrors.IsForbidden(err) != forbidden {
+			t.Errorf("%s with the Role alone: %v, want it forbidden: %t", name, err, forbidden)
+		}
+	}
+	for name, err := range read(as(t, config, "who-traces")) {
+		if !apierrors.IsForbidden(err) {
+			t.Errorf("%s for who traces: %v, want that it is forbidden", name, err)
+		}
+	}
+	_, err := admin.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "who-diagnoses"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "policygate-webhook-viewer"},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: "who-diagnoses", Namespace: installed}},
+	}, metav1.CreateOptions{})
+	must(t, err)
+	allowed(t, func() error { return read(user)["webhook"] })
+	_, err = user.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), "another", metav1.GetOptions{})
+	if !apierrors.IsForbidden(err) {
+		t.Errorf("another webhook: %v, want that it is forbidden", err)
+	}
+}
+
+// apply creates the shipped roles and bindings of the manager and of the plugin.
 func apply(t *testing.T, admin kubernetes.Interface) {
 	t.Helper()
-	for _, file := range []string{"tracer_role.yaml", "manager_role.yaml"} {
+	for _, file := range []string{"plugin_roles.yaml", "manager_role.yaml"} {
 		text, err := os.ReadFile(filepath.Join("..", "..", "config", "rbac", file))
 		must(t, err)
 		for document := range strings.SplitSeq(string(text), "\n---\n") {

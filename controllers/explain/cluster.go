@@ -17,11 +17,14 @@ import (
 // byAddress is the name of the index of Pods and nodes by their addresses.
 const byAddress = "address"
 
-// CachedCluster is a Cluster that reads a cache of Pods and nodes, to which
-// IndexAddresses was applied.
+// CachedCluster is a Cluster and an Inventory that reads a cache of Pods, nodes
+// and namespaces, to which IndexAddresses was applied.
 type CachedCluster struct{ Reader client.Reader }
 
-var _ Cluster = CachedCluster{}
+var (
+	_ Cluster   = CachedCluster{}
+	_ Inventory = CachedCluster{}
+)
 
 // IndexAddresses makes a cache find Pods and nodes by their addresses.
 func IndexAddresses(ctx context.Context, indexer client.FieldIndexer) error {
@@ -86,4 +89,22 @@ func (c CachedCluster) NodesAt(ctx context.Context, addr netip.Addr) ([]string, 
 		names = append(names, nodes.Items[i].Name)
 	}
 	return names, nil
+}
+
+// Nodes implements Inventory.
+func (c CachedCluster) Nodes(ctx context.Context) ([]corev1.Node, error) {
+	var nodes corev1.NodeList
+	if err := c.Reader.List(ctx, &nodes); err != nil {
+		return nil, err
+	}
+	return nodes.Items, nil
+}
+
+// Namespace implements Inventory.
+func (c CachedCluster) Namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
+	var namespace corev1.Namespace
+	if err := c.Reader.Get(ctx, client.ObjectKey{Name: name}, &namespace); err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	return &namespace, nil
 }

@@ -1,19 +1,25 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package explain answers a person's question what would become of a new
-// connection: it finds out whether the person may ask, which addresses and
-// nodes the question is about, and asks the agents of those nodes.
+// Package explain answers a person's three questions: what would become of a
+// new connection (a trace), why a Pod is held (an explanation), and what this
+// replica of the manager sees of the installation (a diagnosis). It finds out
+// whether the person may ask, puts together what the ledger, the hub and the
+// caches know, and asks the agents of the nodes that it is about.
 //
 // It knows no rules: the agents read them, and package tracev1 joins what they
-// say. Nothing that it does is seen by gates.
+// say. Nor does it judge an installation: that is the plugin's. Nothing that it
+// does is seen by gates.
 //
 // # Who may ask
 //
-// The answer shows rules of every namespace, so it is for administrators. A
-// request carries a bearer token issued for tracev1.Audience; a TokenReview
-// says whose it is, and a SubjectAccessReview whether that user may "create"
-// "traces" of the group policygate.io. The token is good for nothing else, so
+// The answers show rules and names of every namespace, so they are for
+// administrators. A request carries a bearer token issued for tracev1.Audience;
+// a TokenReview says whose it is, and a SubjectAccessReview whether that user
+// may "create" the question's resource of the group policygate.io: "traces",
+// "explanations" or "diagnoses". There is one audience, as there is one that
+// answers; what a token is good for beyond that is its user's, and there is a
+// ServiceAccount for each question. The token is good for nothing else, so
 // nobody's own credential comes here.
 //
 // # Where it listens

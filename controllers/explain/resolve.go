@@ -144,9 +144,7 @@ func locate(ctx context.Context, c Cluster, text string) (host, error) {
 	if err != nil {
 		return host{}, fmt.Errorf("look up Pods at %s: %w", end.Addr, err)
 	}
-	// An address that a finished Pod had may be another's by now, and one on
-	// the host's network has that of its node.
-	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return finished(&p) || p.Spec.HostNetwork })
+	pods = withOwnAddress(pods)
 	switch len(pods) {
 	case 0:
 	case 1:
@@ -189,6 +187,13 @@ func locatePod(ctx context.Context, c Cluster, end tracev1.End) (host, error) {
 		return host{}, unresolvable("%s has no address yet", nameOf(pod))
 	}
 	return h, nil
+}
+
+// withOwnAddress returns those of the Pods whose address is theirs: that of a
+// finished one may be another's by now, and one on the host's network has that
+// of its node.
+func withOwnAddress(pods []corev1.Pod) []corev1.Pod {
+	return slices.DeleteFunc(slices.Clone(pods), func(p corev1.Pod) bool { return finished(&p) || p.Spec.HostNetwork })
 }
 
 func nameOf(p *corev1.Pod) string { return "Pod " + p.Namespace + "/" + p.Name }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/clock"
 )
 
 const (
@@ -30,7 +32,7 @@ const (
 	maxHeader = 16 << 10
 )
 
-// Options are what a Server needs. All fields but Log are required.
+// Options are what a Server needs. All fields but Ungated and Log are required.
 type Options struct {
 	// Address is where to listen, such as "127.0.0.1:9446".
 	Address string
@@ -40,7 +42,19 @@ type Options struct {
 	AccessReviews  AccessReviews
 	Cluster        Cluster
 	Agents         Agents
-	Log            logr.Logger
+	// Accounts, Inventory and Sessions are what explanations and diagnoses
+	// are made of.
+	Accounts  Accounts
+	Inventory Inventory
+	Sessions  Sessions
+	// Ungated counts Pods without a gate; nil if nobody does.
+	Ungated Ungated
+	// ConditionType is that of the readiness gate.
+	ConditionType corev1.PodConditionType
+	// Version is that of this build, for people.
+	Version string
+	Clock   clock.PassiveClock
+	Log     logr.Logger
 }
 
 // Server answers questions over HTTPS, on every replica: agents have a session
@@ -65,7 +79,7 @@ func (s *Server) Start(ctx context.Context) error {
 	var lc net.ListenConfig
 	listener, err := lc.Listen(ctx, "tcp", s.options.Address)
 	if err != nil {
-		return fmt.Errorf("trace: listen on %q: %w", s.options.Address, err)
+		return fmt.Errorf("explain: listen on %q: %w", s.options.Address, err)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true) // one request a connection needs no more
@@ -85,14 +99,14 @@ func (s *Server) Start(ctx context.Context) error {
 	go func() { ended <- server.ServeTLS(listener, "", "") }()
 	select {
 	case err := <-ended:
-		return fmt.Errorf("trace: serve on %q: %w", s.options.Address, err)
+		return fmt.Errorf("explain: serve on %q: %w", s.options.Address, err)
 	case <-ctx.Done():
 	}
 	s.listening.Store(nil)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("trace: stop serving on %q: %w", s.options.Address, err)
+		return fmt.Errorf("explain: stop serving on %q: %w", s.options.Address, err)
 	}
 	return nil
 }

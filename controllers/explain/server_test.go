@@ -28,13 +28,17 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	clocktesting "k8s.io/utils/clock/testing"
 
+	explainv1 "github.com/policygate/policygate/api/explain/v1"
 	"github.com/policygate/policygate/api/flow"
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
+	"github.com/policygate/policygate/api/v1alpha1"
 )
 
-// apiServer is a clientset that knows two tokens: "good" is of a tracer,
-// "other" of somebody without the right; "deaf" is reviewed by something that
+// apiServer is a clientset that knows the tokens of three users, each of whom
+// may ask one thing: "good" is of a tracer, "explainer" and "doctor" of those.
+// "other" is of somebody without a right; "deaf" is reviewed by something that
 // ignores audiences, and "down" by nobody.
 func apiServer() *fake.Clientset {
 	client := fake.NewClientset()
@@ -46,7 +50,7 @@ func apiServer() *fake.Clientset {
 			return true, nil, errors.New("down")
 		case "good":
 			user.Username = "tracer"
-		case "other", "deaf":
+		case "other", "deaf", "explainer", "doctor":
 			user.Username = review.Spec.Token
 		default:
 			return true, review, nil
@@ -60,8 +64,11 @@ func apiServer() *fake.Clientset {
 	client.PrependReactor("create", "subjectaccessreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authorizationv1.SubjectAccessReview).DeepCopy()
 		want := authorizationv1.SubjectAccessReviewSpec{
-			User: "tracer", UID: "u", Groups: []string{"g"}, Extra: map[string]authorizationv1.ExtraValue{"e": {"v"}},
-			ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "create", Group: "policygate.io", Resource: "traces"},
+			User: review.Spec.User, UID: "u", Groups: []string{"g"}, Extra: map[string]authorizationv1.ExtraValue{"e": {"v"}},
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Verb: "create", Group: "policygate.io",
+				Resource: map[string]string{"tracer": "traces", "explainer": "explanations", "doctor": "diagnoses"}[review.Spec.User],
+			},
 		}
 		review.Status.Allowed = cmp.Equal(want, review.Spec)
 		if !review.Status.Allowed {
@@ -103,7 +110,8 @@ func serve(t *testing.T) *served {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil },
 		TokenReviews:   client.AuthenticationV1().TokenReviews(),
 		AccessReviews:  client.AuthorizationV1().SubjectAccessReviews(),
-		Cluster:        shop(), Agents: agents{},
+		Cluster:        shop(), Agents: agents{}, Accounts: ledger{}, Inventory: inventory{}, Sessions: sessions{}, Ungated: ungated{},
+		ConditionType: v1alpha1.ConditionProgrammed, Version: "v1.2.3", Clock: clocktesting.NewFakePassiveClock(noon()),
 		Log: funcr.New(func(prefix, args string) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -125,14 +133,14 @@ func serve(t *testing.T) *served {
 			t.Fatal("the server does not listen")
 		}
 	}
-	s.url = "https://" + server.Addr().String() + tracev1.Path
+	s.url = "https://" + server.Addr().String()
 	return s
 }
 
 // post returns the status and the body that are answered.
-func (s *served) post(t *testing.T, authorization, body string) (int, string) {
+func (s *served) post(t *testing.T, path, authorization, body string) (int, string) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url, strings.NewReader(body))
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +163,7 @@ const goodQuestion = `{"source":"shop/client","destination":"shop/mysql","port":
 
 func TestAQuestionIsAnswered(t *testing.T) {
 	s := serve(t)
-	status, body := s.post(t, "Bearer good", goodQuestion)
+	status, body := s.post(t, tracev1.Path, "Bearer good", goodQuestion)
 	var got tracev1.Answer
 	if err := json.Unmarshal([]byte(body), &got); err != nil || status != http.StatusOK {
 		t.Fatalf("%d %s: %v", status, body, err)
@@ -201,33 +209,42 @@ func TestQuestionsThatAreNotAnswered(t *testing.T) {
 		"a Pod that does not exist":                    {"Bearer good", strings.Replace(goodQuestion, "mysql", "no", 1), 422, "there is no Pod no"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			status, body := s.post(t, tc.authorization, tc.body)
+			status, body := s.post(t, tracev1.Path, tc.authorization, tc.body)
 			var got tracev1.Failure
 			if err := json.Unmarshal([]byte(body), &got); err != nil || status != tc.status || !strings.Contains(got.Error, tc.reason) {
 				t.Errorf("%d %s (%v), want %d and %q", status, body, err, tc.status, tc.reason)
 			}
-			time.Sleep(time.Second / perSecond) // refill what this took of the rate
+			time.Sleep(time.Second / tracesPerSecond) // refill what this took of the rate
 		})
 	}
 }
 
 func TestQuestionsAreBoundedInRate(t *testing.T) {
-	s := serve(t)
-	for n := range 10 * burst {
-		if status, body := s.post(t, "", ""); status == http.StatusTooManyRequests {
-			if n < burst || !strings.Contains(body, "ask again") {
-				t.Errorf("request %d: %s, want the first %d to be let in", n, body, burst)
+	for path, burst := range map[string]int{
+		tracev1.Path: traceBurst, explainv1.ExplainPath: othersBurst, explainv1.DoctorPath: othersBurst,
+	} {
+		t.Run(path, func(t *testing.T) {
+			s := serve(t)
+			for n := range 10 * traceBurst {
+				if status, body := s.post(t, path, "", ""); status == http.StatusTooManyRequests {
+					if n < burst || !strings.Contains(body, "ask again") {
+						t.Errorf("request %d: %s, want the first %d to be let in", n, body, burst)
+					}
+					return
+				}
 			}
-			return
-		}
+			t.Errorf("%d requests at once and none was refused", 10*traceBurst)
+		})
 	}
-	t.Errorf("%d requests at once and none was refused", 10*burst)
 }
 
 func TestOnlyQuestionsAreServed(t *testing.T) {
 	s := serve(t)
-	for path, want := range map[string]int{"/trace": http.StatusMethodNotAllowed, "/debug/pprof/": http.StatusNotFound} {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, strings.TrimSuffix(s.url, tracev1.Path)+path, nil)
+	for path, want := range map[string]int{
+		tracev1.Path: http.StatusMethodNotAllowed, explainv1.ExplainPath: http.StatusMethodNotAllowed,
+		explainv1.DoctorPath: http.StatusMethodNotAllowed, "/debug/pprof/": http.StatusNotFound,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -238,6 +255,29 @@ func TestOnlyQuestionsAreServed(t *testing.T) {
 		_ = response.Body.Close()
 		if response.StatusCode != want {
 			t.Errorf("GET %s: %d, want %d", path, response.StatusCode, want)
+		}
+	}
+}
+
+// Who may ask one thing may not ask the others.
+func TestEachQuestionHasItsRight(t *testing.T) {
+	s := serve(t)
+	questions := map[string]string{
+		tracev1.Path: goodQuestion, explainv1.ExplainPath: `{"namespace":"shop","pod":"client"}`, explainv1.DoctorPath: "{}",
+	}
+	resources := map[string]string{tracev1.Path: "traces", explainv1.ExplainPath: "explanations", explainv1.DoctorPath: "diagnoses"}
+	for token, own := range map[string]string{"good": tracev1.Path, "explainer": explainv1.ExplainPath, "doctor": explainv1.DoctorPath} {
+		for path, question := range questions {
+			status, body := s.post(t, path, "Bearer "+token, question)
+			if path == own {
+				if status != http.StatusOK {
+					t.Errorf("%s asks %s: %d %s", token, path, status, body)
+				}
+				continue
+			}
+			if want := "may not create " + resources[path] + ".policygate.io"; status != http.StatusForbidden || !strings.Contains(body, want) {
+				t.Errorf("%s asks %s: %d %s, want 403 and %q", token, path, status, body, want)
+			}
 		}
 	}
 }
@@ -259,7 +299,7 @@ func FuzzQuestion(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := question(nil, r)
+		q, err := traceQuestion(nil, r)
 		if err != nil {
 			return
 		}
