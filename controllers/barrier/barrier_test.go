@@ -104,7 +104,7 @@ func TestBarrierPassesOnceTheIndexHoldsWhatWasListed(t *testing.T) {
 			counted[label.GetName()+"="+label.GetValue()] += m.GetCounter().GetValue()
 		}
 	}
-	want := map[string]float64{"kind=NetworkPolicy": 2, "failed=false": 1, "failed=true": 1}
+	want := map[string]float64{"kind=NetworkPolicy": 2, "kind=Namespace": 0, "failed=false": 1, "failed=true": 1}
 	if diff := cmp.Diff(want, counted); diff != "" {
 		t.Errorf("LISTs counted (-want +got):\n%s", diff)
 	}

@@ -16,6 +16,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "policygate_barrier_lists_total",
 		Help: "Consistent LISTs of metadata that this replica had answered for Pods that wait, by kind and by whether they failed.",
 	}, []string{"kind", "failed"})}
+	for _, kind := range []Kind{NetworkPolicies, Namespaces} {
+		for _, failed := range []string{"false", "true"} {
+			m.lists.WithLabelValues(string(kind), failed)
+		}
+	}
 	if r != nil {
 		r.MustRegister(m.lists)
 	}

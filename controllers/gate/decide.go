@@ -253,7 +253,7 @@ func (s state) remarks(excused []spanNode) string {
 			case n.optional:
 				why = "beyond the limit of foreign nodes"
 			case n.unseen:
-				why = "not supported"
+				why = "its dataplane cannot be seen"
 			}
 			reasons = append(reasons, n.name+" ("+why+")")
 		}

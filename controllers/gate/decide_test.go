@@ -146,7 +146,7 @@ func TestDecide(t *testing.T) {
 			state: pod(own, with(farWaits, func(n *spanNode) { n.unseen = true })),
 			after: time.Second,
 			want: decision{open: &outcome{v1alpha1.ReasonConfirmed,
-				"confirmed on 1/2 nodes in 1s; not awaited: n7 (not supported)"}},
+				"confirmed on 1/2 nodes in 1s; not awaited: n7 (its dataplane cannot be seen)"}},
 		},
 		"a node beyond the limit of foreign nodes is asked and not awaited": {
 			state: pod(own, with(farWaits, func(n *spanNode) { n.optional = true })),

@@ -4,9 +4,12 @@
 package gate
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/policygate/policygate/api/v1alpha1"
 )
 
 // The values of the label role.
@@ -14,6 +17,17 @@ const (
 	roleOwn  = "own"
 	rolePeer = "peer"
 )
+
+// reasonOther stands for reasons that are none of ours: whoever may write Pods'
+// status can make up any.
+const reasonOther = "Other"
+
+// openReasons are those of an open gate.
+func openReasons() []string {
+	return []string{
+		v1alpha1.ReasonConfirmed, v1alpha1.ReasonPartiallyConfirmed, v1alpha1.ReasonEngineDeviates, v1alpha1.ReasonUninstalled,
+	}
+}
 
 // Metrics are what a Ledger counts.
 type Metrics struct {
@@ -96,6 +110,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, role := range []string{roleOwn, rolePeer} {
 		m.programming.WithLabelValues(role)
 	}
+	for _, reason := range openReasons() {
+		m.openings.WithLabelValues(reason)
+	}
 	r.MustRegister(m.openings, m.seconds, m.programming, m.slowest, m.held, m.timeouts, m.notAsked, m.batch, m.queued,
 		m.shut, m.pending, m.stalled, m.stale, m.deviates, m.learnt)
 	return m
@@ -104,6 +121,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 // opened counts a gate that was seen open so long after the Pod's addresses.
 // released is true if this replica had sent the release.
 func (m *Metrics) opened(reason string, after time.Duration, released bool) {
+	if !slices.Contains(openReasons(), reason) {
+		reason = reasonOther
+	}
 	m.openings.WithLabelValues(reason).Inc()
 	if released {
 		m.seconds.WithLabelValues(reason).Observe(after.Seconds())

@@ -189,6 +189,18 @@ func TestATimeoutIsCountedOnce(t *testing.T) {
 	}
 }
 
+func TestAReasonThatSomebodyMadeUpIsNoLabel(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.ledger.PodChanged(b.pod(both(opened("10.0.0.1", "boot-1"), func(p *corev1.Pod) {
+		p.Status.Conditions[0].Reason = "MadeUp"
+	}), "10.0.0.1"))
+	b.settled()
+	b.wantMeasured(map[string]string{
+		"policygate_gates_opened_total reason=MadeUp": "", "policygate_gates_opened_total reason=Other": "1",
+	})
+}
+
 func TestAHoldThatEndedBeforeItsGateOpenedIsNotMeasured(t *testing.T) {
 	b := newBench(t)
 	b.waiting()

@@ -28,11 +28,11 @@ func (r *fakeRecorder) Warn(w Warning) {
 }
 
 // leading returns the Warnings of an elected replica.
-func leading() (*Warnings, *fakeRecorder, *clocktesting.FakeClock) {
-	r, clk := &fakeRecorder{}, clocktesting.NewFakeClock(time.Unix(1000, 0))
-	w := NewWarnings(r, clk)
+func leading() (*Warnings, *clocktesting.FakeClock) {
+	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
+	w := NewWarnings(&fakeRecorder{}, clk)
 	w.lead(true)
-	return w, r, clk
+	return w, clk
 }
 
 // drain writes what may be written now, and returns what was written.
@@ -50,8 +50,8 @@ func (w *Warnings) drain() []string {
 	return out
 }
 
-func warningOf(namespace, name, note string) Warning {
-	return Warning{Object: podReference(types.UID(name), namespace, name), Reason: v1alpha1.ReasonTimeout, Note: note}
+func warningOf(namespace, name string) Warning {
+	return Warning{Object: podReference(types.UID(name), namespace, name), Reason: v1alpha1.ReasonTimeout, Note: "late"}
 }
 
 func TestAnObjectIsWarnedAboutOnce(t *testing.T) {
@@ -86,7 +86,7 @@ func TestAnObjectIsWarnedAboutOnce(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			w, _, clk := leading()
+			w, clk := leading()
 			warn(w, "one")
 			if diff := cmp.Diff([]string{told}, w.drain()); diff != "" {
 				t.Fatalf("first (-want +got):\n%s", diff)
@@ -100,11 +100,11 @@ func TestAnObjectIsWarnedAboutOnce(t *testing.T) {
 }
 
 func TestWarningsInAllAreLimitedAndNamespacesTakeTurns(t *testing.T) {
-	w, _, clk := leading()
+	w, clk := leading()
 	for i := range 10 * maxQueued {
-		w.Warn(warningOf("crowd", fmt.Sprint("p", i), "late"))
+		w.Warn(warningOf("crowd", fmt.Sprint("p", i)))
 	}
-	w.Warn(warningOf("shop", "p", "late"))
+	w.Warn(warningOf("shop", "p"))
 	first := w.drain()
 	if len(first) != warningsBurst || first[1] != "Pod shop/p Timeout: late" {
 		t.Errorf("%d at once, the second is %q; want %d, shop's the second", len(first), first[1], warningsBurst)
@@ -127,26 +127,26 @@ func TestWarningsInAllAreLimitedAndNamespacesTakeTurns(t *testing.T) {
 }
 
 func TestAReplicaThatDoesNotLeadWarnsOfNothing(t *testing.T) {
-	w, _, _ := leading()
+	w, _ := leading()
 	w.lead(false)
-	w.Warn(warningOf("shop", "p", "late"))
+	w.Warn(warningOf("shop", "p"))
 	w.lead(true)
 	if got := w.drain(); len(got) > 0 {
 		t.Errorf("wrote %q, which was another's to write", got)
 	}
-	w.Warn(warningOf("shop", "p", "late"))
+	w.Warn(warningOf("shop", "p"))
 	if got := w.drain(); len(got) != 1 {
 		t.Errorf("wrote %q, want the one since it leads", got)
 	}
 	var none *Warnings
-	none.Warn(warningOf("shop", "p", "late"))
+	none.Warn(warningOf("shop", "p"))
 	none.Over(nodeReference("n1"), ReasonStalled)
 }
 
 func TestWhatIsRememberedOfWarningsIsBounded(t *testing.T) {
-	w, _, _ := leading()
+	w, _ := leading()
 	for i := range 2 * maxWarned {
-		w.Warn(warningOf(fmt.Sprint("ns", i), "p", "late"))
+		w.Warn(warningOf(fmt.Sprint("ns", i), "p"))
 	}
 	if len(w.warned) > maxWarned {
 		t.Errorf("%d are remembered, want at most %d", len(w.warned), maxWarned)
@@ -164,7 +164,7 @@ func TestWarningsAreWrittenWhileStartRuns(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- w.Start(ctx) }()
 	for {
-		w.Warn(warningOf("shop", "p", "late"))
+		w.Warn(warningOf("shop", "p"))
 		select {
 		case got := <-written:
 			if got.Object.Name != "p" {
@@ -180,7 +180,7 @@ func TestWarningsAreWrittenWhileStartRuns(t *testing.T) {
 	}
 }
 
-// warned returns a bench whose ledger warns.
+// newWarningBench returns a bench whose ledger warns.
 func newWarningBench(t *testing.T) (*bench, *Warnings) {
 	t.Helper()
 	b := newBench(t)
@@ -250,7 +250,7 @@ func TestATimeoutIsWarnedAboutWhenItsConditionIsWritten(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			m, clk := newMessages(&fakePatcher{})
-			m.warnings, _, _ = leading()
+			m.warnings, _ = leading()
 			msg := message("p", "late")
 			msg.Reason, msg.Current = tc.reason, corev1.PodCondition{Status: corev1.ConditionFalse, Reason: tc.current}
 			m.Tell(msg)
