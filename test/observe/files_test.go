@@ -133,7 +133,7 @@ func TestQueriesAskForWhatIsDeclared(t *testing.T) {
 			labels = append(labels, m.Labels...)
 		}
 		for _, list := range grouping.FindAllStringSubmatch(q.Expr, -1) {
-			for _, label := range strings.Split(list[1], ", ") {
+			for label := range strings.SplitSeq(list[1], ", ") {
 				if !slices.Contains(labels, label) {
 					t.Errorf("%s: no metric that it asks for has a label %s", q.Where, label)
 				}

@@ -52,7 +52,7 @@ func parse(dir string) (*source, error) {
 	// Constants may be made of others: until no more become known.
 	for known := -1; known < len(s.constants); {
 		known = len(s.constants)
-		s.eachConstant(func(_ *ast.GenDecl, spec *ast.ValueSpec, name *ast.Ident, value ast.Expr) {
+		s.eachConstant(func(_ *ast.GenDecl, _ *ast.ValueSpec, name *ast.Ident, value ast.Expr) {
 			if text, err := s.text(value); err == nil {
 				s.constants[name.Name] = text
 			}
