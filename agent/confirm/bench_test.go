@@ -6,7 +6,9 @@ package confirm
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -167,6 +169,98 @@ func BenchmarkWake(b *testing.B) {
 	}
 }
 
+// denying is a dataplane that denies whatever is asked.
+type denying struct{ allowing }
+
+func (d denying) Look(context.Context) (Look, error) { return d, nil }
+
+func (denying) Together(_ context.Context, questions []Question) ([]Answer, error) {
+	all := make([]Answer, len(questions))
+	for i := range all {
+		all[i] = Answer{Verdict: flow.Verdict{Answer: flow.Denied}, Routed: true}
+	}
+	return all, nil
+}
+
+// BenchmarkPolicies measures what policies cost a node beside the verdicts: per
+// second, if all rest and if none ever comes true, in the first half of a minute,
+// until ten are over, and from then on.
+func BenchmarkPolicies(b *testing.B) {
+	for _, stage := range []struct {
+		name string
+		d    Dataplane
+		age  time.Duration
+	}{
+		{"rest", allowing{}, time.Minute},
+		{"young", denying{}, 0},
+		{"waiting", denying{}, patience},
+		{"hopeless", denying{}, hopeless},
+	} {
+		for _, count := range []int{100, 1000} {
+			b.Run(fmt.Sprintf("%s/policies=%d", stage.name, count), func(b *testing.B) {
+				now := clocktesting.NewFakeClock(time.Now())
+				c := New(Options{Dataplane: stage.d, Reports: &outbox{}, Clock: now, Log: logr.Discard()})
+				d, err := shared(0, 8).description()
+				if err != nil {
+					b.Fatal(err)
+				}
+				for i := range count {
+					a := shared(i, 8).Assign
+					a.Policy, a.OwnNode, a.Subject.Ips = true, false, nil
+					if err := c.Assign(replicaA, a, both(b, d)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				// live lives for a time, and returns how long that took.
+				live := func(d time.Duration) time.Duration {
+					began := time.Now()
+					for end := now.Now().Add(d); ; c.look(context.Background()) {
+						due := c.plan().due
+						if due.After(end) {
+							now.SetTime(end)
+							return time.Since(began)
+						}
+						now.SetTime(later(due, now.Now()))
+					}
+				}
+				live(time.Second)
+				now.Step(stage.age)
+				live(policyAuditEvery)
+				var took, lived time.Duration
+				for b.Loop() {
+					for e := range c.policies.pending {
+						e.since = now.Now().Add(-stage.age)
+					}
+					took += live(policyAuditEvery)
+					lived += policyAuditEvery
+				}
+				b.ReportMetric(float64(took.Microseconds())/lived.Seconds(), "us/s")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
+
+// both returns a description with the ends that d leaves out.
+func both(b *testing.B, d *Description) *Description {
+	b.Helper()
+	whole := *d
+	whole.own = [families]int{-1, -1}
+	whole.expectations = slices.Clone(d.expectations)
+	for i := range whole.expectations {
+		e := &whole.expectations[i]
+		switch e.own {
+		case source:
+			e.flow.Src = netip.MustParseAddr("10.0.0.1")
+		case destination:
+			e.flow.Dst = netip.MustParseAddr("10.0.0.1")
+		case neither:
+		}
+		e.own = neither
+	}
+	return &whole
+}
+
 // BenchmarkChosen measures what it costs to choose whom a look asks about, and
 // beside it such a look at a dataplane that costs nothing.
 func BenchmarkChosen(b *testing.B) {
@@ -176,7 +270,7 @@ func BenchmarkChosen(b *testing.B) {
 			name := fmt.Sprintf("rest=%v/subjects=%d", rest, subjects)
 			b.Run("choose/"+name, func(b *testing.B) {
 				for b.Loop() {
-					c.chosen(besideFlows)
+					c.chosen(rest)
 				}
 			})
 			b.Run("look/"+name, func(b *testing.B) {

@@ -26,8 +26,10 @@ const (
 	// up for two minutes is Stalled and left out, so most subjects that were
 	// confirmed so long ago are released or will be.
 	settled = 2 * time.Minute
-	// auditEvery is the time between audits.
-	auditEvery = 15 * time.Second
+	// auditEvery is the time between audits, and idleAuditEvery that while
+	// nothing is assigned: then only what is told of the node depends on them.
+	auditEvery     = 15 * time.Second
+	idleAuditEvery = time.Minute
 	// auditFlows and besideFlows are how many flows of what is not pending are
 	// asked in an audit, and in a look that is taken for what is. A flow takes
 	// 2 to 20 microseconds.
@@ -37,7 +39,7 @@ const (
 
 // cadence is what decides when the next look is.
 type cadence struct {
-	// pending: there is something to answer soon.
+	// pending: there is something to answer soon, so that notices are taken.
 	pending bool
 	// due is when the next look is; zero for none, as nothing is assigned.
 	due time.Time
@@ -71,6 +73,9 @@ func (c *Confirmer) plan() cadence {
 		if !c.newest.ended.IsZero() {
 			due = later(due, c.newest.ended.Add(share*c.newest.cost()))
 		}
+		if len(c.pending) == 0 {
+			due = later(due, c.policies.next)
+		}
 		p.hasten(due)
 	}
 	return p
@@ -81,12 +86,16 @@ func (c *Confirmer) planAll() *cadence {
 	now := c.clock.Now()
 	c.retire(now)
 	p := &cadence{pending: len(c.pending) > 0}
-	if p.pending || c.resting.Len() > 0 {
+	switch {
+	case p.pending || c.resting.Len() > 0 || c.policies.any():
 		p.hasten(c.audited.Add(auditEvery))
+	case c.states != nil:
+		p.hasten(c.audited.Add(idleAuditEvery))
 	}
 	for e := range c.pending {
 		p.hasten(c.dueOf(e, now))
 	}
+	c.policies.plan(p, now)
 	return p
 }
 
@@ -94,6 +103,8 @@ func (c *Confirmer) planAll() *cadence {
 func (c *Confirmer) dueOf(e *evaluation, now time.Time) time.Time {
 	ended := c.newest.ended
 	switch {
+	case e.content.policy:
+		return c.policies.due(e, now)
 	case ended.IsZero():
 		return now
 	case e.state.wanting && e.seenAt.Before(c.newest.began):

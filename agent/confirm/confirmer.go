@@ -6,6 +6,7 @@ package confirm
 import (
 	"container/list"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -42,8 +43,12 @@ type Options struct {
 	// taken by the clock alone.
 	Notices Notices
 	Reports Reports
-	Clock   clock.Clock
-	Log     logr.Logger
+	// Surveyor and States: what the first says, and what looks and audits have
+	// taught of the node as a whole, is told to the second. nil: it is not.
+	Surveyor Surveyor
+	States   States
+	Clock    clock.Clock
+	Log      logr.Logger
 	// Registerer exposes the metrics. nil: they are counted for nobody.
 	Registerer prometheus.Registerer
 }
@@ -54,28 +59,33 @@ type Confirmer struct {
 	dataplane Dataplane
 	notices   Notices
 	reports   Reports
+	surveyor  Surveyor
+	states    States
 	clock     clock.Clock
 	log       logr.Logger
 	metrics   *metrics
 	// wake tells Run that something may be due earlier than it believes.
 	wake chan struct{}
 
-	// looking has room for one: whoever reads the dataplane.
-	looking chan struct{}
-	sightMu sync.Mutex // guards next
-	next    *sight     // the look that later callers of see wait for
+	// looking and auditing have room for one each: whoever reads the dataplane,
+	// and whoever examines it.
+	looking, auditing chan struct{}
+	sightMu           sync.Mutex // guards next
+	next              *sight     // the look that later callers of see wait for
 
 	mu       sync.Mutex // guards the following fields and all that they hold
 	subjects map[string]*subject
-	// pending are the evaluations that have to be answered soon, and resting
-	// all others, looked at longest ago first. Malformed ones are in neither.
-	pending map[*evaluation]struct{}
-	resting *list.List
+	// pending are the evaluations of Pods that have to be answered soon, and
+	// resting all others, looked at longest ago first. Malformed ones are in
+	// neither. Those of policies are kept by themselves.
+	pending  map[*evaluation]struct{}
+	resting  *list.List
+	policies policies
 	// planned is when the next look is but for notices; nil from the beginning
 	// of a look until it is planned anew.
 	planned *cadence
-	newest  taken // what was judged last, or zero
-	failing bool  // whether its look failed
+	newest  taken // what was judged last of Pods, or zero
+	failing bool  // whether the last look failed
 	// noticed is when the first change was noticed that no look has begun
 	// after, or zero.
 	noticed time.Time
@@ -85,6 +95,8 @@ type Confirmer struct {
 	rewrites    rewrites
 	// enforcement is what all looks taught.
 	enforcement enforcement
+	// node is what is known of the node as a whole.
+	node node
 }
 
 // subject is all that is held for one uid.
@@ -94,6 +106,11 @@ type subject struct {
 	namespace string
 	// began is when the uid was first assigned.
 	began time.Time
+	// version is what of the subject is to be confirmed: a Pod at its
+	// addresses, or a generation of a policy. awaited is since when; zero once
+	// it was.
+	version string
+	awaited time.Time
 	// assignments has at most one of each replica.
 	assignments []*assignment
 }
@@ -120,6 +137,8 @@ type evaluation struct {
 
 	// place is where it is among the resting, or nil.
 	place *list.Element
+	// since is when it became pending last.
+	since time.Time
 	state state
 	open  openSince
 	// observed: there was a look, begun at seenAt, and answer is from the
@@ -143,13 +162,17 @@ func New(o Options) *Confirmer {
 		dataplane: o.Dataplane,
 		notices:   o.Notices,
 		reports:   o.Reports,
+		surveyor:  o.Surveyor,
+		states:    o.States,
 		clock:     o.Clock,
 		log:       o.Log,
 		wake:      make(chan struct{}, 1),
 		looking:   make(chan struct{}, 1),
+		auditing:  make(chan struct{}, 1),
 		subjects:  make(map[string]*subject),
 		pending:   make(map[*evaluation]struct{}),
 		resting:   list.New(),
+		policies:  newPolicies(),
 	}
 	c.metrics = newMetrics(o.Registerer, c.held)
 	return c
@@ -174,9 +197,16 @@ func (c *Confirmer) Assign(from Source, a *hubv1.Assign, d *Description) error {
 		c.subjects[uid] = s
 	}
 	s.namespace = a.GetSubject().GetNamespace()
+	if v := versionOf(a); v != s.version {
+		s.version, s.awaited = v, c.clock.Now()
+	}
 	e := s.evaluation(key)
 	if e == nil {
 		e = s.evaluate(key, contentOf(a, d))
+	}
+	if e.answer.confirmed {
+		// What was asked before is what is asked now: there is nothing to wait for.
+		s.awaited = time.Time{}
 	}
 	c.unassign(s, from.Replica)
 	s.assignments = append(s.assignments, &assignment{
@@ -190,6 +220,14 @@ func (c *Confirmer) Assign(from Source, a *hubv1.Assign, d *Description) error {
 	c.await(e)
 	c.wakeUp()
 	return nil
+}
+
+// versionOf returns what of its subject a asks to be confirmed. It is never "".
+func versionOf(a *hubv1.Assign) string {
+	if a.GetPolicy() {
+		return fmt.Sprintf("generation %d", a.GetSubject().GetGeneration())
+	}
+	return fmt.Sprintf("addresses %v", slices.Sorted(slices.Values(a.GetSubject().GetIps())))
 }
 
 // evaluation returns that of the given key, or nil.
@@ -244,7 +282,7 @@ func (c *Confirmer) unassign(s *subject, replica string) {
 	if e.current() {
 		return
 	}
-	delete(c.pending, e)
+	delete(c.pendingLike(e), e)
 	c.unrest(e)
 }
 
@@ -342,20 +380,40 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 		e.judgedAt = j.ended
 	}
 	e.observed, e.seenAt = true, seen.began
-	if e.place != nil {
-		c.resting.MoveToBack(e.place)
+	rested := e.place != nil
+	if rested {
+		c.restingLike(e).MoveToBack(e.place)
 	}
-	if !e.answer.confirmed && e.place != nil {
+	if !e.answer.confirmed && rested {
 		c.await(e)
 	}
 	switch {
 	case e.answer.confirmed && !before:
 		e.confirmedSince = j.ended
-	case !e.answer.confirmed && before && j.ended.Sub(e.confirmedSince) >= settled:
+		c.programmed(e, j.ended)
+	case !e.answer.confirmed && before && (e.content.policy && rested || j.ended.Sub(e.confirmedSince) >= settled):
 		c.log.Info("What has long been confirmed no longer holds", "uid", e.subject.uid, "reason", e.answer.reason())
 		c.metrics.drifted(driftVerdict)
 	}
 	c.publish(e)
+}
+
+// programmed counts how long it took until e's subject was first confirmed, if
+// that was not known.
+func (c *Confirmer) programmed(e *evaluation, at time.Time) {
+	s := e.subject
+	if s.awaited.IsZero() {
+		return
+	}
+	role := rolePeer
+	switch {
+	case e.content.policy:
+		role = rolePolicy
+	case e.content.ownNode:
+		role = roleOwn
+	}
+	c.metrics.programmed(role, at.Sub(s.awaited))
+	s.awaited = time.Time{}
 }
 
 // reportPause is the least time between two reports on a subject that differ

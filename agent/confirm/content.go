@@ -6,6 +6,7 @@ package confirm
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,8 +19,10 @@ import (
 // written to. What thousands of subjects have in common is in the description.
 type content struct {
 	description *Description
+	// policy: the subject is a NetworkPolicy.
+	policy bool
 	// ips are the subject's addresses, sorted, and own has the one of each
-	// family, for flows that leave it out.
+	// family, for flows that leave it out. A policy has none.
 	ips []string
 	own [families]netip.Addr
 	// excused are the whys of which no Allowed is awaited, ascending.
@@ -39,6 +42,7 @@ type content struct {
 func contentOf(a *hubv1.Assign, d *Description) content {
 	c := content{
 		description:    d,
+		policy:         a.GetPolicy(),
 		ips:            slices.Sorted(slices.Values(a.GetSubject().GetIps())),
 		excused:        a.GetExcused(),
 		ownNode:        a.GetOwnNode(),
@@ -55,6 +59,9 @@ func contentOf(a *hubv1.Assign, d *Description) content {
 	if err == nil {
 		err = c.checkExcused()
 	}
+	if err == nil {
+		err = c.checkPolicy()
+	}
 	if err != nil {
 		c.malformed = malformedWhole(err)
 		return c
@@ -64,10 +71,27 @@ func contentOf(a *hubv1.Assign, d *Description) content {
 		if index < 0 || found[f] == 1 || c.malformed != nil && c.malformed.index <= index {
 			continue
 		}
-		c.malformed = malformedAt(index, fmt.Errorf(
-			"it leaves out the subject's own %s address: want a subject with one, this has %d", family(f), found[f]))
+		lacks := fmt.Errorf("it leaves out the subject's own %s address: want a subject with one, this has %d", family(f), found[f])
+		if c.policy {
+			lacks = fmt.Errorf("it leaves out an end of a %s flow: want both of a policy's", family(f))
+		}
+		c.malformed = malformedAt(index, lacks)
 	}
 	return c
+}
+
+// checkPolicy returns an error if a policy has what only Pods have.
+func (c *content) checkPolicy() error {
+	switch {
+	case !c.policy:
+	case len(c.ips) > 0:
+		return fmt.Errorf("a policy has addresses %v: want none", c.ips)
+	case c.ownNode:
+		return errors.New("a policy has own_node: want it of a Pod only")
+	case c.settle:
+		return errors.New("a policy has settle: want it of a Pod only")
+	}
+	return nil
 }
 
 // malformedWhole says that an assignment cannot be judged as a whole. A report
@@ -192,7 +216,7 @@ func keyOf(a *hubv1.Assign, d *Description) contentKey {
 	for _, why := range a.GetExcused() {
 		b = binary.AppendUvarint(b, uint64(why))
 	}
-	for _, flag := range []bool{a.GetOwnNode(), a.GetSettle(), a.GetExcuseFamilies(), d != nil} {
+	for _, flag := range []bool{a.GetOwnNode(), a.GetSettle(), a.GetExcuseFamilies(), a.GetPolicy(), d != nil} {
 		if flag {
 			b = append(b, 1)
 		} else {

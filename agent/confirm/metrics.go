@@ -18,7 +18,16 @@ type metrics struct {
 	asked    *prometheus.CounterVec
 	notices  *prometheus.CounterVec
 	drift    *prometheus.CounterVec
+	// programming has the roles.
+	programming *prometheus.HistogramVec
 }
+
+// The roles of a subject on this node.
+const (
+	roleOwn    = "own"
+	rolePeer   = "peer"
+	rolePolicy = "policy"
+)
 
 // The kinds of drift.
 const (
@@ -58,6 +67,19 @@ func newMetrics(registerer prometheus.Registerer, held func(confirmed bool) floa
 			Help: "Audits that found that what had long been confirmed no longer holds (verdict), or that the dataplane can no longer be seen (unsupported).",
 		}, []string{"kind"}),
 	}
+	m.programming = factory.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "policygate_agent_programming_seconds",
+		Help: "Time from when the node was first asked about a Pod at its addresses that runs here (own) or elsewhere (peer), or " +
+			"about a generation of a policy, until its rules were first seen to do all that is required: the policy engine's " +
+			"sync as seen from outside. It includes the two looks that it takes, at least 50 ms, also where the rules were there " +
+			"before. What was never confirmed is not in it.",
+		// Those of all such latencies, so that they can be compared: 50 ms
+		// doubling to about 400 s.
+		Buckets: prometheus.ExponentialBuckets(0.05, 2, 14),
+	}, []string{"role"})
+	for _, role := range []string{roleOwn, rolePeer, rolePolicy} {
+		m.programming.WithLabelValues(role)
+	}
 	for _, confirmed := range []bool{true, false} {
 		factory.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "policygate_agent_assignments",
@@ -93,5 +115,9 @@ func (m *metrics) judged(answers []Answer) {
 }
 
 func (m *metrics) noticed(source string) { m.notices.WithLabelValues(source).Inc() }
+
+func (m *metrics) programmed(role string, took time.Duration) {
+	m.programming.WithLabelValues(role).Observe(took.Seconds())
+}
 
 func (m *metrics) drifted(kind string) { m.drift.WithLabelValues(kind).Inc() }

@@ -4,6 +4,7 @@
 package confirm
 
 import (
+	"container/list"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -32,25 +33,32 @@ func (c *Confirmer) check(t *testing.T, after string) {
 			}
 		}
 	}
-	resting := map[*evaluation]bool{}
-	var last time.Time
-	for place := c.resting.Front(); place != nil; place = place.Next() {
-		e, _ := place.Value.(*evaluation)
-		if _, both := c.pending[e]; both || !held[e] || e.place != place || resting[e] {
-			t.Fatalf("after %s: %s rests: pending as well %v, held %v", after, e.subject.uid, both, held[e])
+	kept := 0
+	for policy, of := range map[bool]struct {
+		pending map[*evaluation]struct{}
+		resting *list.List
+	}{false: {c.pending, c.resting}, true: {c.policies.pending, c.policies.resting}} {
+		resting := map[*evaluation]bool{}
+		var last time.Time
+		for place := of.resting.Front(); place != nil; place = place.Next() {
+			e, _ := place.Value.(*evaluation)
+			if _, both := of.pending[e]; both || !held[e] || e.place != place || resting[e] || e.content.policy != policy {
+				t.Fatalf("after %s: %s rests: pending as well %v, held %v", after, e.subject.uid, both, held[e])
+			}
+			if !e.answer.confirmed || !e.toldAll() || e.seenAt.Before(last) {
+				t.Fatalf("after %s: %s rests, or is out of its order", after, e.subject.uid)
+			}
+			resting[e], last = true, e.seenAt
 		}
-		if !e.answer.confirmed || !e.toldAll() || e.seenAt.Before(last) {
-			t.Fatalf("after %s: %s rests, or is out of its order", after, e.subject.uid)
+		for e := range of.pending {
+			if !held[e] || e.content.policy != policy {
+				t.Fatalf("after %s: %s is pending and not held", after, e.subject.uid)
+			}
 		}
-		resting[e], last = true, e.seenAt
+		kept += len(resting) + len(of.pending)
 	}
-	for e := range c.pending {
-		if !held[e] {
-			t.Fatalf("after %s: %s is pending and not held", after, e.subject.uid)
-		}
-	}
-	if len(held) != len(resting)+len(c.pending) {
-		t.Fatalf("after %s: %d are held, %d rest and %d are pending", after, len(held), len(resting), len(c.pending))
+	if len(held) != kept {
+		t.Fatalf("after %s: %d are held, %d rest or are pending", after, len(held), kept)
 	}
 	// What is overdue is due now.
 	all := c.planAll()
@@ -79,6 +87,9 @@ func TestRandomEventsLeaveNothingBehind(t *testing.T) {
 				if random.IntN(8) == 0 {
 					a.Excused = []uint32{5}
 				}
+				if random.IntN(2) == 0 {
+					a = policy(uid, uint64(step))
+				}
 				event = fmt.Sprintf("an assignment of %s by %s", uid, from.Replica)
 				must(t, give(c, from, a))
 			case 3:
@@ -104,7 +115,13 @@ func TestRandomEventsLeaveNothingBehind(t *testing.T) {
 				now.Step([]time.Duration{time.Millisecond, secondLook, time.Second, settled}[random.IntN(4)])
 			default:
 				event = "a look"
+				looks := d.taken()
 				c.look(t.Context())
+				// What a look is planned for it has to come to, or it is planned
+				// again at once and for ever.
+				if next := c.plan(); d.taken() == looks && !next.due.IsZero() && !next.due.After(now.Now()) {
+					t.Fatalf("step %d of seed %d: a look does nothing, and the next is due at once", step, seed)
+				}
 				now.Step(secondLook)
 			}
 			c.check(t, fmt.Sprintf("step %d of seed %d, %s", step, seed, event))

@@ -47,6 +47,9 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 	}
 	seen := c.see(ctx)
 	j := c.judge(ctx, before, seen, endless)
+	if seen.err == nil {
+		c.metrics.took(j.ended.Sub(seen.began))
+	}
 	if seen.err != nil {
 		reason = printable("the dataplane could not be read: " + seen.err.Error())
 	}

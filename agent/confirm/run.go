@@ -76,23 +76,38 @@ func (c *Confirmer) notice(source string) {
 
 // look takes one look and reports what changed.
 func (c *Confirmer) look(ctx context.Context) {
-	flows := besideFlows
-	if c.audit(ctx) {
-		flows = auditFlows
-	}
+	audit := c.audit(ctx)
 	// Before the look: one that was assigned later must not count it.
-	evaluations := c.chosen(flows)
-	if len(evaluations) == 0 {
+	evaluations := c.chosen(audit)
+	policies := c.chosenPolicies()
+	if len(evaluations) == 0 && !policies.any() {
 		return
 	}
-	j := c.judge(ctx, evaluations, c.see(ctx), turn)
+	seen := c.see(ctx)
+	j := c.judge(ctx, evaluations, seen, turn)
 	if ctx.Err() != nil {
 		return
 	}
+	c.take(evaluations, j)
+	c.lookAside(ctx, seen, policies, len(evaluations) > 0)
+	if seen.err == nil {
+		c.metrics.took(c.clock.Since(seen.began))
+	}
+}
 
+// take takes in what a look says of Pods.
+func (c *Confirmer) take(evaluations []*evaluation, j *judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.note(j)
+	if len(evaluations) > 0 {
+		c.newest = taken{began: j.seen.began, ended: j.ended}
+	}
+	c.observeAll(evaluations, j)
+}
+
+// observeAll takes in what was judged of evaluations.
+func (c *Confirmer) observeAll(evaluations []*evaluation, j *judgement) {
 	c.learn(evaluations, j)
 	for _, e := range evaluations {
 		if _, judged := j.each[e]; judged && e.current() {
@@ -112,26 +127,10 @@ func (c *Confirmer) audit(ctx context.Context) bool {
 		c.audited = now
 	}
 	c.mu.Unlock()
-	if !due {
-		return false
+	if due {
+		c.examine(ctx)
 	}
-	auditCtx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
-	why := c.dataplane.Audit(auditCtx)
-	if ctx.Err() != nil {
-		return true
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case why != "" && c.unsupported == "":
-		c.log.Info("The dataplane cannot be seen: nothing is confirmed", "why", why)
-		c.metrics.drifted(driftUnsupported)
-	case why == "" && c.unsupported != "":
-		c.log.Info("The dataplane can be seen again")
-	}
-	c.unsupported = why
-	return true
+	return due
 }
 
 // held counts the evaluations that are confirmed, or those that are not. Those
@@ -141,11 +140,13 @@ func (c *Confirmer) held(confirmed bool) float64 {
 	defer c.mu.Unlock()
 	n := 0
 	if confirmed {
-		n = c.resting.Len()
+		n = c.resting.Len() + c.policies.resting.Len()
 	}
-	for e := range c.pending {
-		if e.answer.confirmed == confirmed {
-			n++
+	for _, pending := range []map[*evaluation]struct{}{c.pending, c.policies.pending} {
+		for e := range pending {
+			if e.answer.confirmed == confirmed {
+				n++
+			}
 		}
 	}
 	return float64(n)
@@ -169,6 +170,9 @@ type judged struct {
 	err      error
 	// idle: what was unmet still is, and nothing else was asked.
 	idle bool
+	// resourced is how the source of a packet between Pods may be rewritten, or
+	// "".
+	resourced string
 }
 
 // endless is the turn of a look that has to answer for all.
@@ -180,9 +184,22 @@ const endless time.Duration = math.MaxInt64
 // leaves out what is malformed, and what it does not come to within most, or
 // within as much time as the look took before; it comes to one at least.
 func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *sight, most time.Duration) *judgement {
+	most = max(most, c.clock.Since(seen.began))
+	j := c.ask(ctx, evaluations, seen, func() time.Duration { return most })
+	if seen.err == nil {
+		for f, witnesses := range c.witnesses() {
+			j.denied[f] = anyDenied(ctx, seen, witnesses)
+		}
+	}
+	j.ended = c.clock.Now()
+	return j
+}
+
+// ask holds evaluations against the look as judge does. It asks each time
+// whether the most is over.
+func (c *Confirmer) ask(ctx context.Context, evaluations []*evaluation, seen *sight, most func() time.Duration) *judgement {
 	j := &judgement{seen: seen, each: make(map[*evaluation]judged, len(evaluations))}
 	began := c.clock.Now()
-	most = max(most, began.Sub(seen.began))
 	var space []Question
 	for _, e := range evaluations {
 		if e.content.malformed != nil {
@@ -192,31 +209,28 @@ func (c *Confirmer) judge(ctx context.Context, evaluations []*evaluation, seen *
 			j.each[e] = judged{err: seen.err}
 			continue
 		}
-		if len(j.each) > 0 && c.clock.Since(began) >= most {
+		if len(j.each) > 0 && c.clock.Since(began) >= most() {
 			break
 		}
 		j.each[e], space = e.judge(ctx, seen, c.lacking(e), space)
 	}
-	if seen.err == nil {
-		for f, witnesses := range c.witnesses() {
-			j.denied[f] = anyDenied(ctx, seen, witnesses)
-		}
-	}
 	j.ended = c.clock.Now()
-	if seen.err == nil {
-		c.metrics.took(j.ended.Sub(seen.began))
-	}
 	return j
 }
 
 // lacking returns the expectations, by their index, that have to come to hold
 // before it is worth while to ask for the others: the required ones that were
 // named as unmet. There are none if all are to be asked, which is the case once
-// in slow for the report and for what is learned of the engine.
+// in slow for the report and for what is learned of the engine, and once in
+// slowest of a policy that has waited for long.
 func (c *Confirmer) lacking(e *evaluation) []int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !e.current() || !e.toldAll() || e.answer.confirmed || c.clock.Since(e.judgedAt) >= slow {
+	thorough := slow
+	if !e.alert(c.clock.Now()) {
+		thorough = slowest
+	}
+	if !e.current() || !e.toldAll() || e.answer.confirmed || c.clock.Since(e.judgedAt) >= thorough {
 		return nil
 	}
 	var all []int
@@ -233,7 +247,7 @@ func (e *evaluation) judge(ctx context.Context, seen *sight, lacking []int, spac
 		space = e.content.questions(space[:0], lacking)
 		answers, _, err := seen.together(ctx, space)
 		if err == nil && e.content.lacks(lacking, answers) {
-			return judged{idle: true}, space
+			return judged{idle: true, resourced: resourced(space, answers)}, space
 		}
 	}
 	space = e.content.questions(space[:0], nil)
@@ -241,7 +255,7 @@ func (e *evaluation) judge(ctx context.Context, seen *sight, lacking []int, spac
 	if err != nil {
 		return judged{err: err}, space
 	}
-	return judged{findings: e.content.find(answers), changes: changes}, space
+	return judged{findings: e.content.find(answers), changes: changes, resourced: resourced(space, answers)}, space
 }
 
 // anyDenied reports whether the look denies any of the flows.
@@ -279,6 +293,9 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 	}
 	for _, e := range evaluations {
 		of, asked := j.each[e]
+		if of.resourced != "" {
+			c.node.resource(of.resourced, j.ended)
+		}
 		switch {
 		case !asked, of.idle:
 			// Nothing was learned, and nothing ends.
@@ -301,10 +318,8 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 	}
 }
 
-// note remembers when the last look was, and logs when looks begin to fail
-// and when they succeed again.
+// note logs when looks begin to fail and when they succeed again.
 func (c *Confirmer) note(j *judgement) {
-	c.newest = taken{began: j.seen.began, ended: j.ended}
 	switch failing := j.seen.err != nil; {
 	case failing && !c.failing:
 		c.log.Error(j.seen.err, "The dataplane cannot be read: nothing is confirmed")

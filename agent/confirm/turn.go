@@ -5,6 +5,7 @@ package confirm
 
 import (
 	"cmp"
+	"container/list"
 	"slices"
 	"time"
 )
@@ -21,34 +22,57 @@ const turn = 50 * time.Millisecond
 // was a short while ago only and may have to be retracted before the subject is
 // released, or some replica was not told yet. Nobody awaits what was assigned
 // in sessions that are over.
+// A policy is never released, so it is done with once all were told.
 func (e *evaluation) pendingAt(now time.Time) bool {
-	return e.live() && (!e.answer.confirmed || now.Sub(e.confirmedSince) < settled || !e.toldAll())
+	young := !e.content.policy && now.Sub(e.confirmedSince) < settled
+	return e.live() && (!e.answer.confirmed || young || !e.toldAll())
 }
 
 // await makes e pending, and brings the next look forward for it.
 func (c *Confirmer) await(e *evaluation) {
 	c.unrest(e)
-	c.pending[e] = struct{}{}
-	if c.planned != nil {
-		c.planned.pending = true
-		c.planned.hasten(c.dueOf(e, c.clock.Now()))
+	now := c.clock.Now()
+	if _, already := c.pendingLike(e)[e]; !already {
+		c.pendingLike(e)[e], e.since = struct{}{}, now
 	}
+	if c.planned != nil {
+		c.planned.pending = c.planned.pending || e.alert(now)
+		c.planned.hasten(c.dueOf(e, now))
+	}
+}
+
+// pendingLike and restingLike return where e is kept while it is pending, and
+// while it rests.
+func (c *Confirmer) pendingLike(e *evaluation) map[*evaluation]struct{} {
+	if e.content.policy {
+		return c.policies.pending
+	}
+	return c.pending
+}
+
+func (c *Confirmer) restingLike(e *evaluation) *list.List {
+	if e.content.policy {
+		return c.policies.resting
+	}
+	return c.resting
 }
 
 // unrest takes e out of the resting ones.
 func (c *Confirmer) unrest(e *evaluation) {
 	if e.place != nil {
-		c.resting.Remove(e.place)
+		c.restingLike(e).Remove(e.place)
 		e.place = nil
 	}
 }
 
 // retire has those rest that are no longer pending.
 func (c *Confirmer) retire(now time.Time) {
-	for e := range c.pending {
-		if !e.pendingAt(now) {
-			delete(c.pending, e)
-			c.rest(e)
+	for _, pending := range []map[*evaluation]struct{}{c.pending, c.policies.pending} {
+		for e := range pending {
+			if !e.pendingAt(now) {
+				delete(pending, e)
+				c.rest(e)
+			}
 		}
 	}
 }
@@ -56,23 +80,32 @@ func (c *Confirmer) retire(now time.Time) {
 // rest puts e among the resting ones, behind those that were looked at before.
 // Only what a look or a release has come to since is behind e.
 func (c *Confirmer) rest(e *evaluation) {
-	for place := c.resting.Back(); place != nil; place = place.Prev() {
+	resting := c.restingLike(e)
+	for place := resting.Back(); place != nil; place = place.Prev() {
 		if other, ok := place.Value.(*evaluation); ok && !other.seenAt.After(e.seenAt) {
-			e.place = c.resting.InsertAfter(e, place)
+			e.place = resting.InsertAfter(e, place)
 			return
 		}
 	}
-	e.place = c.resting.PushFront(e)
+	e.place = resting.PushFront(e)
 }
 
-// chosen returns the evaluations that the next look answers, in the order in
-// which it comes to them: all that are pending, and of the others those that
-// were looked at longest ago, with at most the given number of flows but at
-// least one.
-func (c *Confirmer) chosen(flows int) []*evaluation {
+// chosen returns the evaluations of Pods that the next look answers, in the
+// order in which it comes to them: all that are pending, and of the others those
+// that were looked at longest ago, as many as their flows allow but at least one.
+// Unless it is an audit's, there are none if none are pending: then the look is
+// taken for policies.
+func (c *Confirmer) chosen(audit bool) []*evaluation {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.retire(c.clock.Now())
+	flows := besideFlows
+	switch {
+	case audit:
+		flows = auditFlows
+	case len(c.pending) == 0:
+		return nil
+	}
 	all := make([]*evaluation, 0, len(c.pending)+1)
 	for e := range c.pending {
 		all = append(all, e)
