@@ -18,9 +18,9 @@ func Visits(tables []ruleset.Table, path Path, f flow.Flow, m Membership) int {
 
 // The bounds of a walk.
 const (
-	Budget       = budget
-	MostSteps    = mostSteps
-	MostSupposed = mostSupposed
+	Budget    = budget
+	MostSteps = mostSteps
+	MostAgain = mostAgain
 )
 
 // Within is how a value with unknown bits is compared.

@@ -52,8 +52,10 @@ type NearMiss struct {
 const (
 	// mostMisses bounds what is noted on one walk.
 	mostMisses = 1_000
-	// mostSupposed bounds for how many of them the packet is walked again.
-	mostSupposed = 64
+	// mostAgain bounds the visits of the walks that tell what would be
+	// otherwise. It is enough for each of some hundred near misses among 3,000
+	// rules.
+	mostAgain = 5 * budget
 )
 
 // miss is a near miss as the walk met it.
@@ -204,9 +206,15 @@ func (w *walk) nearMisses(tables []ruleset.Table, verdict flow.Answer) []NearMis
 		return cmp.Or(cmp.Compare(a.class(), b.class()), cmp.Compare(len(b.rule.Matches), len(a.rule.Matches)))
 	})
 	var turning, others []NearMiss
-	for i := range misses[:min(len(misses), mostSupposed)] {
+	visits := 0
+	for i := range misses {
+		if visits > mostAgain {
+			break
+		}
 		m := &misses[i]
-		m.Otherwise = Trace(tables, w.path, w.flow, supposed{w.record.speller, m}).Answer
+		again := walk{path: w.path, flow: w.flow, sets: supposed{w.record.speller, m}}
+		m.Otherwise = again.run(tables).Answer
+		visits += again.visits
 		switch {
 		case m.Otherwise != verdict && m.Otherwise != flow.Inconclusive:
 			turning = append(turning, m.NearMiss)
