@@ -168,15 +168,17 @@ fmt: ## Format
 	go tool -modfile=hack/lint.mod golangci-lint fmt ./...
 
 ##@ Deploy
-# An overlay that names the image for the Pods and for the hold.
+# An overlay that names the image for the Pods and for the hold, and takes in
+# COMPONENTS of config: prometheus, prometheus/ports, services.
+COMPONENTS ?=
 build/deploy/kustomization.yaml: FORCE
 	@mkdir -p $(@D)
-	@hack/overlay.sh $(IMG) > $@
+	@hack/overlay.sh $(IMG) $(COMPONENTS) > $@
 .PHONY: FORCE
 FORCE:
 
 .PHONY: deploy
-deploy: build/deploy/kustomization.yaml ## Install into the current cluster (IMG=registry/policygate:tag)
+deploy: build/deploy/kustomization.yaml ## Install into the current cluster (IMG=registry/policygate:tag COMPONENTS=prometheus)
 	$(KUBECTL) apply --server-side -k build/deploy
 	$(KUBECTL) -n policygate-system rollout status deployment/policygate-manager --timeout 3m
 	$(KUBECTL) -n policygate-system rollout status daemonset/policygate-agent --timeout 5m

@@ -1,8 +1,10 @@
 #!/bin/sh
 # Prints a kustomization that lays one image, $1, over config/default: for the
-# Pods and for the hold that the manager injects.
+# Pods and for the hold that the manager injects. What follows are components of
+# config, such as prometheus, that are laid over it, too.
 set -eu
 img=${1:?want an image, such as registry.example/policygate:v0.1.0}
+shift
 case $img in
 *@*) name=${img%%@*}; version="digest: ${img#*@}" ;;
 *)
@@ -36,3 +38,5 @@ patches:
             - name: HOLD_IMAGE
               value: $img
 EOF
+[ $# -eq 0 ] || echo "components:"
+for component; do echo "- ../../config/$component"; done

@@ -125,7 +125,7 @@ func (t *Testbed) Stop(ctx context.Context) error {
 // Make runs one of the Makefile's deployment targets against the cluster.
 func (t *Testbed) Make(ctx context.Context, target string) error {
 	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", target,
-		"IMG="+GateImage, "KUBECTL="+filepath.Join(t.artifacts.kube, "bin", "kubectl"))
+		"IMG="+GateImage, "COMPONENTS=prometheus/ports", "KUBECTL="+filepath.Join(t.artifacts.kube, "bin", "kubectl"))
 	cmd.Dir = t.artifacts.root
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+t.Cluster.Kubeconfig())
 	if out, err := cmd.CombinedOutput(); err != nil {
