@@ -78,8 +78,8 @@ type node struct {
 	// connected is true if the node's agent has a session, unseen if it cannot
 	// see into the node's dataplane.
 	connected, unseen bool
-	// since is when the node ceased to confirm, or was first asked. It is of
-	// no meaning while it confirms.
+	// since is when the node ceased to confirm, or was first asked; while it
+	// confirms, it is when it began to.
 	since time.Time
 	// founding is true if it was asked by a replica that had just been elected,
 	// about a generation that was there before.
@@ -129,7 +129,7 @@ type view struct {
 	deviates  []string
 	// answered is true if it has answered what is asked at present.
 	answered bool
-	// since is when it ceased to be.
+	// since is when it began to be, or ceased.
 	since time.Time
 	// shows is from when on a status that was True ceases to be for the node's
 	// sake.
@@ -207,7 +207,7 @@ func (n *node) view(now time.Time) view {
 			v.next = sooner(v.next, until)
 			v.deviates = nil
 		} else {
-			v.programmed = true
+			v.programmed, v.since = true, until
 			return v
 		}
 	}
@@ -281,7 +281,7 @@ func (s state) say(now time.Time, views []view) decision {
 	}
 	d := decision{status: &next}
 	if yes.Reason == v1alpha1.PolicyReasonInForce {
-		d.took = s.sayProgrammed(&next, now)
+		d.took = s.sayProgrammed(&next, views, now)
 	}
 	return d
 }
@@ -414,16 +414,16 @@ func (s state) sayDeviations(next *v1alpha1.PolicyStatusStatus, views []view) {
 
 // sayProgrammed notes that the policy is in force, unless that was noted. It
 // returns how long the generation took to be, if that is known and news.
-func (s state) sayProgrammed(next *v1alpha1.PolicyStatusStatus, now time.Time) time.Duration {
-	last := s.former.LastProgrammed
-	again := last.Generation != nil && *last.Generation == s.generation
+func (s state) sayProgrammed(next *v1alpha1.PolicyStatusStatus, views []view, now time.Time) time.Duration {
+	former := s.former.LastProgrammed
+	again := former.Generation != nil && *former.Generation == s.generation
 	was := meta.FindStatusCondition(s.former.Conditions, v1alpha1.PolicyProgrammed)
 	if again && was != nil && was.Reason == v1alpha1.PolicyReasonInForce && was.ObservedGeneration == s.generation {
 		return 0
 	}
 	next.LastProgrammed = v1alpha1.LastProgrammed{Time: stamp(now), Generation: &s.generation}
 	if again {
-		next.LastProgrammed.Took = last.Took
+		next.LastProgrammed.Took = former.Took
 		return 0
 	}
 	if s.seen.IsZero() {
@@ -433,7 +433,16 @@ func (s state) sayProgrammed(next *v1alpha1.PolicyStatusStatus, now time.Time) t
 	if s.occupied.After(from) {
 		from = s.occupied
 	}
-	took := max(now.Sub(from), time.Millisecond)
+	last := from
+	for _, v := range views {
+		if v.since.After(last) {
+			last = v.since
+		}
+	}
+	if now.Sub(last) > 2*decideInterval {
+		last = now // what brought it about was no confirmation: a node left
+	}
+	took := max(last.Sub(from), time.Millisecond)
 	next.LastProgrammed.Took = rounded(took).String()
 	return took
 }

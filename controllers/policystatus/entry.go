@@ -86,7 +86,7 @@ func (l *Ledger) compute(e *entry) {
 	if fresh {
 		e.generation = a.Subject.Generation
 		e.seen, e.occupied, e.vacant = time.Time{}, time.Time{}, false
-		if a.Subject.Since.After(l.led) {
+		if !a.Subject.Since.Before(l.led) {
 			e.seen = a.Subject.Since
 		}
 	}

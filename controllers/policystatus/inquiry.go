@@ -190,6 +190,9 @@ func (n *node) hear(a answer, rests bool, now time.Time) {
 	switch {
 	case a.confirmed:
 		n.had, n.drifted, n.founding = true, false, false
+		if !was {
+			n.since = now
+		}
 	case was:
 		n.since = now
 	}
