@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package coverage keeps what expectations are computed from, knows which
-// gated Pods still wait for their gate, and says which of them an event may
-// concern.
+// gated Pods still wait for their gate, and says which of them, and which
+// policies, an event may concern.
 //
 // An Index is fed with the events of the watches. It marks the held subjects
 // that an event can affect and computes an assignment when it is asked for one,
@@ -16,6 +16,12 @@
 // Pods, at all policies or at all subjects. An assignment that nothing has
 // touched stands: the newest state that was applied is what it rests on, and
 // nobody has to compute it again.
+//
+// NetworkPolicies are subjects, too, for as long as they are there. An event
+// marks a policy as changed in its meaning if it meets the footprint of its last
+// assignment, and else, if a Pod of it comes or goes, as changed in its number,
+// which is counted by label sets. Nothing is kept of a policy that nobody asks
+// for.
 //
 // What no footprint knows, the index minds itself: what a Pod says of its own
 // gate, in which boot its node is, for how long a node has not been ready, and

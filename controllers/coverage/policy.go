@@ -67,15 +67,19 @@ type PolicyChange struct {
 	Meaning bool
 }
 
-// policy is a policy as a subject. Of its last assignment nothing is kept but
-// the footprint.
+// policy is a policy as a subject, at a generation. Of its last assignment
+// nothing is kept but the footprint.
 type policy struct {
 	key        types.NamespacedName
 	uid        types.UID
 	generation int64
 	// since is PolicySubject.Since. known is the Seq of the youngest Pod then.
-	since     time.Time
-	known     uint64
+	since time.Time
+	known uint64
+	// former is what the generations before were expected to allow.
+	former map[string][]expect.Granted
+	// computed is set once an assignment was; footprint is the last one's.
+	computed  bool
 	footprint expect.Footprint
 }
 
@@ -105,22 +109,27 @@ func (x *Index) PolicyAssignment(key types.NamespacedName) (PolicyAssignment, bo
 	if q == nil {
 		return PolicyAssignment{}, false
 	}
-	now := x.options.Clock.Now()
-	horizon := max(q.known, x.arrivals.horizon(now))
-	a, footprint := x.computePolicy(q, horizon, uint64(now.Sub(x.started)/drawPeriod)) //nolint:gosec // started is before now
+	a, footprint := x.computePolicy(x.policySubject(q), q)
 	x.policyLinks.remove(&q.footprint, q)
-	q.footprint = footprint
+	q.computed, q.footprint = true, footprint
 	x.policyLinks.add(&q.footprint, q)
 	return a, true
 }
 
-// computePolicy changes nothing.
-func (x *Index) computePolicy(q *policy, horizon, rotation uint64) (PolicyAssignment, expect.Footprint) {
-	r := x.cluster.ExpectPolicy(expect.PolicySubject{
+// policySubject is what is computed of q now.
+func (x *Index) policySubject(q *policy) expect.PolicySubject {
+	now := x.options.Clock.Now()
+	return expect.PolicySubject{
 		Policy:   x.cluster.Policy(q.key.Namespace, q.key.Name),
-		Horizon:  horizon,
-		Rotation: rotation,
-	}, x.options.Expect)
+		Horizon:  max(q.known, x.arrivals.horizon(now)),
+		Rotation: uint64(max(0, now.Sub(x.started)/drawPeriod)), //nolint:gosec // not negative
+		Former:   q.former,
+	}
+}
+
+// computePolicy changes nothing.
+func (x *Index) computePolicy(s expect.PolicySubject, q *policy) (PolicyAssignment, expect.Footprint) {
+	r := x.cluster.ExpectPolicy(s, x.options.Expect)
 	a := PolicyAssignment{
 		Subject: PolicySubject{
 			UID: q.uid, Namespace: q.key.Namespace, Name: q.key.Name,
@@ -191,11 +200,25 @@ func (x *Index) setPolicySubject(before *policy, np *networkingv1.NetworkPolicy)
 	if !known && np.CreationTimestamp.Time.Before(x.started) {
 		next.since = time.Time{}
 	}
+	if known && before.computed {
+		next.former = x.granted(before)
+	}
 	if before != nil {
 		x.policyLinks.remove(&before.footprint, before)
 	}
 	x.policies[next.key] = next
 	x.change(next)
+}
+
+// granted returns what q is expected to allow, and then what its former
+// generations were: no more of each node than is asked of one.
+func (x *Index) granted(q *policy) map[string][]expect.Granted {
+	out := x.cluster.ExpectPolicy(x.policySubject(q), x.options.Expect).Granted()
+	for node, list := range q.former {
+		all := append(out[node], list...)
+		out[node] = slices.Clip(all[:min(len(all), x.options.Expect.PolicyBudget)])
+	}
+	return out
 }
 
 // deletePolicySubject forgets a policy.

@@ -286,6 +286,28 @@ func TestSinceWhenAGenerationIsKnown(t *testing.T) {
 	}
 }
 
+func TestWhatAnEditTakesAwayIsAskedForAsDenied(t *testing.T) {
+	w := computed(t)
+	narrowed := w.policy("db/allow", "mysql", pods("nobody"))
+	a, _ := w.x.PolicyAssignment(key("db/allow"))
+	const taken = "denied tcp 10.0.1.20 -> 10.0.2.20:3306"
+	if got := asked(a.PerNode["n2"]); !strings.Contains(got, taken) {
+		t.Errorf("n2 is asked\n%s\nwant %s", got, taken)
+	}
+	again := narrowed.DeepCopy()
+	again.Generation++
+	w.x.SetPolicy(again)
+	a, _ = w.x.PolicyAssignment(key("db/allow"))
+	if got := asked(a.PerNode["n2"]); !strings.Contains(got, taken) {
+		t.Errorf("n2 is asked\n%s\nafter a second edit, want %s", got, taken)
+	}
+	w.policy("db/also", "mysql", pods("backup"))
+	a, _ = w.x.PolicyAssignment(key("db/allow"))
+	if got := asked(a.PerNode["n2"]); strings.Contains(got, taken) {
+		t.Errorf("n2 is asked\n%s\nthough another policy allows it", got)
+	}
+}
+
 func TestNodesThatNeedNotEnforceAPolicy(t *testing.T) {
 	for name, tc := range map[string]struct {
 		event func(w *town)

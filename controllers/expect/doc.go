@@ -6,7 +6,8 @@
 // may start.
 //
 // A Cluster holds the Pods, Namespaces, NetworkPolicies and Nodes that are
-// read; Cluster.Expect computes one subject. The semantics themselves are
+// read; Cluster.Expect computes one subject. Cluster.ExpectPolicy computes what
+// must be confirmed for a policy to be in force, whoever waits for it. The semantics themselves are
 // Isolated, Selecting and Cluster.Admission. A computation reads a World, which
 // Cluster is one of; package scan, for tests, is the other.
 //
@@ -42,4 +43,11 @@
 // An Allowed that a stranger would get too proves nothing. So every Allowed
 // that an isolated Pod's policies grant stands beside a Denied for a stranger
 // of that Pod, in the same node's list.
+//
+// # When a policy is in force
+//
+// A policy is asked about by a few of its Pods on each node, drawn by lot: that
+// their strangers are refused, that they are allowed what its rules say, and
+// that they are refused what they were allowed before it was edited. Pods that
+// came a moment ago do not count: those are what gates are for.
 package expect

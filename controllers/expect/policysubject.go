@@ -7,9 +7,12 @@ import (
 	"cmp"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/api/flow"
 )
 
 // PolicySubject is a policy of which it is asked whether it is in force.
@@ -22,6 +25,17 @@ type PolicySubject struct {
 	Horizon uint64
 	// Rotation is any number. With another one other Pods are drawn.
 	Rotation uint64
+	// Former has, by node, what an earlier generation of the policy was expected
+	// to allow. Of that is asked what must be denied now: else a policy that only
+	// takes away would count as in force before any engine has seen it.
+	Former map[string][]Granted
+}
+
+// Granted is a flow that a policy was expected to allow.
+type Granted struct {
+	Flow flow.Flow
+	// External is Expectation's.
+	External bool
 }
 
 // PolicyResult is what must be confirmed for a policy to be in force.
@@ -37,6 +51,19 @@ type PolicyResult struct {
 	Notes []Note
 	// Footprint is what all this but Next was computed from.
 	Footprint Footprint
+}
+
+// Granted returns, by node, what is expected to be allowed.
+func (r PolicyResult) Granted() map[string][]Granted {
+	out := map[string][]Granted{}
+	for node, list := range r.Nodes {
+		for _, e := range list {
+			if e.Want == flow.Allowed {
+				out[node] = append(out[node], Granted{e.Flow, e.External})
+			}
+		}
+	}
+	return out
 }
 
 const (
@@ -68,7 +95,7 @@ func ExpectPolicy(w World, s PolicySubject, options Options) PolicyResult {
 		k.result.Nodes = map[string][]Expectation{}
 		for _, node := range slices.Sorted(maps.Keys(byNode)) {
 			if n := k.looks.node(node); n != nil && !n.Out {
-				k.askPolicy(node, byNode[node])
+				k.askPolicy(node, byNode[node], s.Former[node])
 			}
 		}
 	}
@@ -130,8 +157,8 @@ func weight(uid types.UID, rotation uint64) uint64 {
 }
 
 // askPolicy asks one node of the first Pods of a list that have an address of
-// their own.
-func (k *plan) askPolicy(node string, list []lot) {
+// their own, and of what was granted there before.
+func (k *plan) askPolicy(node string, list []lot, former []Granted) {
 	k.result.Nodes[node] = nil
 	clear(k.asked)
 	k.full = false
@@ -148,6 +175,7 @@ func (k *plan) askPolicy(node string, list []lot) {
 		}
 	}
 	k.askPolicyIsolation(drawn)
+	k.askFormer(node, former)
 	var turns []*turn
 	for i, ends := range drawn {
 		k.subject, k.own = ends[0].Pod, nil
@@ -202,4 +230,53 @@ func (k *plan) askPolicyIsolation(drawn [][]End) {
 			}
 		}
 	}
+}
+
+// askFormer asks for what was granted before and is refused by the policy's own
+// Pods now, with a quarter of the budget.
+func (k *plan) askFormer(node string, former []Granted) {
+	room := len(k.asked) + k.options.Budget/4
+	for _, g := range former {
+		if len(k.asked) >= room {
+			return
+		}
+		src, known := k.holder(g.Flow.Src, g.External)
+		dst, ok := k.holder(g.Flow.Dst, g.External)
+		if x := (Conn{src, dst, g.Flow.Protocol, g.Flow.Port}); known && ok && k.refuses(node, x) {
+			k.ask(question{
+				node: node, conn: x, denied: true, external: g.External,
+				why: k.policy.String() + " granted it before", policy: k.policy,
+			})
+		}
+	}
+}
+
+// holder returns who has an address by now: one peer that counts, or, if that
+// will do, nobody.
+func (k *plan) holder(addr netip.Addr, nobody bool) (End, bool) {
+	list := k.Holding(addr)
+	switch {
+	case len(list) == 0:
+		return End{Addr: addr}, nobody
+	case len(list) > 1 || !list[0].Peer() || list[0].Seq > k.looks.horizon:
+		return End{}, false
+	}
+	k.looks.pod(list[0])
+	return End{Addr: addr, Pod: list[0]}, true
+}
+
+// refuses reports whether an end of x on a node is refused it where the subject
+// isolates it.
+func (k *plan) refuses(node string, x Conn) bool {
+	for _, d := range []Direction{Ingress, Egress} {
+		side, _ := x.sides(d)
+		if side.Pod == nil || side.Pod.Node != node || !k.policy.Isolates[d] {
+			continue
+		}
+		policies := k.Selecting(side.Pod)
+		if slices.Contains(policies, k.policy) && k.admission(policies, d, x) == Refused {
+			return true
+		}
+	}
+	return false
 }

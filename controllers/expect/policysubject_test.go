@@ -6,6 +6,7 @@ package expect
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -185,6 +186,33 @@ func TestExpectPolicy(t *testing.T) {
 			},
 			want: []string{"n2: nothing"},
 		},
+		"what was granted before is denied now, unless it is allowed, or not as it was": {
+			build: func(w *world) {
+				backup(w)
+				w.pod("db/other", "n1", "10.0.1.21")
+				w.pod("db/young", "n1", "10.0.1.22")
+				w.policy("db/allow", "mysql", spec{Ingress: []in{{From: from(pods("backup")), Ports: tcp(3306)}}})
+			},
+			change: func(s *PolicySubject, o *Options) {
+				s.Horizon = 5
+				s.Former = map[string][]Granted{"n2": {
+					granted("10.0.1.20", "10.0.2.20", 3306, false), // allowed still
+					granted("10.0.1.21", "10.0.2.20", 3306, false),
+					granted("198.18.0.1", "10.0.2.20", 3306, true),
+					granted("198.18.0.2", "10.0.2.20", 3306, false), // a Pod that is gone
+					granted("10.0.1.22", "10.0.2.20", 3306, false),  // another's by now
+					granted("10.0.1.21", "10.0.2.10", 3306, false),  // not the policy's
+					granted("10.0.2.20", "10.0.1.21", 3306, false),  // not isolated
+				}}
+			},
+			want: []string{
+				"n2: allowed tcp 10.0.1.20 -> 10.0.2.20:3306",
+				"n2: denied tcp 10.0.1.10 -> 10.0.2.20:61001",
+				"n2: denied tcp 10.0.1.21 -> 10.0.2.20:3306",
+				"n2: denied tcp 10.0.2.10 -> 10.0.2.20:61001",
+				"n2: denied tcp 198.18.0.1 -> 10.0.2.20:3306 external",
+			},
+		},
 		"a policy that selects nobody asks nobody": {
 			build: func(w *world) { w.policy("db/allow", "nobody", spec{}) },
 			want:  []string{},
@@ -202,6 +230,12 @@ func TestExpectPolicy(t *testing.T) {
 			}
 		})
 	}
+}
+
+func granted(src, dst string, port uint16, external bool) Granted {
+	return Granted{flow.Flow{
+		Protocol: flow.TCP, Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Port: port,
+	}, external}
 }
 
 func TestExpectPolicyNotes(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -126,13 +127,14 @@ func (h *history) subject(uid types.UID) expect.Subject {
 // watchedPolicy is a policy as a subject and what was computed of it last.
 type watchedPolicy struct {
 	horizon, rotation uint64
+	former            map[string][]expect.Granted
 	result            expect.PolicyResult
 }
 
 // TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold is the same for
 // policies, each at a horizon of its own that moves now and then.
 func TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold(t *testing.T) {
-	var stood, met, compared, asked int
+	var stood, met, compared, asked, before int
 	for seed := *first; seed < *first+*seeds; seed++ {
 		h := newHistory(seed)
 		options := expect.DefaultOptions()
@@ -152,7 +154,7 @@ func TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold(t *testing.T) {
 					w = &watchedPolicy{horizon: h.seq}
 					last[name] = w
 				}
-				s := expect.PolicySubject{Policy: q, Horizon: w.horizon, Rotation: w.rotation}
+				s := expect.PolicySubject{Policy: q, Horizon: w.horizon, Rotation: w.rotation, Former: w.former}
 				fresh := h.cluster.ExpectPolicy(s, options)
 				switch {
 				case !known:
@@ -173,22 +175,29 @@ func TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold(t *testing.T) {
 				}
 				for node, list := range fresh.Nodes {
 					asked += len(list)
+					for _, e := range list {
+						if strings.HasSuffix(e.Why, "granted it before") {
+							before++
+						}
+					}
 					if len(list) > options.PolicyBudget {
 						t.Fatalf("seed %d: %s asks %d flows of %s, want at most %d", seed, name, len(list), node, options.PolicyBudget)
 					}
 				}
 				if h.IntN(8) == 0 {
 					w.horizon, w.rotation = h.seq, h.Uint64N(3)
-					s.Horizon, s.Rotation = w.horizon, w.rotation
+					w.former = w.result.Granted()
+					s.Horizon, s.Rotation, s.Former = w.horizon, w.rotation, w.former
 					fresh = h.cluster.ExpectPolicy(s, options)
 				}
 				w.result = fresh
 			}
 		}
 	}
-	t.Logf("%d results stood, %d were met, %d compared, %d flows asked", stood, met, compared, asked)
-	if stood < met/10 || compared < 1000 || asked < 1000 {
-		t.Fatalf("%d stood, %d were met, %d compared, %d flows asked: too few to show anything", stood, met, compared, asked)
+	t.Logf("%d results stood, %d were met, %d compared, %d flows asked, %d of them granted before", stood, met, compared, asked, before)
+	if stood < met/10 || compared < 1000 || asked < 1000 || before < 100 {
+		t.Fatalf("%d stood, %d were met, %d compared, %d flows asked, %d of them granted before: too few to show anything",
+			stood, met, compared, asked, before)
 	}
 }
 
