@@ -48,6 +48,7 @@ func TestAWarningBecomesAnEvent(t *testing.T) {
 					t.Fatalf("wrote %T", change.Object)
 				}
 				want := eventsv1.Event{
+					TypeMeta:            got.TypeMeta,
 					ObjectMeta:          metav1.ObjectMeta{Namespace: tc.wantNamespace, Name: got.Name, ManagedFields: got.ManagedFields},
 					EventTime:           got.EventTime,
 					ReportingController: "policygate.io/manager", ReportingInstance: got.ReportingInstance,
