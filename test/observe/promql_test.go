@@ -4,6 +4,7 @@
 package observe
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -50,4 +51,18 @@ func TestMeasured(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzExpressions(f *testing.F) {
+	f.Add(`sum by (a) (rate(x{b="c"}[5m])) > 0 unless y`)
+	f.Add(`by ( on`)
+	f.Add(`{"}`)
+	f.Fuzz(func(t *testing.T, expr string) {
+		for _, n := range MetricNames(expr) {
+			if !strings.Contains(expr, n) || !name.MatchString(n) {
+				t.Errorf("%q: %q is no name in it", expr, n)
+			}
+		}
+		Measured(expr)
+	})
 }
