@@ -49,17 +49,19 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var confirmer *confirm.Confirmer // made below, and before any session
 	sessions := session.New(session.Options{
 		ServerName: o.serverName(),
 		TokenFile:  o.TokenFile,
 		Hello: func(ctx context.Context) *hubv1.Hello {
-			return &hubv1.Hello{Version: version(), BootId: bootID, State: &hubv1.State{Unsupported: netfilter.Unsupported(ctx)}}
+			return &hubv1.Hello{Version: version(), BootId: bootID, State: confirmer.State(ctx)}
 		},
 		Traces: kernelTraces{},
 		Clock:  clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
 	})
-	confirmer := confirm.New(confirm.Options{
+	confirmer = confirm.New(confirm.Options{
 		Dataplane: dataplane{netfilter}, Reports: sessions,
+		Surveyor: surveyor{netfilter}, States: sessions,
 		Notices: notice.New(notice.Options{XtablesLock: o.XtablesLock, Clock: clock.RealClock{}, Log: log.WithName("notice")}),
 		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})

@@ -215,16 +215,16 @@ func sameSegment(a, b hop) bool {
 // bridge adds to the path of a packet that a bridge passes on whether the IP
 // hooks see it, and between which ports it passes.
 func (t *Topology) bridge(p *trace.Path, l *link, f flow.Flow) error {
-	family, own := ruleset.IPv4, l.callIPTables
+	family := ruleset.IPv4
 	if f.Dst.Is6() {
-		family, own = ruleset.IPv6, l.callIP6Tables
+		family = ruleset.IPv6
 	}
 	calls, err := t.bridgeCalls(family)
 	if err != nil {
 		return err
 	}
 	p.Bridged = trace.Yes
-	if !calls.loaded || (!calls.on && !own) {
+	if l.unseen(calls, family) {
 		p.Unseen = "bridge " + l.name + " passes it on without asking any rule (bridge-nf-call is off)"
 		return nil
 	}

@@ -24,6 +24,8 @@ type link struct {
 	kind string
 	// xdp: an XDP program sees the interface's packets first.
 	xdp bool
+	// master is the index of the bridge, or the like, that it is a port of, or 0.
+	master int
 	// callIPTables and callIP6Tables are a bridge's own attributes.
 	callIPTables, callIP6Tables bool
 }
@@ -53,6 +55,10 @@ func readLinks(c *nlconn.Conn) (map[int]link, error) {
 			switch kind {
 			case unix.IFLA_IFNAME:
 				l.name = nlconn.Text(value)
+			case unix.IFLA_MASTER:
+				if len(value) == 4 {
+					l.master = int(int32(binary.NativeEndian.Uint32(value))) //nolint:gosec // The index is a signed number.
+				}
 			case unix.IFLA_LINKINFO:
 				nested = errors.Join(nested, l.info(value))
 			case unix.IFLA_XDP:

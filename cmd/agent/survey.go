@@ -1,0 +1,59 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/policygate/policygate/agent/kernel"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+)
+
+// surveyor is the netfilter dataplane as package confirm surveys it.
+type surveyor struct{ *kernel.Netfilter }
+
+// Survey implements confirm.Surveyor.
+func (s surveyor) Survey(ctx context.Context) (*hubv1.State, error) {
+	survey, err := s.Netfilter.Survey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return stateOf(survey), nil
+}
+
+// mostNamed is how many bridges a remark names: a text has room for 200 bytes,
+// an interface's name takes 15.
+const mostNamed = 6
+
+// stateOf returns what a person should know of a node.
+func stateOf(s kernel.Survey) *hubv1.State {
+	state := &hubv1.State{Dataplanes: s.Dataplanes}
+	remark := func(kind, text string) {
+		state.Remarks = append(state.Remarks, &hubv1.Remark{Kind: kind, Text: printable(text)})
+	}
+	if slices.Contains(s.Dataplanes, kernel.LegacyTables) && slices.Contains(s.Dataplanes, kernel.CompatTables) {
+		remark(hubv1.RemarkTwoVariants,
+			"iptables-legacy and iptables-nft both hold rules that forwarded packets meet: each prints but its own")
+	}
+	if named := s.Unfiltered; len(named) > 0 {
+		remark(hubv1.RemarkBridgeUnfiltered,
+			"packets that stay on a bridge meet no rules (bridge-nf-call-iptables is off): "+strings.Join(named[:min(len(named), mostNamed)], ", "))
+	}
+	if s.VirtualServers {
+		remark(hubv1.RemarkIPVS, "there are virtual servers (IPVS), whose packets take other ways than forwarded ones")
+	}
+	return state
+}
+
+// printable reduces text that the kernel had a part in to printable ASCII.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text)
+}
