@@ -14,9 +14,11 @@ import (
 
 const (
 	// mostRemembered bounds the verdicts that are remembered: about one
-	// kilobyte each, for a hundred subjects with eighty flows. Beyond it they
-	// are found anew, which is slower and as right.
+	// kilobyte each, for a hundred subjects with eighty flows. Beyond it one
+	// that this look has not asked for makes room, of so many that are looked
+	// at; else the new one is found anew, which is slower and as right.
 	mostRemembered = 8192
+	mostWeighed    = 8
 	// forgotten is after how many looks a verdict that nobody asked for is
 	// dropped, and tidyEvery how often that is looked for. An audit asks for a
 	// sample, so a look does not ask for everything.
@@ -149,13 +151,30 @@ func (g *grounds) stand(r *reading) bool {
 // remember keeps a verdict. An Inconclusive one is not worth it: what it was
 // for want of may be had the next time.
 func (m *memory) remember(q Question, paths []trace.Path, v flow.Verdict, w *witness) {
-	if v.Answer == flow.Inconclusive || len(m.verdicts) >= mostRemembered {
+	if v.Answer == flow.Inconclusive || len(m.verdicts) >= mostRemembered && !m.makeRoom() {
 		return
 	}
 	m.verdicts[q] = &remembered{
 		verdict: v, paths: paths, asked: m.look,
 		grounds: grounds{facts: slices.Clone(w.facts), lookups: slices.Clone(w.lookups)},
 	}
+}
+
+// makeRoom drops a verdict that was not asked for in this look, if it comes upon
+// one: what rests is asked for now and then only, and must not keep what is
+// pending, which is asked for in each look, from being remembered.
+func (m *memory) makeRoom() bool {
+	weighed := 0
+	for q, known := range m.verdicts {
+		if known.asked < m.look {
+			delete(m.verdicts, q)
+			return true
+		}
+		if weighed++; weighed == mostWeighed {
+			break
+		}
+	}
+	return false
 }
 
 // witness answers a walk and takes down what was asked.

@@ -108,6 +108,33 @@ func TestASetIsAskedOnceForAMoment(t *testing.T) {
 	}
 }
 
+func TestWhatIsAskedForNowMakesRoomForItself(t *testing.T) {
+	m := newMemory()
+	r := &reading{number: 1, sets: ipset.New(&sets{})}
+	ask := func(from, to int) {
+		for i := range to - from {
+			q := Question{Flow: flow.Flow{Port: uint16(from + i)}}
+			m.remember(q, nil, flow.Verdict{Answer: flow.Allowed}, m.witness(r))
+		}
+	}
+	m.nextLook()
+	ask(0, mostRemembered)
+	ask(mostRemembered, mostRemembered+10)
+	if len(m.verdicts) != mostRemembered || m.verdicts[Question{Flow: flow.Flow{Port: mostRemembered}}] != nil {
+		t.Errorf("%d verdicts are remembered, want the first %d of a look", len(m.verdicts), mostRemembered)
+	}
+	m.nextLook()
+	ask(mostRemembered, mostRemembered+10)
+	for i := range 10 {
+		if m.verdicts[Question{Flow: flow.Flow{Port: uint16(mostRemembered + i)}}] == nil {
+			t.Errorf("number %d of the next look is not remembered", i)
+		}
+	}
+	if len(m.verdicts) != mostRemembered {
+		t.Errorf("%d verdicts are remembered, want %d", len(m.verdicts), mostRemembered)
+	}
+}
+
 func TestWhatNobodyAsksForIsForgotten(t *testing.T) {
 	m, q, paths, kernel, _, _ := remembers(flow.Allowed)
 	look := func(count int) {
