@@ -15,6 +15,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -329,4 +330,9 @@ func (b *bench) metrics() map[string]float64 {
 		}
 	}
 	return out
+}
+
+// condition returns one that says nothing in particular.
+func condition(which string) metav1.Condition {
+	return metav1.Condition{Type: which, Status: metav1.ConditionTrue, Reason: "Some", LastTransitionTime: stamp(t0)}
 }
