@@ -23,7 +23,12 @@
 // a replica's own: one that has just started finds out anew, which holds a Pod
 // for its timeout, or two minutes, at the most.
 //
+// Three things tell people. Messages go into Pods' conditions and Warnings into
+// Events, both few and by the elected replica; an Account is for the
+// administrator who asks for it. Names of other namespaces' policies, their
+// addresses and rules never get into a condition or an Event, nor does a node's
+// text into what a Pod's owner sees.
+//
 // The package computes no expectation, opens no connection and reads no
-// object from the API. Names of other namespaces' policies and text that comes
-// from a node never get into a condition.
+// object from the API.
 package gate

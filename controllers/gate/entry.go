@@ -141,11 +141,12 @@ func (l *Ledger) review(e *entry, held time.Time) {
 		l.withdraw(e)
 		l.teller.Hush(uid)
 	case moved || e.addressed.IsZero():
+		// A replica that has just started counts no timeout that was told.
+		e.overdue = len(e.known) == 0 && e.pod.condition.Reason == v1alpha1.ReasonTimeout
 		e.addressed = now
 		e.known = ips
 		e.computed, e.suspected = false, false
 		e.resend, e.attempts, e.released = time.Time{}, 0, false
-		e.overdue = false
 		for _, q := range e.inquiries {
 			q.first = time.Time{}
 		}

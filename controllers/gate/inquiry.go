@@ -239,7 +239,8 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 	now := l.clock.Now()
 	if q.answer.confirmed {
 		l.confirmedBy(name, n, now)
-		if q.first.IsZero() {
+		// What it confirmed may still have been asked for the former addresses.
+		if q.first.IsZero() && slices.Equal(e.assignment.Subject.GetIps(), e.known) {
 			q.first = now
 			if q.demand.Len() > 0 {
 				l.metrics.confirmed(name == e.pod.node, now.Sub(e.addressed))

@@ -91,7 +91,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		notAsked: counter("policygate_flows_not_asked_total",
 			"Flows beyond the limit for one Pod that no node was asked about before its gate was released."),
 		batch: histogram("policygate_coverage_batch_size",
-			"Gated Pods whose expectations may have changed since the ledger last asked the index, if any. Pods whose gates are open are not in it.",
+			"Gated Pods that the coverage index named at once, as their expectations may have changed or as they wait no more. Pods whose gates are open are touched by nothing.",
 			prometheus.ExponentialBuckets(1, 4, 8)),
 		queued: histogram("policygate_coverage_queue_seconds",
 			"Time from a gated Pod being touched by an event to its expectations being computed, or found to stand. What the API server and the watch take before is not in it.",

@@ -130,6 +130,21 @@ func TestHowLongNodesTakeIsMeasuredOnce(t *testing.T) {
 	b.wantMeasured(map[string]string{ownSeconds: "2 in 6s", peerSeconds: "1 in 3s"})
 }
 
+func TestAnAnswerAboutFormerAddressesIsNotMeasured(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.clock.Step(time.Second)
+	b.demand("10.0.0.2", 6, 80, "n1", "n7")
+	b.ledger.PodChanged(b.pod(nil, "10.0.0.2"))
+	b.report("n1", true)
+	b.settled()
+	b.wantMeasured(map[string]string{ownSeconds: ""})
+	b.clock.Step(time.Second)
+	b.report("n1", true)
+	b.settled()
+	b.wantMeasured(map[string]string{ownSeconds: "1 in 1s"})
+}
+
 func TestANodeThatIsAskedNothingIsNotMeasured(t *testing.T) {
 	b := newBench(t)
 	b.start("p", "shop", "10.0.0.1", map[string][]expect.Expectation{"n1": nil})

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
-	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/queue"
 )
@@ -31,10 +30,7 @@ func (l *Ledger) settle(e *entry, now time.Time) {
 	d := decide(s, now)
 	if d.overdue() && !e.overdue {
 		e.overdue = true
-		// One that says so already was counted.
-		if e.pod.condition.Reason != v1alpha1.ReasonTimeout {
-			l.metrics.timeouts.Inc()
-		}
+		l.metrics.timeouts.Inc()
 	}
 	if d.suspect {
 		e.suspected = true
