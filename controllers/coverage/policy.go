@@ -10,7 +10,6 @@ import (
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
-
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/policygate/policygate/controllers/expect"
@@ -122,7 +121,7 @@ func (x *Index) policySubject(q *policy) expect.PolicySubject {
 	return expect.PolicySubject{
 		Policy:   x.cluster.Policy(q.key.Namespace, q.key.Name),
 		Horizon:  max(q.known, x.arrivals.horizon(now)),
-		Rotation: uint64(max(0, now.Sub(x.started)/drawPeriod)), //nolint:gosec // not negative
+		Rotation: uint64(max(0, now.Sub(x.started)/drawPeriod)),
 		Former:   q.former,
 	}
 }
@@ -215,8 +214,8 @@ func (x *Index) setPolicySubject(before *policy, np *networkingv1.NetworkPolicy)
 func (x *Index) granted(q *policy) map[string][]expect.Granted {
 	out := x.cluster.ExpectPolicy(x.policySubject(q), x.options.Expect).Granted()
 	for node, list := range q.former {
-		all := append(out[node], list...)
-		out[node] = slices.Clip(all[:min(len(all), x.options.Expect.PolicyBudget)])
+		all := slices.Concat(out[node], list)
+		out[node] = all[:min(len(all), x.options.Expect.PolicyBudget)]
 	}
 	return out
 }

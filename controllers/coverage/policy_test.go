@@ -25,10 +25,10 @@ func key(name string) types.NamespacedName {
 	return types.NamespacedName{Namespace: ns, Name: short}
 }
 
-// nodesOf returns the nodes that must enforce a policy, in words; "none" if
+// enforcing returns the nodes that must enforce db/allow, in words; "none" if
 // nothing is computed.
-func (a *api) nodesOf(name string) string {
-	got, _ := a.x.PolicyAssignment(key(name))
+func (a *api) enforcing() string {
+	got, _ := a.x.PolicyAssignment(key("db/allow"))
 	if got.PerNode == nil {
 		return "none"
 	}
@@ -129,10 +129,10 @@ func TestWhichPoliciesAnEventChanges(t *testing.T) {
 			func(w *town) { w.x.DeleteNode("n1") }, "db/allow web/in",
 		},
 		"a node that has been not ready for too long changes the policies of its pods": {
-			func(w *town) { w.notReady("n1"); w.clock.Step(DefaultNotReadyLimit) }, "web/in",
+			func(w *town) { w.notReady(); w.clock.Step(DefaultNotReadyLimit) }, "web/in",
 		},
 		"a node that is not ready for a moment changes none": {
-			func(w *town) { w.notReady("n1"); w.clock.Step(DefaultNotReadyLimit / 2) }, "",
+			func(w *town) { w.notReady(); w.clock.Step(DefaultNotReadyLimit / 2) }, "",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -156,18 +156,18 @@ func (w *town) mysqlGated(ip string) *corev1.Pod {
 	return p
 }
 
-func (a *api) unreadable(name string) *networkingv1.NetworkPolicy {
+func (a *api) unreadable(name string) {
 	q := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
 		Namespace: key(name).Namespace, Name: key(name).Name, UID: types.UID("np " + name),
 		ResourceVersion: a.next(), Generation: 1,
 	}}
 	q.Spec.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}
 	a.x.SetPolicy(q)
-	return q
 }
 
-func (w *town) notReady(name string) {
-	w.node(name, "10.0."+name[1:]+".0/24", func(n *corev1.Node) {
+// notReady has n1 not be ready from now on.
+func (w *town) notReady() {
+	w.node("n1", "10.0.1.0/24", func(n *corev1.Node) {
 		n.Status.Conditions = []corev1.NodeCondition{{
 			Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastTransitionTime: metav1.NewTime(w.clock.Now()),
 		}}
@@ -197,7 +197,7 @@ func TestWhenPodsCountForAPolicy(t *testing.T) {
 	w := computed(t)
 	w.node("n3", "10.0.3.0/24")
 	w.pod("db/mysql3", "n3", "10.0.3.20", app("mysql"))
-	if got := w.nodesOf("db/allow"); got != "n2" {
+	if got := w.enforcing(); got != "n2" {
 		t.Errorf("nodes %q while the pod is young, want n2", got)
 	}
 	a, _ := w.x.PolicyAssignment(key("db/allow"))
@@ -208,11 +208,11 @@ func TestWhenPodsCountForAPolicy(t *testing.T) {
 		t.Errorf("again at %s, want from %s to %s", a.Again, early, late)
 	}
 	w.clock.SetTime(a.Again.Add(-time.Millisecond))
-	if got := w.nodesOf("db/allow"); got != "n2" {
+	if got := w.enforcing(); got != "n2" {
 		t.Errorf("nodes %q right before the time, want n2", got)
 	}
 	w.clock.SetTime(a.Again)
-	if got := w.nodesOf("db/allow"); got != "n2 n3" {
+	if got := w.enforcing(); got != "n2 n3" {
 		t.Errorf("nodes %q at the time, want n2 n3", got)
 	}
 	if a, _ := w.x.PolicyAssignment(key("db/allow")); !a.Again.IsZero() {
@@ -221,7 +221,7 @@ func TestWhenPodsCountForAPolicy(t *testing.T) {
 
 	w.pod("db/mysql4", "n1", "10.0.1.40", app("mysql"))
 	w.policy("db/allow", "mysql", pods("backup"))
-	if got := w.nodesOf("db/allow"); got != "n1 n2 n3" {
+	if got := w.enforcing(); got != "n1 n2 n3" {
 		t.Errorf("nodes %q of a generation that is younger than the pods, want n1 n2 n3", got)
 	}
 	w.clock.Step(time.Second)
@@ -314,8 +314,8 @@ func TestNodesThatNeedNotEnforceAPolicy(t *testing.T) {
 		want  string
 	}{
 		"a node that is ready must":                    {func(*town) {}, "n1 n2"},
-		"a node that was not ready just now must":      {func(w *town) { w.notReady("n1") }, "n1 n2"},
-		"a node that has not been for long need not":   {func(w *town) { w.notReady("n1"); w.clock.Step(DefaultNotReadyLimit) }, "n2"},
+		"a node that was not ready just now must":      {func(w *town) { w.notReady() }, "n1 n2"},
+		"a node that has not been for long need not":   {func(w *town) { w.notReady(); w.clock.Step(DefaultNotReadyLimit) }, "n2"},
 		"a node that is gone need not":                 {func(w *town) { w.x.DeleteNode("n1") }, "n2"},
 		"a node whose pod is on its network need not":  {func(w *town) { w.x.DeletePod("db/mysql2"); w.extra(onHost) }, "n2"},
 		"a node whose pod is finished need not":        {func(w *town) { w.again(w.extra(), finished) }, "n2"},
@@ -329,7 +329,7 @@ func TestNodesThatNeedNotEnforceAPolicy(t *testing.T) {
 			w.extra()
 			w.clock.Step(2 * youth)
 			tc.event(w)
-			if got := w.nodesOf("db/allow"); got != tc.want {
+			if got := w.enforcing(); got != tc.want {
 				t.Errorf("nodes %q, want %q", got, tc.want)
 			}
 			if a, _ := w.x.PolicyAssignment(key("db/allow")); a.PerNode == nil &&
@@ -396,7 +396,7 @@ func TestPolicyWakeReceivesWhenThereIsSomething(t *testing.T) {
 		t.Error("want one receive after two changes")
 	}
 	w.changes()
-	w.notReady("n1")
+	w.notReady()
 	received()
 	w.clock.Step(DefaultNotReadyLimit)
 	if !received() {

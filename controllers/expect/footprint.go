@@ -34,7 +34,7 @@ type Footprint struct {
 	// Ports are names of container ports of which it was looked at, or
 	// changed, which numbers they stand for.
 	Ports []PortName
-	// Policies are subjects: see ExpectPolicy. Those that have changed, or for
+	// Policies are subjects: see ForPolicy. Those that have changed, or for
 	// which has changed what their own result says beside what the Pods say that
 	// were looked at: who shares their name, whether all policies of their
 	// namespace are understood, or that they select a Pod which was there before.

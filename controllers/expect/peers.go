@@ -14,6 +14,9 @@ func (c *Cluster) Peers(choice Choice, order Order, after *Pod) iter.Seq[*Pod] {
 	case MeantBy:
 		return merged(c.treesOf(choice.Rule), order, after)
 	case SelectedBy:
+		if order == AnyOrder {
+			return c.selected(choice.Policy)
+		}
 		if b, ok := c.bound[choice.Policy]; ok && b.own != nil {
 			return walk(b.own.ordered(), order, after)
 		}
@@ -33,8 +36,8 @@ func (c *Cluster) Peers(choice Choice, order Order, after *Pod) iter.Seq[*Pod] {
 	return func(func(*Pod) bool) {}
 }
 
-// Selected implements World.
-func (c *Cluster) Selected(q *Policy) iter.Seq[*Pod] {
+// selected enumerates the Pods that a policy selects, in no order.
+func (c *Cluster) selected(q *Policy) iter.Seq[*Pod] {
 	return func(yield func(*Pod) bool) {
 		for l := range c.SetsSelected(q) {
 			for _, e := range l.pods {

@@ -76,7 +76,7 @@ const (
 	drawnSpare = 2
 )
 
-// ExpectPolicy computes what must be confirmed for a policy: of a few of the
+// ForPolicy computes what must be confirmed for a policy: of a few of the
 // Pods that it selects on each node, drawn anew with each Rotation, that their
 // strangers are refused in the directions in which the policy isolates, and
 // that what its rules allow them is allowed. Everything is asked of the Pod's
@@ -84,12 +84,12 @@ const (
 //
 // It costs a moment for each Pod that the policy selects, and for each node
 // what Expect costs for as many flows.
-func ExpectPolicy(w World, s PolicySubject, options Options) PolicyResult {
+func ForPolicy(w World, s PolicySubject, options Options) PolicyResult {
 	options.Budget = options.PolicyBudget
 	k := newPlan(w, s.Horizon, options)
 	k.policy = s.Policy
 	k.looks.footprint.Policies = []types.NamespacedName{s.Policy.key()}
-	byNode, next := draw(w.Selected(s.Policy), s)
+	byNode, next := draw(w.Peers(SelectedBy{Policy: s.Policy}, AnyOrder, nil), s)
 	if !k.noteUnreadable(s.Policy.Namespace) {
 		k.notePolicy(s.Policy)
 		k.result.Nodes = map[string][]Expectation{}
@@ -103,9 +103,9 @@ func ExpectPolicy(w World, s PolicySubject, options Options) PolicyResult {
 	return PolicyResult{Nodes: k.result.Nodes, Next: next, Notes: k.result.Notes, Footprint: k.looks.footprint}
 }
 
-// ExpectPolicy is ExpectPolicy of this cluster.
+// ExpectPolicy is ForPolicy of this cluster.
 func (c *Cluster) ExpectPolicy(s PolicySubject, options Options) PolicyResult {
-	return ExpectPolicy(c, s, options)
+	return ForPolicy(c, s, options)
 }
 
 // lot is a Pod and what it drew: who has the lowest weights is asked about.

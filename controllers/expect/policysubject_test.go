@@ -193,16 +193,16 @@ func TestExpectPolicy(t *testing.T) {
 				w.pod("db/young", "n1", "10.0.1.22")
 				w.policy("db/allow", "mysql", spec{Ingress: []in{{From: from(pods("backup")), Ports: tcp(3306)}}})
 			},
-			change: func(s *PolicySubject, o *Options) {
+			change: func(s *PolicySubject, _ *Options) {
 				s.Horizon = 5
 				s.Former = map[string][]Granted{"n2": {
-					granted("10.0.1.20", "10.0.2.20", 3306, false), // allowed still
-					granted("10.0.1.21", "10.0.2.20", 3306, false),
-					granted("198.18.0.1", "10.0.2.20", 3306, true),
-					granted("198.18.0.2", "10.0.2.20", 3306, false), // a Pod that is gone
-					granted("10.0.1.22", "10.0.2.20", 3306, false),  // another's by now
-					granted("10.0.1.21", "10.0.2.10", 3306, false),  // not the policy's
-					granted("10.0.2.20", "10.0.1.21", 3306, false),  // not isolated
+					granted("10.0.1.20", "10.0.2.20", false), // allowed still
+					granted("10.0.1.21", "10.0.2.20", false),
+					granted("198.18.0.1", "10.0.2.20", true),
+					granted("198.18.0.2", "10.0.2.20", false), // a Pod that is gone
+					granted("10.0.1.22", "10.0.2.20", false),  // another's by now
+					granted("10.0.1.21", "10.0.2.10", false),  // not the policy's
+					granted("10.0.2.20", "10.0.1.21", false),  // not isolated
 				}}
 			},
 			want: []string{
@@ -232,9 +232,9 @@ func TestExpectPolicy(t *testing.T) {
 	}
 }
 
-func granted(src, dst string, port uint16, external bool) Granted {
+func granted(src, dst string, external bool) Granted {
 	return Granted{flow.Flow{
-		Protocol: flow.TCP, Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Port: port,
+		Protocol: flow.TCP, Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Port: 3306,
 	}, external}
 }
 

@@ -38,8 +38,6 @@ type World interface {
 	// Population returns the number of peers of a choice. A Pod that several
 	// different peers of a rule mean counts for each of them.
 	Population(choice Choice) int
-	// Selected returns the peers that a policy selects, in no order.
-	Selected(q *Policy) iter.Seq[*Pod]
 	// LabelSet returns the set that p belongs to, or the one that stands for
 	// Pods that are no peers in this world; nil if the world knows no sets.
 	LabelSet(p *Pod) *LabelSet
@@ -64,6 +62,8 @@ type Order uint8
 const (
 	OldestFirst Order = iota
 	NewestFirst
+	// AnyOrder is for SelectedBy without a port, from the start only.
+	AnyOrder
 )
 
 // Choice says which of all peers are meant: one of the types below.

@@ -262,10 +262,5 @@ func (w *World) Population(choice expect.Choice) int {
 	return n
 }
 
-// Selected implements expect.World.
-func (w *World) Selected(q *expect.Policy) iter.Seq[*expect.Pod] {
-	return slices.Values(w.matching(q.Selects))
-}
-
 // LabelSet implements expect.World: it knows none.
 func (w *World) LabelSet(*expect.Pod) *expect.LabelSet { return nil }

@@ -169,7 +169,7 @@ func TestPoliciesAsSubjectsAnswerAsTheScanDoesAndFootprintsHold(t *testing.T) {
 				}
 				if h.IntN(4) == 0 {
 					compared++
-					if diff := policyDifference(expect.ExpectPolicy(h.world, s, options), fresh); diff != "" {
+					if diff := policyDifference(expect.ForPolicy(h.world, s, options), fresh); diff != "" {
 						t.Fatalf("seed %d: after %s, the result of %s is not that of the scan (-scan +index):\n%s", seed, what, name, diff)
 					}
 				}
