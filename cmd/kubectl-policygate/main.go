@@ -1,51 +1,89 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command kubectl-policygate is the kubectl plugin of Policy Gate, for
-// administrators. "kubectl policygate trace SRC DST:PORT" says what the nodes
-// on the path would do with a new connection.
+// Command kubectl-policygate is the kubectl plugin of Policy Gate: whether
+// policies are in force (status), why a Pod is held (explain), what the nodes on
+// the path would do with a new connection (trace), and whether the installation
+// is in order (doctor).
 //
-// Its flags for the cluster are kubectl's own, by client-go's clientcmd: that
-// is where kubectl has them from, and it needs no further library.
+// Its flags for the cluster are kubectl's own, by client-go's clientcmd, and its
+// commands are cobra's, as kubectl's are: so help and completion of both are
+// alike. Called by the name kubectl_complete-policygate it completes for
+// kubectl.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
-	tracev1 "github.com/policygate/policygate/api/trace/v1"
+	"github.com/spf13/cobra"
 )
 
-const usage = `kubectl policygate asks the nodes what they enforce.
+// exitError is the status of an answer that is not an error.
+type exitError struct{ status int }
 
-Usage: kubectl policygate COMMAND [flags]
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
-Commands:
-  trace    what would become of a new connection, and by which rules
-
-"kubectl policygate COMMAND --help" says more.
-`
+// exitStatus is returned on errors; commands say otherwise by an exitError.
+const exitStatus = 1
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	status := run(ctx, arguments(os.Args), os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)
 }
 
+// arguments returns what is behind the command's name. By the name that kubectl
+// looks for when it completes a plugin's arguments, that is cobra's hidden
+// command for it.
+func arguments(args []string) []string {
+	name := strings.TrimSuffix(filepath.Base(args[0]), ".exe")
+	if name == completerName {
+		return append([]string{cobra.ShellCompRequestCmd}, args[1:]...)
+	}
+	return args[1:]
+}
+
 // run is main with an exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
-		_, _ = fmt.Fprint(stdout, usage)
-		return 0
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if exit := (exitError{}); errors.As(err, &exit) {
+		return exit.status
 	}
-	if args[0] != "trace" {
-		_, _ = fmt.Fprintf(stderr, "error: command %q: want trace\n", args[0])
-		return tracev1.ExitError
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "error:", err)
+		return exitStatus
 	}
-	return runTrace(ctx, args[1:], stdout, stderr)
+	return 0
+}
+
+// newRoot returns the command with all others, which write there.
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	k := &kubeconfig{}
+	root := &cobra.Command{
+		Use:         "kubectl-policygate",
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl policygate"},
+		Short:       "Ask whether network policies are in force, and why not",
+		Long: `Says whether network policies are in force and where, why a Pod is held, what
+would become of a connection, and whether Policy Gate itself is in order.`,
+		SilenceUsage:  true, // an error is easier to find without it
+		SilenceErrors: true, // run prints them
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	k.bind(root)
+	root.AddCommand(newStatus(k), newExplain(k), newTrace(k), newDoctor(k), newVersion())
+	root.InitDefaultCompletionCmd()
+	addPluginCompletion(root)
+	return root
 }

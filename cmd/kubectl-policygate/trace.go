@@ -4,186 +4,125 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"time"
+	"strings"
 
-	"github.com/spf13/pflag"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+	"github.com/spf13/cobra"
 
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
-const (
-	// tokenLife is the shortest that the API server issues a token for.
-	tokenLife = 10 * time.Minute
-	// timeout bounds the whole: two reviews, a look on each node of up to
-	// 10 s, and the way there.
-	timeout = time.Minute
-	// maxAnswer bounds the manager's answer: two flows of two nodes with at
-	// most 2 MiB each.
-	maxAnswer = 10 << 20
-	// bundleConfigMap and bundleKey are where the manager publishes the
-	// certificates to trust it by.
-	bundleConfigMap = "policygate-ca"
-	bundleKey       = "ca.crt"
-	// userRole is what people need, for errors.
-	userRole = "policygate-trace-user"
-)
+const traceHelp = `Says what the nodes on the path would do with a new connection, and which of
+their rules it meets. Nothing is sent to the destination.
 
-// runTrace answers one question and returns the exit status.
-func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	o, err := parse(args, stderr)
-	if errors.Is(err, pflag.ErrHelp) {
-		return 0
-	}
-	if err == nil {
-		var answer *tracev1.Answer
-		if answer, err = trace(ctx, o); err == nil {
-			if err = o.print(answer, stdout); err == nil {
-				return answer.Verdict.ExitStatus()
+SRC and DST are each a Pod ("mysql", "shop/mysql") or an IP address; a Pod that
+is named without a namespace is of that of the kubeconfig or of --namespace.
+
+The exit status is 0 if the connection would be let in, 2 if a node would refuse
+it, 3 if that cannot be told, and 1 if there is no answer.
+
+It asks the manager by a port-forward, with a token that is good for nothing
+else and of 10 minutes. Who is no cluster-admin needs the Role
+policygate-trace-user in the namespace that Policy Gate is installed in.`
+
+const traceExamples = `  kubectl policygate trace nightly-backup mysql:3306
+  kubectl policygate trace batch/job-x7 shop/mysql:3306 --protocol tcp
+  kubectl policygate trace 203.0.113.9 [fd00::2]:443 -o json`
+
+// traceOptions are what the command line of "trace" says.
+type traceOptions struct {
+	*kubeconfig
+	asking
+	output
+	source, destination string
+	protocol            string
+	family              string
+}
+
+func newTrace(k *kubeconfig) *cobra.Command {
+	o := &traceOptions{kubeconfig: k, asking: asking{path: tracev1.Path, role: "policygate-trace-user"}}
+	cmd := &cobra.Command{
+		Use:               "trace SRC DST:PORT",
+		Short:             "Say what would become of a new connection, and by which rules",
+		Long:              traceHelp,
+		Example:           traceExamples,
+		ValidArgsFunction: k.podArgs(2),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return fmt.Errorf("%d arguments: want SRC and DST:PORT, such as nightly-backup mysql:3306", len(args))
 			}
-		}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.source, o.destination = args[0], args[1]
+			if err := o.validate(); err != nil {
+				return err
+			}
+			answer, err := o.trace(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := o.print(cmd.OutOrStdout(), answer, answer.WriteText); err != nil {
+				return err
+			}
+			return exitError{answer.Verdict.ExitStatus()}
+		},
 	}
-	_, _ = fmt.Fprintln(stderr, "error:", err)
-	return tracev1.ExitError
+	cmd.Flags().StringVar(&o.protocol, "protocol", "tcp", "Protocol of the connection: tcp, udp or sctp.")
+	cmd.Flags().StringVar(&o.family, "family", "", "IP family to trace: ipv4 or ipv6. Each that both ends have if it is empty.")
+	o.output.bind(cmd, "How to print the answer: text for people, json or yaml for scripts.", outputText, outputJSON, outputYAML)
+	o.asking.bind(cmd, "policygate-tracer", "traces")
+	completeFlag(cmd, "protocol", words("tcp", "udp", "sctp"))
+	completeFlag(cmd, "family", words(string(tracev1.IPv4), string(tracev1.IPv6)))
+	return cmd
 }
 
 // trace asks a replica of the manager.
-func trace(ctx context.Context, o *options) (*tracev1.Answer, error) {
+func (o *traceOptions) trace(ctx context.Context) (*tracev1.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	config, err := o.config.ClientConfig()
+	config, namespace, err := o.load()
 	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
-	}
-	namespace, _, err := o.config.Namespace()
-	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+		return nil, err
 	}
 	q, err := o.question(namespace)
 	if err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("make the client: %w", err)
-	}
-	roots, err := roots(ctx, client, o.installNamespace)
-	if err != nil {
-		return nil, err
-	}
-	manager, err := findManager(ctx, client, o.installNamespace)
-	if err != nil {
-		return nil, err
-	}
-	token, err := newToken(ctx, client, o.installNamespace, o.serviceAccount)
-	if err != nil {
-		return nil, err
-	}
-	tunnel, err := openTunnel(ctx, config, client, manager)
-	if err != nil {
-		return nil, err
-	}
-	defer tunnel.close()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{
-		RootCAs: roots, MinVersion: tls.VersionTLS13,
-		// The name that the manager's certificate is for.
-		ServerName: "policygate-hub." + o.installNamespace + ".svc",
-	}}
-	defer transport.CloseIdleConnections()
-	return post(ctx, &http.Client{Transport: transport}, "https://"+tunnel.address+tracev1.Path, token, q)
-}
-
-// roots returns the certificates to trust the manager by.
-func roots(ctx context.Context, client kubernetes.Interface, namespace string) (*x509.CertPool, error) {
-	bundle, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, bundleConfigMap, metav1.GetOptions{})
-	if err != nil {
-		return nil, explained(fmt.Errorf("read the certificates to trust: %w", err), namespace)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(bundle.Data[bundleKey])) {
-		return nil, fmt.Errorf("ConfigMap %s/%s: key %s holds no certificate: has the manager started?", namespace, bundleConfigMap, bundleKey)
-	}
-	return pool, nil
-}
-
-// newToken returns a token of the ServiceAccount that is good for traces alone.
-func newToken(ctx context.Context, client kubernetes.Interface, namespace, account string) (string, error) {
-	request, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{
-			Audiences:         []string{tracev1.Audience},
-			ExpirationSeconds: new(int64(tokenLife / time.Second)),
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return "", explained(fmt.Errorf("get a token of ServiceAccount %s/%s: %w", namespace, account, err), namespace)
-	}
-	return request.Status.Token, nil
-}
-
-// explained adds what to do about an error that every new user meets.
-func explained(err error, namespace string) error {
-	switch {
-	case apierrors.IsForbidden(err):
-		return fmt.Errorf("%w (the Role %s in namespace %s allows it: ask for it to be bound to you)", err, userRole, namespace)
-	case apierrors.IsNotFound(err):
-		return fmt.Errorf("%w (is Policy Gate installed in namespace %s? See --install-namespace)", err, namespace)
-	}
-	return err
-}
-
-// post asks and returns the answer.
-func post(ctx context.Context, client *http.Client, url, token string, q tracev1.Question) (*tracev1.Answer, error) {
-	body, err := json.Marshal(q)
-	if err != nil {
-		return nil, fmt.Errorf("write the question: %w", err)
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("ask the manager: %w", err)
-	}
-	request.Header.Set("Authorization", "Bearer "+token)
-	request.Header.Set("Content-Type", "application/json")
-	response, err := client.Do(request) //nolint:gosec // the address is our own end of the port-forward
-	if err != nil {
-		return nil, fmt.Errorf("ask the manager: %w", err)
-	}
-	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("read the manager's answer: %w", err)
-	}
-	if response.StatusCode != http.StatusOK {
-		var failure tracev1.Failure
-		if json.Unmarshal(text, &failure) != nil || failure.Error == "" {
-			failure.Error = "no reason given"
-		}
-		return nil, fmt.Errorf("the manager answers %s: %s", response.Status, tracev1.Clean(failure.Error))
-	}
 	var answer tracev1.Answer
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return nil, fmt.Errorf("read the manager's answer: %w", err)
+	if err := o.askAny(ctx, config, q, &answer); err != nil {
+		return nil, err
 	}
 	return &answer, nil
 }
 
-// print writes the answer as the command line wants it.
-func (o *options) print(answer *tracev1.Answer, out io.Writer) error {
-	if o.output == "json" {
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(answer)
+// validate returns an error that names each flag that is not usable.
+func (o *traceOptions) validate() error {
+	// Names without a namespace are of any, for the time being.
+	_, err := o.question("default")
+	return errors.Join(o.output.validate(), o.asking.validate(), err)
+}
+
+// question returns what to ask, with Pods that are named without a namespace
+// in the given one.
+func (o *traceOptions) question(namespace string) (tracev1.Question, error) {
+	destination, port, err := tracev1.SplitDestination(o.destination)
+	if err != nil {
+		return tracev1.Question{}, err
 	}
-	return answer.WriteText(out)
+	q := tracev1.Question{
+		Source: within(namespace, o.source), Destination: within(namespace, destination), Port: port,
+		Protocol: strings.ToLower(o.protocol), Family: tracev1.Family(strings.ToLower(o.family)),
+	}
+	return q, q.Validate()
+}
+
+// within adds the namespace to a Pod that is named without one.
+func within(namespace, end string) string {
+	if _, err := tracev1.ParseAddr(end); err == nil || strings.Contains(end, "/") || end == "" {
+		return end
+	}
+	return namespace + "/" + end
 }

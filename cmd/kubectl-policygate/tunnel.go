@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/streaming/pkg/httpstream"
@@ -34,44 +33,55 @@ type manager struct {
 	port            int32
 }
 
-// findManager returns a replica that is ready. Agents are connected to each,
-// so any does.
-func findManager(ctx context.Context, client kubernetes.Interface, namespace string) (manager, error) {
-	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: managerLabels})
+// findManagers returns the replicas that are ready, at least one.
+func (a *asking) findManagers(ctx context.Context, client kubernetes.Interface) ([]manager, error) {
+	pods, err := client.CoreV1().Pods(a.installNamespace).List(ctx, metav1.ListOptions{LabelSelector: managerLabels})
 	if err != nil {
-		return manager{}, explained(fmt.Errorf("find the manager: %w", err), namespace)
+		return nil, a.explained(fmt.Errorf("find the manager: %w", err))
 	}
-	return pickManager(pods.Items, namespace)
+	return readyManagers(pods.Items, a.installNamespace)
 }
 
-// pickManager returns the first of the Pods by name that is ready and has the
-// port.
-func pickManager(pods []corev1.Pod, namespace string) (manager, error) {
+// readyManagers returns those of the Pods that are ready and have the port, by
+// name; an error if there is none.
+func readyManagers(pods []corev1.Pod, namespace string) ([]manager, error) {
 	if len(pods) == 0 {
-		return manager{}, fmt.Errorf("namespace %s has no Pod with the label %s: is Policy Gate installed there? See --install-namespace",
+		return nil, fmt.Errorf("namespace %s has no Pod with the label %s: is Policy Gate installed there? See --install-namespace",
 			namespace, managerLabels)
 	}
 	pods = slices.SortedFunc(slices.Values(pods), func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
 	ready := 0
+	var managers []manager
 	for i := range pods {
 		p := &pods[i]
 		if p.DeletionTimestamp != nil || !isReady(p) {
 			continue
 		}
 		ready++
-		for _, c := range p.Spec.Containers {
-			for _, port := range c.Ports {
-				if port.Name == tracev1.PortName {
-					return manager{namespace: p.Namespace, name: p.Name, port: port.ContainerPort}, nil
-				}
+		if port := portOf(p); port != 0 {
+			managers = append(managers, manager{namespace: p.Namespace, name: p.Name, port: port})
+		}
+	}
+	switch {
+	case len(managers) > 0:
+		return managers, nil
+	case ready > 0:
+		return nil, fmt.Errorf("no Pod of the manager in namespace %s has a port named %s: is it older than this command?",
+			namespace, tracev1.PortName)
+	}
+	return nil, fmt.Errorf("none of the manager's %d Pods in namespace %s is ready", len(pods), namespace)
+}
+
+// portOf returns the port of the Pod that answers questions, or 0.
+func portOf(p *corev1.Pod) int32 {
+	for _, c := range p.Spec.Containers {
+		for _, port := range c.Ports {
+			if port.Name == tracev1.PortName {
+				return port.ContainerPort
 			}
 		}
 	}
-	if ready > 0 {
-		return manager{}, fmt.Errorf("no Pod of the manager in namespace %s has a port named %s: is it older than this command?",
-			namespace, tracev1.PortName)
-	}
-	return manager{}, fmt.Errorf("none of the manager's %d Pods in namespace %s is ready", len(pods), namespace)
+	return 0
 }
 
 func isReady(p *corev1.Pod) bool {
@@ -92,14 +102,14 @@ type tunnel struct {
 // openTunnel forwards a port as kubectl port-forward does: through a websocket,
 // or SPDY where the API server or a proxy on the way knows no better. Whoever
 // connects to it still has to do with the manager's TLS and token.
-func openTunnel(ctx context.Context, config *rest.Config, client kubernetes.Interface, m manager) (*tunnel, error) {
-	url := client.CoreV1().RESTClient().Post().Resource("pods").Namespace(m.namespace).Name(m.name).SubResource("portforward").URL()
-	roundTripper, upgrader, err := spdy.RoundTripperFor(config)
+func (c *counter) openTunnel(ctx context.Context, m manager) (*tunnel, error) {
+	url := c.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(m.namespace).Name(m.name).SubResource("portforward").URL()
+	roundTripper, upgrader, err := spdy.RoundTripperFor(c.config)
 	if err != nil {
 		return nil, fmt.Errorf("make the port-forward's client: %w", err)
 	}
 	overSPDY := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: roundTripper}, http.MethodPost, url)
-	overWebsocket, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, config)
+	overWebsocket, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, c.config)
 	if err != nil {
 		return nil, fmt.Errorf("make the port-forward's client: %w", err)
 	}
@@ -119,7 +129,7 @@ func openTunnel(ctx context.Context, config *rest.Config, client kubernetes.Inte
 	}()
 	select {
 	case <-t.ended:
-		return nil, explained(fmt.Errorf("forward a port to Pod %s/%s: %w", m.namespace, m.name, t.err), m.namespace)
+		return nil, c.explained(fmt.Errorf("forward a port to Pod %s/%s: %w", m.namespace, m.name, t.err))
 	case <-ctx.Done():
 		close(t.stop)
 		return nil, fmt.Errorf("forward a port to Pod %s/%s: %w", m.namespace, m.name, ctx.Err())
