@@ -37,6 +37,10 @@ type Survey struct {
 // Survey reads what is loaded, of one moment, as Look does. The error is why it
 // could not be read.
 func (n *Netfilter) Survey(ctx context.Context) (Survey, error) {
+	n.mu.Lock()
+	// What a reading knows of switches is as old as the reading.
+	n.newest = nil
+	n.mu.Unlock()
 	var s Survey
 	var err error
 	look := Look{netfilter: n}
@@ -78,25 +82,21 @@ func dataplanesOf(tables []ruleset.Table) []string {
 }
 
 // kindOf returns whose table it is. iptables-nft leaves no mark on what it
-// makes but the names.
+// makes but the names; others may have added chains to it.
 func kindOf(t *ruleset.Table) string {
-	if t.Backend == ruleset.Legacy {
+	switch {
+	case t.Backend == ruleset.Legacy:
 		return LegacyTables
-	}
-	switch t.Name {
-	case "filter", "nat", "mangle", "raw", "security":
-	default:
+	case t.Family != ruleset.IPv4 && t.Family != ruleset.IPv6,
+		!slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, t.Name):
 		return NativeTables
 	}
 	for _, c := range t.Chains {
-		if c.Base != nil && !slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, c.Name) {
-			return NativeTables
+		if c.Base != nil && slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, c.Name) {
+			return CompatTables
 		}
 	}
-	if t.Family != ruleset.IPv4 && t.Family != ruleset.IPv6 {
-		return NativeTables
-	}
-	return CompatTables
+	return NativeTables
 }
 
 // surveyor goes through chains until it knows what there is to know.
