@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -97,7 +98,10 @@ func subcommands(prose string) []string {
 		if len(fields) < 2 || !strings.HasPrefix(line, "  ") {
 			break
 		}
-		names = append(names, fields[0])
+		// What "help" says is what has been asked.
+		if fields[0] != "help" {
+			names = append(names, fields[0])
+		}
 	}
 	return names
 }
@@ -139,6 +143,7 @@ func readHelp(name, text string) (command, error) {
 			return c, fmt.Errorf("help of %s: cannot tell what flag this is: %q", name, line)
 		}
 	}
+	c.Options = slices.DeleteFunc(c.Options, func(o option) bool { return o.Flag == "-h, --help" })
 	for i, o := range c.Options {
 		if match := byDefault.FindStringSubmatch(o.Usage); match != nil {
 			c.Options[i].Usage, c.Options[i].Default = match[1], strings.Trim(match[2], `"`)

@@ -35,7 +35,7 @@ func TestReadHelp(t *testing.T) {
 			}},
 		},
 		"cobra's": {
-			text: "Says what.\n\nUsage:\n  x status [flags]\n\nFlags:\n  -A, --all   All.\n\nGlobal Flags:\n      --kubeconfig string   Path.\n\nUse \"x [command] --help\" for more information about a command.\n",
+			text: "Says what.\n\nUsage:\n  x status [flags]\n\nFlags:\n  -A, --all    All.\n  -h, --help   help for x\n\nGlobal Flags:\n      --kubeconfig string   Path.\n\nUse \"x [command] --help\" for more information about a command.\n",
 			want: command{Prose: "Says what.\n\nUsage:\n  x status [flags]", Options: []option{
 				{Flag: "-A, --all", Usage: "All."},
 				{Flag: "--kubeconfig string", Usage: "Path."},
@@ -72,7 +72,7 @@ func TestReadHelp(t *testing.T) {
 }
 
 func TestSubcommandsAreThoseThatTheHelpLists(t *testing.T) {
-	prose := "It asks.\n\nUsage: x COMMAND\n\nCommands:\n  status   what is in force\n  trace    a connection\n\nMore."
+	prose := "It asks.\n\nUsage: x COMMAND\n\nCommands:\n  status   what is in force\n  help     help about any\n  trace    a connection\n\nMore."
 	if diff := cmp.Diff([]string{"status", "trace"}, subcommands(prose)); diff != "" {
 		t.Errorf("subcommands (-want +got):\n%s", diff)
 	}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/policygate/policygate/hack/reference/declared"
@@ -98,20 +99,15 @@ func commandPages(p *bytes.Buffer, commands []command) {
 		if c.Prose != "" {
 			fmt.Fprintf(p, "```\n%s\n```\n", strings.TrimSpace(c.Prose))
 		}
-		if len(c.Options) == 0 {
-			continue
-		}
-		p.WriteString("\n")
-		table(p, []string{"flag", "default", "meaning"})
-		rest := false
-		for _, o := range c.Options {
-			if shared[o] {
-				rest = true
-				continue
+		own := slices.DeleteFunc(slices.Clone(c.Options), func(o option) bool { return shared[o] })
+		if len(own) > 0 {
+			p.WriteString("\n")
+			table(p, []string{"flag", "default", "meaning"})
+			for _, o := range own {
+				writeOption(p, o)
 			}
-			writeOption(p, o)
 		}
-		if rest {
+		if len(own) < len(c.Options) {
 			p.WriteString("\nAnd [kubectl's flags](#kubectls-flags).\n")
 		}
 	}
