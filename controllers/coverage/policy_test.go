@@ -193,6 +193,27 @@ func TestAPodMeantByTooManyChangesTheNumberOfWhoSelectsItOnly(t *testing.T) {
 	}
 }
 
+func TestWhereAllAreIsolatedAPolicyDependsOnFewOfItsNodesPods(t *testing.T) {
+	w := newTown(t)
+	deny := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "web", Name: "deny", UID: "np web/deny", Generation: 1},
+		Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}},
+	}
+	w.x.SetPolicy(deny)
+	w.x.DeletePod("db/bystander")
+	for i := range 30 {
+		w.pod(fmt.Sprintf("web/w%d", i), "n2", fmt.Sprintf("10.0.2.%d", 100+i))
+	}
+	w.clock.Step(2 * youth)
+	w.recompute()
+	for i := 10; i < 30; i++ {
+		w.x.DeletePod(types.UID(fmt.Sprintf("web/w%d", i)))
+	}
+	if got := w.changes(); strings.Contains(got, "db/allow") {
+		t.Errorf("%q are changed, want db/allow not to be: it asks about none of these pods", got)
+	}
+}
+
 func TestWhenPodsCountForAPolicy(t *testing.T) {
 	w := computed(t)
 	w.node("n3", "10.0.3.0/24")

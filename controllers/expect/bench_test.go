@@ -277,3 +277,41 @@ func BenchmarkNaive(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkExpectPolicy is a policy that lets the Pods of a namespace talk to
+// each other, on few nodes and on many: it costs by nodes, and little by Pods.
+func BenchmarkExpectPolicy(b *testing.B) {
+	for _, tc := range []struct{ nodes, pods int }{{10, 20}, {10, 2000}, {100, 2000}, {1000, 2000}} {
+		c := newCity(1000)
+		c.namespace("big", nil)
+		c.namespace("other", nil)
+		for i := range 20 {
+			c.add(c.pod("other", "x", i, 240))
+		}
+		own := networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}}
+		q := c.policy(b, "big", "allow-same-namespace", networkingv1.NetworkPolicySpec{
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress},
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{own}}},
+			Egress:      []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{own}}},
+		})
+		for i := range tc.pods {
+			p := c.pod("big", "x", i%tc.nodes, i/tc.nodes)
+			p.UID = types.UID(fmt.Sprintf("big/%d", i))
+			c.add(p)
+		}
+		b.Run(fmt.Sprintf("%dnodes/%dpods", tc.nodes, tc.pods), func(b *testing.B) {
+			b.ReportAllocs()
+			flows := 0
+			spent := processTime(b)
+			for b.Loop() {
+				r := c.ExpectPolicy(expect.PolicySubject{Policy: q, Horizon: c.seq}, expect.DefaultOptions())
+				flows = 0
+				for _, list := range r.Nodes {
+					flows += len(list)
+				}
+			}
+			spent.report()
+			b.ReportMetric(float64(flows), "flows")
+		})
+	}
+}

@@ -24,6 +24,9 @@ type plan struct {
 	// policy is nil unless it is the subject: then only what it demands is
 	// asked, and subject is each of the Pods that it is asked of in turn.
 	policy *Policy
+	// near is how many Pods of a node are looked at for one that is not
+	// isolated. 0: all.
+	near int
 	// own are the groups of policies of the subject's namespace, foreign those
 	// of others by namespace.
 	own     []*group

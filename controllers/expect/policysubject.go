@@ -74,6 +74,10 @@ const (
 	// drawnSpare are those that stand in for Pods without an address of their
 	// own.
 	drawnSpare = 2
+	// nearPods bounds the search for a stranger on the same node; without one the
+	// stranger from another node must do. Where all Pods are isolated there is
+	// none, and the policy would depend on every Pod of its nodes.
+	nearPods = 8
 )
 
 // ForPolicy computes what must be confirmed for a policy: of a few of the
@@ -87,7 +91,7 @@ const (
 func ForPolicy(w World, s PolicySubject, options Options) PolicyResult {
 	options.Budget = options.PolicyBudget
 	k := newPlan(w, s.Horizon, options)
-	k.policy = s.Policy
+	k.policy, k.near = s.Policy, nearPods
 	k.looks.footprint.Policies = []types.NamespacedName{s.Policy.key()}
 	byNode, next := draw(w.Peers(SelectedBy{Policy: s.Policy}, AnyOrder, nil), s)
 	if !k.noteUnreadable(s.Policy.Namespace) {

@@ -79,11 +79,8 @@ func (k *plan) groupEveryone(g group) {
 	if e, ok := k.anyoneElsewhere(v6); ok {
 		anyone = append(anyone, candidate{End: e})
 	}
-	for p := range k.Peers(On{k.subject.Node}, OldestFirst, nil) {
-		if p.UID == g.self.Pod.UID || Isolated(k.Selecting(p), d.opposite()) {
-			continue
-		}
-		if e, ok := k.end(p, v6); ok {
+	for e := range k.open(k.subject.Node, d.opposite(), v6) {
+		if e.Pod.UID != g.self.Pod.UID {
 			anyone = append(anyone, candidate{End: e})
 			break
 		}

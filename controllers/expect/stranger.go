@@ -61,6 +61,25 @@ func (k *plan) elsewhere(node string, v6 bool) iter.Seq[End] {
 	}
 }
 
+// open returns the Pods on node that are not isolated in direction d, oldest
+// first.
+func (k *plan) open(node string, d Direction, v6 bool) iter.Seq[End] {
+	return func(yield func(End) bool) {
+		looked := 0
+		for p := range k.Peers(On{node}, OldestFirst, nil) {
+			if looked++; k.near > 0 && looked > k.near {
+				return
+			}
+			if Isolated(k.Selecting(p), d) {
+				continue
+			}
+			if e, ok := k.end(p, v6); ok && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
 // stranger returns a connection on one path that only the policies of t, the
 // isolated end in direction d on node, refuse. It returns false if they refuse
 // nobody on that path.
@@ -89,11 +108,8 @@ func (k *plan) stranger(t End, d Direction, by path) (Conn, bool) {
 			k.unused(node, v6, bare)
 		}
 	case fromSameNode:
-		for p := range k.Peers(On{node}, OldestFirst, nil) {
-			if p.UID == t.Pod.UID || Isolated(k.Selecting(p), d.opposite()) {
-				continue
-			}
-			if e, ok := k.end(p, v6); ok && !try(e) {
+		for e := range k.open(node, d.opposite(), v6) {
+			if e.Pod.UID != t.Pod.UID && !try(e) {
 				break
 			}
 		}
