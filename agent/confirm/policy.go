@@ -12,8 +12,8 @@ import (
 
 const (
 	// aside is how long a look goes on to ask for policies, or to audit them,
-	// while Pods are pending: they wait for the next look meanwhile.
-	// Without any it may take a turn, which the first Pod that comes cuts off.
+	// while Pods are pending: they wait for the next look meanwhile. Without any
+	// it may take a turn, which the first Pod that comes cuts off.
 	aside = 5 * time.Millisecond
 	// policyShare and auditShare are how many times what it took must pass
 	// before pending policies, and those that rest or are hopeless, are asked
@@ -154,8 +154,9 @@ func (c *Confirmer) lookAside(ctx context.Context, seen *sight, chosen policyTur
 		began = c.clock.Now()
 	}
 	spent := c.clock.Since(seen.began)
+	most := func() time.Duration { return c.allowance(pods, spent) }
 	if len(chosen.awaited) > 0 {
-		if !c.askAside(ctx, seen, chosen.awaited, began, turn-spent) {
+		if !c.askAside(ctx, seen, chosen.awaited, began, turn-spent, most) {
 			return
 		}
 		began = c.clock.Now()
@@ -163,7 +164,7 @@ func (c *Confirmer) lookAside(ctx context.Context, seen *sight, chosen policyTur
 	if len(chosen.audited) == 0 {
 		return
 	}
-	j := c.ask(ctx, chosen.audited, seen, c.allowance)
+	j := c.ask(ctx, chosen.audited, seen, most)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if ctx.Err() == nil {
@@ -174,11 +175,13 @@ func (c *Confirmer) lookAside(ctx context.Context, seen *sight, chosen policyTur
 
 // askAside asks a look for policies that are awaited. It returns false if ctx
 // has ended.
-func (c *Confirmer) askAside(ctx context.Context, seen *sight, awaited []*evaluation, began time.Time, left time.Duration) bool {
+func (c *Confirmer) askAside(ctx context.Context, seen *sight, awaited []*evaluation,
+	began time.Time, left time.Duration, most func() time.Duration,
+) bool {
 	if !c.mayAsk(seen, began, left) {
 		return true
 	}
-	j := c.ask(ctx, awaited, seen, c.allowance)
+	j := c.ask(ctx, awaited, seen, most)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if ctx.Err() != nil {
@@ -204,12 +207,16 @@ func (c *Confirmer) mayAsk(seen *sight, now time.Time, left time.Duration) bool 
 	return false
 }
 
-// allowance returns how long a look may go on to ask for policies.
-func (c *Confirmer) allowance() time.Duration {
+// allowance returns how long a look may go on to ask for policies: if it was not
+// taken for Pods, as long as reading the rules took.
+func (c *Confirmer) allowance(pods bool, spent time.Duration) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.pending) > 0 {
+	switch {
+	case len(c.pending) > 0:
 		return aside
+	case pods:
+		return turn
 	}
-	return turn
+	return max(turn, spent)
 }
