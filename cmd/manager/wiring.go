@@ -139,7 +139,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	sessions := hub.New(hub.Options{
 		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.agentUser()),
 		Sink:     sinks{gates, policies.ledger}, Clock: clock.RealClock{}, Log: log.WithName("hub"),
-		Address: o.hubAddress, GetCertificate: serving.GetCertificate,
+		Address: o.hubAddress, GetCertificate: serving.GetCertificate, Registerer: metrics.Registry,
 	})
 	gates.SetHub(sessions)
 	policies.ledger.SetHub(sessions)
