@@ -44,15 +44,18 @@ type PolicyStatusStatus struct {
 	// is True while something is wrong that waiting does not mend: rules that
 	// were in force and are no more, an engine that does not realize what the
 	// policy says, or nodes that nobody can see into.
+	// Reasons of Programmed: InForce and NoPods (True), Lagging and Drifted
+	// (False), NotUnderstood and Unknown (Unknown). Reasons of Degraded: Drifted,
+	// EngineDeviates, Unseen and NotUnderstood (True), AsExpected (False).
 	// +listType=map
 	// +listMapKey=type
-	// +patchStrategy=merge
-	// +patchMergeKey=type
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=8
 	// +optional
-	Conditions []metav1.Condition `json:"conditions,omitempty" patchStrategy:"merge" patchMergeKey:"type"`
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
 	// observedGeneration is the metadata.generation of the NetworkPolicy that
-	// all of this is about.
+	// all of this is about. While it is lower than the policy's own, nothing is
+	// said of the policy's latest edit yet.
 	// +kubebuilder:validation:Minimum=0
 	// +optional
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
@@ -66,16 +69,18 @@ type PolicyStatusStatus struct {
 	// ten.
 	// +listType=map
 	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=10
 	// +optional
 	LaggingNodes []LaggingNode `json:"laggingNodes,omitempty"`
 	// laggingNodesLeftOut counts the others.
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=0
 	// +optional
 	LaggingNodesLeftOut *int32 `json:"laggingNodesLeftOut,omitempty"`
 	// deviations are what the policy engine does not carry out of this policy,
 	// though it is at work: at most ten.
 	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=10
 	// +optional
 	Deviations []Deviation `json:"deviations,omitempty"`
@@ -129,8 +134,11 @@ type LaggingNode struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +required
 	Name string `json:"name,omitempty"`
-	// reason is one word for what is wrong: NotAdmitting, NotIsolating,
-	// Inconclusive, NoAnswer, NoAgent or Unsupported.
+	// reason is one word for what is wrong. NotAdmitting: connections that the
+	// policy allows would be refused. NotIsolating: connections that it does not
+	// allow would pass. Inconclusive: it cannot be told what the node would do.
+	// NoAnswer: its agent has not answered yet. NoAgent: no agent is connected
+	// from it. Unsupported: its agent cannot see into its dataplane.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=64
 	// +required
@@ -141,8 +149,8 @@ type LaggingNode struct {
 	// +optional
 	Message string `json:"message,omitempty"`
 	// since is when the node was first seen not to enforce the policy.
-	// +optional
-	Since metav1.Time `json:"since,omitempty,omitzero"`
+	// +required
+	Since *metav1.Time `json:"since,omitempty"`
 }
 
 // Deviation is a part of the policy that the policy engine does not carry out.
@@ -154,13 +162,14 @@ type Deviation struct {
 	Message string `json:"message,omitempty"`
 	// nodes are where, by name: the first five. None: everywhere.
 	// +listType=set
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=5
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
 	// +optional
 	Nodes []string `json:"nodes,omitempty"`
 	// nodesLeftOut counts the others.
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=0
 	// +optional
 	NodesLeftOut *int32 `json:"nodesLeftOut,omitempty"`
 }
@@ -169,8 +178,8 @@ type Deviation struct {
 // +kubebuilder:validation:MinProperties=1
 type LastProgrammed struct {
 	// time is when.
-	// +optional
-	Time metav1.Time `json:"time,omitempty,omitzero"`
+	// +required
+	Time *metav1.Time `json:"time,omitempty"`
 	// generation is the metadata.generation of the policy that was.
 	// +kubebuilder:validation:Minimum=0
 	// +optional

@@ -364,7 +364,7 @@ func (s state) drifts(i int, v view) bool {
 
 // sayLagging lists the nodes that do not enforce the policy.
 func (s state) sayLagging(next *v1alpha1.PolicyStatusStatus, views []view) {
-	before := map[string]metav1.Time{}
+	before := map[string]*metav1.Time{}
 	for _, l := range s.former.LaggingNodes {
 		before[l.Name] = l.Since
 	}
@@ -375,9 +375,9 @@ func (s state) sayLagging(next *v1alpha1.PolicyStatusStatus, views []view) {
 		case len(next.LaggingNodes) == maxLagging:
 			left++
 		default:
-			since, known := before[s.nodes[i].name]
-			if !known {
-				since = stamp(v.since)
+			since := before[s.nodes[i].name]
+			if since == nil {
+				since = new(stamp(v.since))
 			}
 			next.LaggingNodes = append(next.LaggingNodes, v1alpha1.LaggingNode{
 				Name: s.nodes[i].name, Reason: v.lag, Message: cut(v.text), Since: since,
@@ -421,7 +421,7 @@ func (s state) sayProgrammed(next *v1alpha1.PolicyStatusStatus, views []view, no
 	if again && was != nil && was.Reason == v1alpha1.PolicyReasonInForce && was.ObservedGeneration == s.generation {
 		return 0
 	}
-	next.LastProgrammed = v1alpha1.LastProgrammed{Time: stamp(now), Generation: &s.generation}
+	next.LastProgrammed = v1alpha1.LastProgrammed{Time: new(stamp(now)), Generation: &s.generation}
 	if again {
 		next.LastProgrammed.Took = former.Took
 		return 0

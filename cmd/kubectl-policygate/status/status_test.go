@@ -36,7 +36,7 @@ func policy(name string, programmed metav1.ConditionStatus, reason string, chang
 			ObservedGeneration: new(int64(3)),
 			Nodes:              v1alpha1.NodeCounts{Summary: "3/3", Desired: new(int32(3)), Programmed: new(int32(3))},
 			Pods:               v1alpha1.PodCounts{Selected: new(int32(12)), Gated: new(int32(4)), Pending: new(int32(0))},
-			LastProgrammed:     v1alpha1.LastProgrammed{Time: ago(10 * time.Minute), Generation: new(int64(3)), Took: "412ms"},
+			LastProgrammed:     v1alpha1.LastProgrammed{Time: new(ago(10 * time.Minute)), Generation: new(int64(3)), Took: "412ms"},
 		},
 	}
 	if change != nil {
@@ -53,10 +53,10 @@ func lagging() v1alpha1.PolicyStatus {
 	return policy("allow-jobs", metav1.ConditionFalse, v1alpha1.PolicyReasonLagging, func(p *v1alpha1.PolicyStatus) {
 		p.Status.Nodes = v1alpha1.NodeCounts{Summary: "1/7", Desired: new(int32(7)), Programmed: new(int32(1))}
 		p.Status.Pods.Pending = new(int32(2))
-		p.Status.LastProgrammed = v1alpha1.LastProgrammed{Time: ago(10 * time.Minute), Generation: new(int64(2))}
+		p.Status.LastProgrammed = v1alpha1.LastProgrammed{Time: new(ago(10 * time.Minute)), Generation: new(int64(2))}
 		p.Status.LaggingNodes = []v1alpha1.LaggingNode{
-			{Name: "n2", Reason: v1alpha1.LagNotAdmitting, Message: "10.0.1.5 to 10.0.2.7, tcp 3306, would be refused", Since: ago(12 * time.Second)},
-			{Name: "n3", Reason: v1alpha1.LagNotIsolating, Since: ago(3 * time.Minute)},
+			{Name: "n2", Reason: v1alpha1.LagNotAdmitting, Message: "10.0.1.5 to 10.0.2.7, tcp 3306, would be refused", Since: new(ago(12 * time.Second))},
+			{Name: "n3", Reason: v1alpha1.LagNotIsolating, Since: new(ago(3 * time.Minute))},
 			{Name: "n4", Reason: v1alpha1.LagNoAgent},
 		}
 		p.Status.LaggingNodesLeftOut = new(int32(3))
@@ -126,7 +126,7 @@ func TestTable(t *testing.T) {
 func TestWords(t *testing.T) {
 	drifted := policy("drifted", metav1.ConditionFalse, v1alpha1.PolicyReasonDrifted, func(p *v1alpha1.PolicyStatus) {
 		p.Status.Nodes = v1alpha1.NodeCounts{}
-		p.Status.LaggingNodes = []v1alpha1.LaggingNode{{Name: "n2", Reason: "Newer", Since: ago(time.Second)}}
+		p.Status.LaggingNodes = []v1alpha1.LaggingNode{{Name: "n2", Reason: "Newer", Since: new(ago(time.Second))}}
 	})
 	noPods := policy("nobody", metav1.ConditionTrue, v1alpha1.PolicyReasonNoPods, nil)
 	waiting := policy("waiting", metav1.ConditionUnknown, v1alpha1.PolicyReasonUnknown, nil)

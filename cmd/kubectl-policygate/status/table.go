@@ -128,7 +128,7 @@ func (o Options) details(p *v1alpha1.PolicyStatus) []string {
 		// Nodes that lag say why by themselves.
 		why := t == v1alpha1.PolicyProgrammed && c != nil && c.Status != metav1.ConditionTrue && len(p.Status.LaggingNodes) == 0
 		if c != nil && c.Message != "" && (o.Wide || why) {
-			lines = append(lines, fmt.Sprintf("%s %s%s: %s", t, c.Status, o.since(c.LastTransitionTime), c.Message))
+			lines = append(lines, fmt.Sprintf("%s %s%s: %s", t, c.Status, o.since(&c.LastTransitionTime), c.Message))
 		}
 	}
 	for _, n := range p.Status.LaggingNodes {
@@ -148,7 +148,7 @@ func (o Options) details(p *v1alpha1.PolicyStatus) []string {
 }
 
 // since returns " for 12s", or nothing if that is not known.
-func (o Options) since(t metav1.Time) string {
+func (o Options) since(t *metav1.Time) string {
 	if t.IsZero() {
 		return ""
 	}

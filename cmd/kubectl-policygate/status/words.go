@@ -54,7 +54,7 @@ type words struct {
 // line writes a line, indented by two spaces a level.
 func (t *words) line(level int, format string, args ...any) {
 	line := printable(strings.Repeat("  ", level)+fmt.Sprintf(format, args...), 0)
-	t.WriteString(strings.TrimRight(line, " ") + "\n")
+	_, _ = t.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 
 // heading says whether the policy is in force, and what it is about.
@@ -78,7 +78,7 @@ func (t *words) heading(p *v1alpha1.PolicyStatus, generation int64) {
 	}
 	for _, conditionType := range []string{v1alpha1.PolicyProgrammed, v1alpha1.PolicyDegraded} {
 		if c := meta.FindStatusCondition(s.Conditions, conditionType); c != nil && c.Message != "" {
-			t.line(1, "%s is %s%s: %s: %s", conditionType, c.Status, t.now.since(c.LastTransitionTime), c.Reason, c.Message)
+			t.line(1, "%s is %s%s: %s: %s", conditionType, c.Status, t.now.since(&c.LastTransitionTime), c.Reason, c.Message)
 		}
 	}
 	if s.Pods.Selected != nil {
