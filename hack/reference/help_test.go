@@ -72,7 +72,7 @@ func TestReadHelp(t *testing.T) {
 }
 
 func TestSubcommandsAreThoseThatTheHelpLists(t *testing.T) {
-	prose := "It asks.\n\nUsage: x COMMAND\n\nCommands:\n  status   what is in force\n  help     help about any\n  trace    a connection\n\nMore."
+	prose := "It asks.\n\nUsage: x COMMAND\n\nCommands:\n  status   what is in force\n  help     about any\n  trace    a connection\n\nMore."
 	if diff := cmp.Diff([]string{"status", "trace"}, subcommands(prose)); diff != "" {
 		t.Errorf("subcommands (-want +got):\n%s", diff)
 	}
