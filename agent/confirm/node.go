@@ -111,30 +111,29 @@ func (c *Confirmer) examine(ctx context.Context) {
 
 // state returns what there is to tell of the node.
 func (c *Confirmer) state() *hubv1.State {
-	s := &hubv1.State{
-		Unsupported: printable(c.unsupported),
-		Dataplanes:  c.node.surveyed.GetDataplanes(),
-		Remarks:     slices.Clone(c.node.surveyed.GetRemarks()),
-	}
+	remarks := slices.Clone(c.node.surveyed.GetRemarks())
 	for f, unenforced := range c.enforcement.unenforced {
 		if unenforced {
-			s.Remarks = append(s.Remarks, &hubv1.Remark{
+			remarks = append(remarks, &hubv1.Remark{
 				Kind: hubv1.RemarkUnenforcedFamily,
 				Text: "the policy engine was not seen to enforce " + family(f).String() + " here, while it does the other family",
 			})
 		}
 	}
 	if at := c.node.resourcedAt; !at.IsZero() && c.clock.Since(at) < lately {
-		s.Remarks = append(s.Remarks, &hubv1.Remark{
+		remarks = append(remarks, &hubv1.Remark{
 			Kind: hubv1.RemarkSourceRewritten,
 			Text: printable("packets between Pods may leave this node with another source: " + c.node.resourced),
 		})
 	}
-	slices.SortStableFunc(s.Remarks, func(a, b *hubv1.Remark) int {
+	slices.SortStableFunc(remarks, func(a, b *hubv1.Remark) int {
 		return cmp.Or(strings.Compare(a.GetKind(), b.GetKind()), strings.Compare(a.GetText(), b.GetText()))
 	})
-	s.Remarks = s.Remarks[:min(len(s.Remarks), maxRemarks)]
-	return s
+	return &hubv1.State{
+		Unsupported: printable(c.unsupported),
+		Dataplanes:  c.node.surveyed.GetDataplanes(),
+		Remarks:     remarks[:min(len(remarks), maxRemarks)],
+	}
 }
 
 // resource takes in how the source of a packet may be rewritten. Of several

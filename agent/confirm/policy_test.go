@@ -24,19 +24,17 @@ func policy(uid string, generation uint64) *assigned {
 	return a
 }
 
-// assignPolicies assigns so many of them to c, in ten namespaces, with so many flows
-// each. They are answered as programmed does.
-func assignPolicies(t testing.TB, c *Confirmer, count, flows int) {
+// assignPolicies assigns so many of them to c, in ten namespaces, with eight
+// flows each. They are answered as programmed does.
+func assignPolicies(t *testing.T, c *Confirmer, count int) {
 	t.Helper()
 	for i := range count {
 		a := policy(fmt.Sprint("policy", i), 1)
 		a.Subject.Namespace = fmt.Sprint("tenant", i%10)
-		for len(a.Expectations) < flows {
+		for len(a.Expectations) < 8 {
 			a.Expectations = append(a.Expectations, want(client, flow.Allowed))
 		}
-		if err := give(c, replicaA, a); err != nil {
-			t.Fatal(err)
-		}
+		must(t, give(c, replicaA, a))
 	}
 }
 
@@ -199,7 +197,7 @@ func TestAThousandPoliciesDelayNoPod(t *testing.T) {
 				d.verdicts[control] = flow.Denied
 				c := newConfirmer(slowly{d, 20 * time.Microsecond}, out)
 				run(t, c)
-				assignPolicies(t, c, 1000, 8)
+				assignPolicies(t, c, 1000)
 				pass(min(tc.age, patience+5*time.Second))
 				grow(c, tc.age)
 				worst := time.Duration(0)
@@ -241,7 +239,7 @@ func TestAPodThatComesCutsOffALookAtPolicies(t *testing.T) {
 		// A policy takes 1 ms.
 		c := newConfirmer(slowly{d, 125 * time.Microsecond}, out)
 		run(t, c)
-		assignPolicies(t, c, 1000, 8)
+		assignPolicies(t, c, 1000)
 		pass(2 * time.Millisecond)
 		must(t, give(c, replicaA, assign("u", 1)))
 		pass(2*aside + secondLook)
@@ -259,7 +257,7 @@ func TestEachOfAThousandPoliciesIsConfirmed(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(slowly{d, 20 * time.Microsecond}, out)
 		run(t, c)
-		assignPolicies(t, c, 1000, 8)
+		assignPolicies(t, c, 1000)
 		began := time.Now()
 		for confirmed := 0; confirmed < 1000; {
 			pass(100 * time.Millisecond)
@@ -282,9 +280,9 @@ func TestPodsDoNotStarvePolicies(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(slowly{d, 100 * time.Microsecond}, out)
 		run(t, c)
-		crowd(t, c, 300, 256)
+		crowd(t, c, 200, 256)
 		pass(5 * time.Second)
-		assignPolicies(t, c, 100, 8)
+		assignPolicies(t, c, 100)
 		told, began := 0, time.Now()
 		for told < 100 {
 			pass(100 * time.Millisecond)
@@ -343,12 +341,12 @@ func TestPoliciesAreAuditedWithinAHundredthOfTheTime(t *testing.T) {
 				if tc.never {
 					delete(d.verdicts, client)
 				}
-				assignPolicies(t, c, tc.policies, 8)
+				assignPolicies(t, c, tc.policies)
 				pass(10 * time.Second)
 				grow(c, hopeless)
 				pass(3 * time.Minute)
 				spent(d, tc.flow)
-				const span = 5 * time.Minute
+				const span = 3 * time.Minute
 				var oldest time.Duration
 				for range span / time.Second {
 					pass(time.Second)

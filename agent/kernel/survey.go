@@ -138,12 +138,12 @@ func (s *surveyor) chain(c *ruleset.Chain) {
 			_, set := m.(ruleset.Set)
 			return set
 		})
-		switch target := &rules[i].Target; target.Kind {
-		case ruleset.Continue, ruleset.Accept, ruleset.Return:
-		case ruleset.Jump, ruleset.Goto:
+		target := &rules[i].Target
+		if target.Chain != nil {
 			s.chain(target.Chain)
-		default:
-			s.acts = true
+			continue
 		}
+		passes := target.Kind == ruleset.Continue || target.Kind == ruleset.Accept || target.Kind == ruleset.Return
+		s.acts = s.acts || !passes
 	}
 }

@@ -411,6 +411,9 @@ func TestASessionEndsWhenItsTokenExpires(t *testing.T) {
 			if got.Code() != codes.Unauthenticated {
 				t.Errorf("ended with %v, want Unauthenticated", got)
 			}
+			if got := f.metric(t, "policygate_hub_sessions_ended_total", "expired"); got != 1 {
+				t.Errorf("%v sessions are counted as expired, want one", got)
+			}
 			return
 		case <-time.After(10 * time.Millisecond):
 			if time.Now().After(deadline) {

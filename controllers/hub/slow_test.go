@@ -117,6 +117,9 @@ func TestAnAgentThatDoesNotReadIsCutOffAndSyncedInFull(t *testing.T) {
 		t.Errorf("cut off after %v, want more than %v", stood, slowConsumer)
 	}
 	f.sink.await(t, connected, "n1 disconnected")
+	if got := f.metric(t, "policygate_hub_sessions_ended_total", "slow"); got != 1 {
+		t.Errorf("%v sessions are counted as slow, want one", got)
+	}
 
 	f.Withdraw("n1", "uid-0")
 	f.Assign("n1", assign("new", 1), describe(t, "new"))

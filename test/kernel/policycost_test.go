@@ -119,7 +119,7 @@ func (w *world) send(b *testing.B, s *hubv1.Assign, met bool) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s.Generation, s.Description = 1, uint64(w.next) //nolint:gosec // It counts from 1.
+	s.Generation, s.Description = 1, uint64(w.next)
 	s.Subject.Uid, s.Subject.Namespace = fmt.Sprint("subject-", w.next), fmt.Sprint("tenant-", w.next%10)
 	w.agent.hub.send <- &hubv1.HubMessage{Message: &hubv1.HubMessage_Describe{Describe: &hubv1.Describe{Id: s.GetDescription(), Content: content}}}
 	w.agent.hub.send <- &hubv1.HubMessage{Message: &hubv1.HubMessage_Assign{Assign: s}}
