@@ -230,11 +230,7 @@ func (k *plan) ask(q question) outcome {
 	}
 	var controls []question
 	if want == flow.Allowed && !q.witness {
-		for _, control := range k.controls(q.node, q.conn) {
-			if !k.asked[ask{control.node, control.conn.Flow()}] {
-				controls = append(controls, control)
-			}
-		}
+		controls = k.controls(q.node, q.conn)
 	}
 	if len(k.asked)+1+len(controls) > k.options.Budget {
 		k.full = true
@@ -279,7 +275,8 @@ func (k *plan) add(key ask, e Expectation) {
 }
 
 // controls returns, for each end of an Allowed x that node judges and that is
-// isolated, a stranger's connection that the same policies refuse. Those of
+// isolated, a stranger's connection that the same policies refuse, unless it is
+// asked already. Those of
 // a subject that is a Pod are asked once, by askOwnIsolation.
 func (k *plan) controls(node string, x Conn) []question {
 	var out []question
@@ -302,7 +299,7 @@ func (k *plan) controls(node string, x Conn) []question {
 			s = k.control(side, other, d, by)
 			k.strangers[key] = s
 		}
-		if s.ok {
+		if s.ok && !k.asked[ask{node, s.conn.Flow()}] {
 			out = append(out, question{
 				node: node, conn: s.conn, why: strangerWhy(side.Pod, d, by), policy: k.isolating(policies, d),
 			})

@@ -163,7 +163,7 @@ func weight(uid types.UID, rotation uint64) uint64 {
 // askPolicy asks one node of the first Pods of a list that have an address of
 // their own, and of what was granted there before.
 func (k *plan) askPolicy(node string, list []lot, former []Granted) {
-	k.result.Nodes[node] = nil
+	k.result.Nodes[node] = make([]Expectation, 0, max(k.options.Budget, 0))
 	clear(k.asked)
 	k.full = false
 	k.awaited[node] = true
