@@ -30,7 +30,8 @@ type PolicyStatus struct {
 	// metadata is that of the object; its name and namespace are the policy's.
 	// +optional
 	metav1.ObjectMeta `json:"metadata,omitempty"`
-	// status is what was observed.
+	// status says whether the policy is in force and on which nodes it is not,
+	// as was read from the nodes' kernels.
 	// +optional
 	Status PolicyStatusStatus `json:"status,omitempty,omitzero"`
 }
@@ -44,6 +45,7 @@ type PolicyStatusStatus struct {
 	// is True while something is wrong that waiting does not mend: rules that
 	// were in force and are no more, an engine that does not realize what the
 	// policy says, or nodes that nobody can see into.
+	//
 	// Reasons of Programmed: InForce and NoPods (True), Lagging and Drifted
 	// (False), NotUnderstood and Unknown (Unknown). Reasons of Degraded: Drifted,
 	// EngineDeviates, Unseen and NotUnderstood (True), AsExpected (False).
@@ -59,10 +61,12 @@ type PolicyStatusStatus struct {
 	// +kubebuilder:validation:Minimum=0
 	// +optional
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
-	// nodes counts the nodes that host Pods which the policy selects.
+	// nodes counts the nodes that host Pods which the policy selects: only they
+	// have to enforce it. It is not there if a policy cannot be understood.
 	// +optional
 	Nodes NodeCounts `json:"nodes,omitempty,omitzero"`
-	// pods counts the Pods that the policy selects.
+	// pods counts the Pods that the policy selects, gated or not. It follows
+	// within half a minute.
 	// +optional
 	Pods PodCounts `json:"pods,omitempty,omitzero"`
 	// laggingNodes are nodes that do not enforce the policy, by name: the first
@@ -78,7 +82,7 @@ type PolicyStatusStatus struct {
 	// +optional
 	LaggingNodesLeftOut *int32 `json:"laggingNodesLeftOut,omitempty"`
 	// deviations are what the policy engine does not carry out of this policy,
-	// though it is at work: at most ten.
+	// though it is at work, so that nobody waits for it: at most ten.
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=10
