@@ -379,6 +379,7 @@ func agentAbsent(t *testing.T, f fixture) {
 	f.await(t, ns, "client", 30*time.Second, "is shut and says whose agent is missing", func(p *corev1.Pod) bool {
 		return isShut(p) && isHeld(p) && strings.Contains(gateOf(p).Message, f.serverNode.Name) && strings.Contains(gateOf(p).Message, "no agent")
 	})
+	f.says(t, doctorFinds, []string{"doctor"}, "no agent is connected from "+f.serverNode.Name)
 	set("null")
 	rolledOut(int32(len(f.Cluster.Nodes())))
 	allOK(t, "client", f.dials(t, ns, "client", 40*time.Second))
@@ -401,7 +402,7 @@ func undeploy(t *testing.T, f fixture) {
 		t.Error("a Pod was gated after Policy Gate was removed")
 	}
 	eventually(t, 60*time.Second, "nothing of Policy Gate is left", func() (bool, string) {
-		out, err := f.Kubectl(t.Context(), "get", "namespaces,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"+
+		out, err := f.Kubectl(t.Context(), "get", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"+
 			"validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name", "-l", "app.kubernetes.io/part-of=policygate")
 		return err == nil && strings.TrimSpace(strings.ReplaceAll(out, "No resources found", "")) == "", out
 	})

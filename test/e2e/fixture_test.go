@@ -37,10 +37,11 @@ var (
 	otherLabels  = map[string]string{"app": "other"}
 )
 
-// fixture is a testbed with two of its nodes by the part they play.
+// fixture is a testbed with its nodes by the part they play. In a cluster of
+// two otherNode is clientNode.
 type fixture struct {
 	*testbed.Testbed
-	serverNode, clientNode *cluster.Node
+	serverNode, clientNode, otherNode *cluster.Node
 }
 
 // start brings a testbed up for one test and ends it with the test.
@@ -60,7 +61,7 @@ func start(t *testing.T, o testbed.Options) fixture {
 		}
 	})
 	nodes := bed.Cluster.Nodes()
-	return fixture{Testbed: bed, serverNode: nodes[0], clientNode: nodes[1]}
+	return fixture{Testbed: bed, serverNode: nodes[0], clientNode: nodes[1], otherNode: nodes[len(nodes)-1]}
 }
 
 type testLog struct{ t *testing.T }

@@ -20,10 +20,10 @@ import (
 	"github.com/policygate/policygate/test/e2e/testbed"
 )
 
-// TestGate runs its scenarios one after another on one cluster of two nodes:
-// most of them freeze or slow down an engine that the others need.
+// TestGate runs its scenarios one after another on one cluster: most of them
+// freeze or slow down an engine that the others need.
 func TestGate(t *testing.T) {
-	f := start(t, testbed.Options{Name: "e2e", IPTables: cluster.IPTablesNFT})
+	f := start(t, testbed.Options{Name: "e2e", Nodes: 3, IPTables: cluster.IPTablesNFT})
 
 	for _, scenario := range []struct {
 		name string
@@ -53,7 +53,16 @@ func TestGate(t *testing.T) {
 		{name: "an agent's token is refused for anything but its own node's gates", run: stolenToken},
 		{name: "kubectl shows the gate", run: kubectlShows},
 		{name: "kubectl policygate traces what packets meet", run: kubectlTraces},
+		{name: "a policy's status follows it from node to node", run: policyFollowed},
+		{name: "rules that are flushed by hand degrade the policy until they are back", run: policyDrifts},
+		{name: "a node that leaves counts no more", run: nodeLeaves},
+		{name: "kubectl policygate explains a held Pod", run: kubectlExplains},
+		{name: "kubectl policygate doctor finds what is wrong", run: kubectlDoctors},
+		{name: "kubectl explains what a PolicyStatus is", run: kubectlDocuments},
+		{name: "a tenant sees nothing of another namespace", run: tenantSees},
+		{name: "every query of the dashboard and of the alerts is answered", run: dashboardAnswers},
 		{name: "undeploying lets held Pods go and leaves nothing", run: undeploy},
+		{name: "a policy that is older than the installation has a status", run: reinstalled},
 	} {
 		t.Run(scenario.name, func(t *testing.T) {
 			if scenario.switches && f.EngineKind != testbed.EngineTest {
@@ -345,6 +354,7 @@ func timeoutStart(t *testing.T, f fixture) {
 	f.await(t, ns, "client", 15*time.Second, "is shut and says Timeout", func(p *corev1.Pod) bool {
 		return isShut(p) && gateOf(p).Reason == v1alpha1.ReasonTimeout
 	})
+	f.warned(t, ns, "client", v1alpha1.ReasonTimeout, f.clientNode.Name)
 }
 
 func timeoutPartially(t *testing.T, f fixture) {
