@@ -4,9 +4,6 @@
 // Package v1alpha1 names everything that a user of Policy Gate reads or writes
 // in the Kubernetes API: labels, annotations, the Pod condition and its reasons,
 // and the kind PolicyStatus.
-//
-// +kubebuilder:object:generate=true
-// +groupName=policygate.io
 package v1alpha1
 
 import (

@@ -9,6 +9,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
+// What controller-gen reads of the package:
+//
+// +kubebuilder:object:generate=true
+// +groupName=policygate.io
+//
+// The types that are no part of the API say so themselves.
+
 // GroupVersion is that of the kinds in this package. It is not to be written to.
 var GroupVersion = schema.GroupVersion{Group: "policygate.io", Version: "v1alpha1"}
 

@@ -6,7 +6,6 @@ package policystatus
 import (
 	"context"
 
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/policygate/policygate/api/v1alpha1"
@@ -40,6 +39,6 @@ func (a APIObjects) UpdateStatus(ctx context.Context, o *v1alpha1.PolicyStatus) 
 // Delete implements Objects.
 func (a APIObjects) Delete(ctx context.Context, o *v1alpha1.PolicyStatus) error {
 	return a.Client.Delete(ctx, &v1alpha1.PolicyStatus{ObjectMeta: o.ObjectMeta}, client.Preconditions{
-		UID: new(types.UID(o.UID)), ResourceVersion: new(string(o.ResourceVersion)),
+		UID: new(o.UID), ResourceVersion: new(o.ResourceVersion),
 	})
 }
