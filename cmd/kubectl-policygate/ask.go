@@ -46,8 +46,9 @@ const (
 
 // asking is how a command asks the manager.
 type asking struct {
-	// path is what to ask, and role what people need for it.
-	path, role string
+	// path is what to ask, role what people need for it, and clusterRole what
+	// the ServiceAccount does that they ask as.
+	path, role, clusterRole string
 
 	installNamespace string
 	serviceAccount   string
@@ -56,6 +57,7 @@ type asking struct {
 // bind adds the flags. The ServiceAccount has the right to create the resource,
 // and may do nothing else.
 func (a *asking) bind(cmd *cobra.Command, account, resource string) {
+	a.clusterRole = account // config/rbac calls both alike
 	flags := cmd.Flags()
 	flags.StringVar(&a.installNamespace, "install-namespace", defaultInstallNamespace, "Namespace that Policy Gate is installed in.")
 	flags.StringVar(&a.serviceAccount, "service-account", account,
@@ -186,7 +188,7 @@ func (c *counter) post(ctx context.Context, client *http.Client, url string, que
 	}
 	request.Header.Set("Authorization", "Bearer "+c.token)
 	request.Header.Set("Content-Type", "application/json")
-	response, err := client.Do(request) //nolint:gosec // the address is our own end of the port-forward
+	response, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("ask the manager: %w", err)
 	}
@@ -213,5 +215,9 @@ func (c *counter) refusal(response *http.Response, text []byte) error {
 	if err := json.Unmarshal(text, &failure); err != nil {
 		failure.Error = ""
 	}
-	return fmt.Errorf("the manager answers %s: %s", response.Status, tracev1.Clean(cmp.Or(failure.Error, "no reason given")))
+	err := fmt.Errorf("the manager answers %s: %s", response.Status, tracev1.Clean(cmp.Or(failure.Error, "no reason given")))
+	if response.StatusCode == http.StatusForbidden {
+		return fmt.Errorf("%w (the ClusterRole %s allows it: ask as the ServiceAccount that it is bound to, without --service-account)", err, c.clusterRole)
+	}
+	return err
 }

@@ -142,7 +142,7 @@ func TestPost(t *testing.T) {
 		problem string
 	}{
 		"an answer":            {status: 200, body: mustJSON(t, answer)},
-		"a refusal":            {status: 403, body: `{"error":"you may not\u001b"}`, problem: "the manager answers 403 Forbidden: you may not?"},
+		"a refusal":            {status: 403, body: `{"error":"you may not\u001b"}`, problem: "the manager answers 403 Forbidden: you may not? (the ClusterRole policygate-tracer allows it"},
 		"an error of somebody": {status: 502, body: "<html>", problem: "502 Bad Gateway: no reason given"},
 		"an older manager":     {status: 404, body: "404 page not found", problem: "does not know /trace: is it older"},
 		"garbage":              {status: 200, body: "garbage", problem: "read the manager's answer"},
@@ -157,7 +157,7 @@ func TestPost(t *testing.T) {
 				_, _ = io.WriteString(w, tc.body)
 			}))
 			defer server.Close()
-			c := &counter{asking: &asking{path: tracev1.Path}, token: "t"}
+			c := &counter{asking: &asking{path: tracev1.Path, clusterRole: "policygate-tracer"}, token: "t"}
 			got := &tracev1.Answer{}
 			err := c.post(t.Context(), server.Client(), server.URL+tracev1.Path, question, got)
 			if tc.problem != "" {

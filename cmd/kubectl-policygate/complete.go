@@ -56,9 +56,6 @@ func words(all ...string) completer {
 
 // names completes to what list returns, nothing if the cluster does not answer.
 func (k *kubeconfig) names(ctx context.Context, list func(ctx context.Context, c kubernetes.Interface, namespace string) []string) []cobra.Completion {
-	if ctx == nil {
-		ctx = context.Background()
-	}
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
 	config, namespace, err := k.load()

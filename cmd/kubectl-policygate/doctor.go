@@ -71,7 +71,7 @@ func newDoctor(k *kubeconfig) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("make the client: %w", err)
 			}
-			if _, err := client.Discovery().ServerVersion(); err != nil {
+			if err := client.Discovery().RESTClient().Get().AbsPath("/version").Do(ctx).Error(); err != nil {
 				return fmt.Errorf("reach the API server: %w", err)
 			}
 			report := doctor.NewReport(o.facts(ctx, config, client, namespace))

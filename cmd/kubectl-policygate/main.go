@@ -54,7 +54,7 @@ func arguments(args []string) []string {
 
 // run is main with an exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot(stdout, stderr)
+	root := newRoot(stdout, stderr) //nolint:contextcheck // cobra hands ctx to the commands when they run
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if exit := (exitError{}); errors.As(err, &exit) {

@@ -241,3 +241,22 @@ func TestArgumentsAreThoseBehindTheName(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// FuzzParseSubject: whatever is typed is a kind that is known and a name, or an
+// error.
+func FuzzParseSubject(f *testing.F) {
+	for _, seed := range []string{"backup", "pod/backup", "np/x/y", "/", "", "pod", "Service/x"} {
+		f.Add(seed, "")
+		f.Add("pod", seed)
+	}
+	f.Fuzz(func(t *testing.T, first, second string) {
+		args := []string{first}
+		if second != "" {
+			args = append(args, second)
+		}
+		kind, name, err := parseSubject(args)
+		if err == nil && (kind != kindPod && kind != kindPolicy || name == "" || strings.Contains(name, "/")) {
+			t.Errorf("%q is kind %q and name %q", args, kind, name)
+		}
+	})
+}

@@ -67,7 +67,7 @@ func (n *Node) advise(add func(format string, args ...any)) {
 			add("Node %s: ask again in a moment. If it stays so, see the agent's log there.", n.Name)
 		case l.Advisory:
 		case l.Now == nil || l.Now.Error != "":
-			add("Node %s: its rules were not asked again: the trace above shows them.", n.Name)
+			add("Node %s: its rules were not asked again: the traces above show them.", n.Name)
 		case l.Now.Verdict == l.Want:
 			add("Node %s: its rules are there by now. It confirms with its next looks.", n.Name)
 		case l.Now.Verdict == tracev1.Inconclusive:

@@ -180,6 +180,30 @@ func TestTextOfAHostileAnswerHasNoControlCharacters(t *testing.T) {
 	}
 }
 
+// FuzzText: whatever a manager answers is shown, a line of printable ASCII each.
+func FuzzText(f *testing.F) {
+	for _, e := range explanations() {
+		text, err := json.Marshal(e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		var e Explanation
+		if json.Unmarshal(answer, &e) != nil {
+			return
+		}
+		var got bytes.Buffer
+		if err := e.WriteText(&got); err != nil {
+			t.Fatal(err)
+		}
+		if i := bytes.IndexFunc(got.Bytes(), func(r rune) bool { return r != '\n' && (r < ' ' || r > '~') }); i >= 0 {
+			t.Errorf("%q is shown as %q", answer, got.String())
+		}
+	})
+}
+
 func TestStatesHaveExitStatuses(t *testing.T) {
 	for state, want := range map[State]int{
 		Open: 0, Ended: 0, NotGated: 0, Held: 2, NoAddress: 2, NotFound: 1, NotSeen: 3, "new": 3,

@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -199,4 +200,31 @@ func TestNodesCannotWriteToTheTerminal(t *testing.T) {
 	if strings.Contains(out.String(), "\x1b") || strings.Contains(out.String(), "\nOK    all") {
 		t.Errorf("%q", out.String())
 	}
+}
+
+// FuzzReport: whatever a replica answers becomes findings of printable ASCII.
+func FuzzReport(f *testing.F) {
+	for _, facts := range reports() {
+		for _, r := range facts.Replicas {
+			text, err := json.Marshal(r.Diagnosis)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(text)
+		}
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		var d explainv1.Diagnosis
+		if json.Unmarshal(answer, &d) != nil {
+			return
+		}
+		facts := healthy(func(f *Facts) { f.Replicas[1].Diagnosis = &d })
+		var got bytes.Buffer
+		if err := NewReport(facts).WriteText(&got); err != nil {
+			t.Fatal(err)
+		}
+		if i := bytes.IndexFunc(got.Bytes(), func(r rune) bool { return r != '\n' && (r < ' ' || r > '~') }); i >= 0 {
+			t.Errorf("%q is shown as %q", answer, got.String())
+		}
+	})
 }

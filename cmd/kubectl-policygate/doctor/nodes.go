@@ -38,7 +38,8 @@ func (e *examination) dataplanes() {
 		e.add(OK, subject, "", "rules of %s: %s", planes, named(seen[planes]))
 	}
 	if len(none) > 0 {
-		e.add(Warn, subject, "See whether the policy engine runs there.", "no rules for forwarded packets: %s", named(none))
+		// Engines write some with the first policy that selects a Pod there.
+		e.add(OK, subject, "", "no rules that refuse forwarded packets, as where no policy selects a Pod: %s", named(none))
 	}
 	for _, why := range slices.Sorted(maps.Keys(unseen)) {
 		e.add(Warn, subject, "Pods on these nodes cannot be gated: leave them out by a node selector, or take a policy engine that works by iptables or nftables.",
