@@ -171,6 +171,9 @@ func FuzzAssign(f *testing.F) {
 	seed(&hubv1.Assign{Subject: &hubv1.Subject{Uid: "u"}}, &hubv1.Description{
 		Expectations: []*hubv1.Expectation{between("", "::1", flow.Allowed), {Witness: true}},
 	})
+	seed(&hubv1.Assign{Subject: &hubv1.Subject{Uid: "p", Generation: 2}, Policy: true}, &hubv1.Description{
+		Expectations: []*hubv1.Expectation{between("1.2.3.4", "1.2.3.5", flow.Allowed), between("", "1.2.3.5", flow.Denied)},
+	})
 	f.Fuzz(func(t *testing.T, assign, description []byte) {
 		a := &hubv1.Assign{}
 		if proto.Unmarshal(assign, a) != nil {

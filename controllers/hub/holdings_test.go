@@ -115,15 +115,18 @@ func TestRandomChangesLeaveTheAgentWithWhatIsAssigned(t *testing.T) {
 			}
 		}
 		for range 3000 {
-			uid := fmt.Sprintf("n%d/%d", random.IntN(3), random.IntN(60))
+			number := random.IntN(60)
+			uid, isPolicy := fmt.Sprintf("n%d/%d", random.IntN(3), number), number >= 40
 			switch random.IntN(6) {
 			case 0, 1:
 				want[uid] = descriptions[random.IntN(len(descriptions))]
-				q.assign(uid, of(uid, 1, want[uid]))
+				a := of(uid, 1, want[uid])
+				a.message.Policy = isPolicy
+				q.assign(uid, a)
 			case 2:
 				if _, ok := want[uid]; ok {
 					delete(want, uid)
-					q.withdraw(uid, strings.Split(uid, "/")[0], false)
+					q.withdraw(uid, strings.Split(uid, "/")[0], isPolicy)
 				}
 			case 3:
 				q.release(uid, released(uid))
