@@ -291,3 +291,40 @@ func allow(policy types.NamespacedName, src string, port uint16) expect.Expectat
 }
 
 var shopAllow = types.NamespacedName{Namespace: "shop", Name: "allow"} //nolint:gochecknoglobals // a constant
+
+func TestWhatWasAskedBefore(t *testing.T) {
+	isolation := func(stranger string) expect.Expectation {
+		e := allow(shopAllow, stranger, 80)
+		e.Want, e.Why = flow.Denied, "shop/web ingress isolation, stranger from other node"
+		return e
+	}
+	of := func(expectations ...expect.Expectation) Demand {
+		d, err := NewTable().Of(expectations, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	newer := allow(shopAllow, "10.1.2.3", 80)
+	newer.Generation++
+	for name, tc := range map[string]struct {
+		now, before Demand
+		want        bool
+	}{
+		"the same flow":                        {of(allow(shopAllow, "10.1.2.3", 80)), of(isolation("10.1.2.9"), allow(shopAllow, "10.1.2.3", 80)), true},
+		"another peer of the rule":             {of(allow(shopAllow, "10.1.2.4", 80)), of(allow(shopAllow, "10.1.2.3", 80)), false},
+		"the same flow, of another generation": {of(newer), of(allow(shopAllow, "10.1.2.3", 80)), false},
+		"the isolation from another stranger":  {of(isolation("10.1.2.4")), of(allow(shopAllow, "10.1.2.3", 80), isolation("10.1.2.3")), true},
+		"the isolation, and only an Allowed before": {
+			of(isolation("10.1.2.3")), of(allow(shopAllow, "10.1.2.3", 80)), false,
+		},
+		"nothing before": {of(isolation("10.1.2.3")), Demand{}, false},
+		"no such index":  {Demand{}, of(isolation("10.1.2.3")), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := tc.now.AskedBefore(0, tc.before); got != tc.want {
+				t.Errorf("asked before: %t, want %t", got, tc.want)
+			}
+		})
+	}
+}

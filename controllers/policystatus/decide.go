@@ -91,7 +91,7 @@ type node struct {
 	// not answered the present one.
 	vouched bool
 	// had is true if it had confirmed the present question before it answered
-	// otherwise, and drifted if it was seen then to refuse or admit what it
+	// otherwise, or what it lacks of it as part of another, and drifted if it was seen then to refuse or admit what it
 	// must not, and has not confirmed anything since.
 	had, drifted bool
 	// steady is since when its engine rests on not carrying out a rule; zero if

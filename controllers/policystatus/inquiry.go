@@ -33,6 +33,9 @@ type inquiry struct {
 	entry  *entry
 	agent  *agent
 	demand demand.Demand
+	// stood is what it had confirmed of the policy's generation when it was
+	// asked something else.
+	stood demand.Demand
 	// generation is that of the assignment.
 	generation uint64
 }
@@ -108,15 +111,19 @@ func (l *Ledger) handOut(e *entry, a coverage.PolicyAssignment, demands map[stri
 		}
 		e.inquiries = append(e.inquiries, q)
 		if h.fresh {
-			q.drifted, q.vouched = false, false
+			q.drifted, q.vouched, q.stood = false, false, demand.Demand{}
 		}
-		same := known && frame && demands[name].Content() == q.demand.Content()
+		before := q.demand
+		same := known && frame && demands[name].Content() == before.Content()
 		q.demand = demands[name]
 		if same {
 			continue
 		}
 		if q.confirmed {
 			q.since, q.vouched = h.now, !h.fresh
+			if !h.fresh {
+				q.stood = before
+			}
 		}
 		q.answer, q.lost, q.had, q.steady = answer{}, time.Time{}, false, time.Time{}
 		l.assign(q, a.Subject.Generation)
@@ -173,6 +180,9 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 	a := answerOf(r, q.demand, q.entry.key)
 	if !q.lost.IsZero() && !a.confirmed && a.lag == "" {
 		return // it is back and has yet to look: what it said before stands
+	}
+	if !a.confirmed && len(r.GetUnmet()) > 0 && q.demand.AskedBefore(r.GetUnmet()[0].GetExpectation(), q.stood) {
+		q.had = true
 	}
 	q.hear(a, r.GetSteady() && len(r.GetUnrealized()) > 0, now)
 	if !a.confirmed && len(r.GetUnmet()) > 0 {

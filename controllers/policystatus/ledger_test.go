@@ -143,6 +143,38 @@ func TestDriftAndItsEndAreSaid(t *testing.T) {
 	}
 }
 
+func TestWhatANodeConfirmedIsMissedThoughOthersAreAskedAbout(t *testing.T) {
+	for name, tc := range map[string]struct {
+		lacks uint32
+		why   string
+		want  string
+	}{
+		"a Pod that was isolated is no more": {
+			1, "allowed (no rule)", "Programmed=False/Drifted | Degraded=True/Drifted | 1/2 | gen=1 | n2:NotIsolating since 11s",
+		},
+		"a peer that nobody asked about is not admitted yet": {
+			0, "denied (rule)", "Programmed=False/Lagging | Degraded=False/AsExpected | 1/2 | gen=1 | n2:NotAdmitting since 11s",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.connect("n1", "n2")
+			b.assign(allowJobs, 1, 1, "n1", "n2")
+			b.run(time.Second)
+			b.confirm(allowJobs, "n1", "n2")
+			b.run(10 * time.Second)
+			for from := 2; from < 4; from++ { // the second before the first is answered
+				b.assign(allowJobs, 1, from, "n1", "n2")
+				b.run(500 * time.Millisecond)
+				b.confirm(allowJobs, "n1")
+			}
+			b.report("n2", allowJobs, &hubv1.Report{UnmetRequired: 1, Unmet: []*hubv1.Unmet{{Expectation: tc.lacks, Reason: tc.why}}})
+			b.run(3 * time.Second)
+			b.says(allowJobs, tc.want+` | last: gen=1 at 1s took "1s"`)
+		})
+	}
+}
+
 func TestAnAgentThatRestartsFlipsNothing(t *testing.T) {
 	b := newBench(t)
 	b.connect("n1", "n2")
