@@ -38,7 +38,7 @@ func (d Demand) AskedBefore(index uint32, before Demand) bool {
 	}
 	var same []int
 	for i := range before.shared.asked {
-		if r, w, _ := before.Asked(uint32(i)); r == rule && w == want { //nolint:gosec // a subject has at most 256 flows
+		if r, w, _ := before.Asked(uint32(i)); r == rule && w == want {
 			same = append(same, i)
 		}
 	}
