@@ -89,8 +89,8 @@ func TestEveryFlagSaysWhy(t *testing.T) {
 	}
 }
 
-// api is an API server that has these objects by path, and forbids what is
-// under "/forbidden".
+// api is an API server that has these objects by path, forbids what is under
+// "/forbidden", and does not serve what is under "/kindless".
 func api(t *testing.T, objects map[string]any) string {
 	t.Helper()
 	failure := func(w http.ResponseWriter, code int, reason, message string) {
@@ -106,6 +106,8 @@ func api(t *testing.T, objects map[string]any) string {
 		switch {
 		case strings.Contains(r.URL.Path, "/forbidden"):
 			failure(w, http.StatusForbidden, "Forbidden", "it is forbidden")
+		case strings.Contains(r.URL.Path, "/kindless"):
+			http.NotFound(w, r)
 		case !ok:
 			failure(w, http.StatusNotFound, "NotFound", "it is not there")
 		default:
@@ -170,6 +172,8 @@ func TestStatusAndExplainOfPolicies(t *testing.T) {
 		"none there":                {[]string{"status", "-n", "empty"}, 0, "There is no PolicyStatus in namespace empty."},
 		"none of that name":         {[]string{"status", "x", "-n", "shop"}, 1, "there is no PolicyStatus x in namespace shop"},
 		"no right":                  {[]string{"status", "-n", "forbidden"}, 1, "the ClusterRole policygate-view allows it, which the ClusterRole view includes"},
+		"no such kind":              {[]string{"status", "-n", "kindless"}, 1, "the cluster has no such kind"},
+		"no such kind for one":      {[]string{"status", "x", "-n", "kindless"}, 1, "the cluster has no such kind"},
 		"a list as JSON":            {[]string{"status", "-n", "shop", "-o", "json"}, 2, `"kind": "List"`},
 		"one as YAML, all fields":   {[]string{"status", "good", "-n", "shop", "-o", "yaml"}, 0, "newer: a field that this command does not know"},
 		"a policy in force":         {[]string{"explain", "np/good", "-n", "shop"}, 0, "NetworkPolicy shop/good is in force"},

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -184,20 +183,11 @@ func unreadable(err error, namespace, name string) error {
 	switch {
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("%w (the ClusterRole %s allows it, which the ClusterRole view includes)", err, viewRole)
-	case apierrors.IsNotFound(err) && absent(err):
+	case apierrors.IsNotFound(err) && apierrors.IsUnexpectedServerError(err): // of a path that it does not serve
 		return fmt.Errorf("%w (the cluster has no such kind: is Policy Gate installed, and as new as this command?)", err)
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("there is no PolicyStatus %s in namespace %s: is there a NetworkPolicy of that name, and does the manager run? See kubectl policygate doctor",
 			name, namespace)
 	}
 	return err
-}
-
-// absent reports whether it is the kind that is not found, not the object.
-func absent(err error) bool {
-	if meta.IsNoMatchError(err) {
-		return true
-	}
-	var status apierrors.APIStatus
-	return errors.As(err, &status) && (status.Status().Details == nil || status.Status().Details.Name == "")
 }
