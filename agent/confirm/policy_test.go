@@ -280,7 +280,7 @@ func TestPodsDoNotStarvePolicies(t *testing.T) {
 		d, out := &dataplane{verdicts: programmed()}, &outbox{}
 		c := newConfirmer(slowly{d, 100 * time.Microsecond}, out)
 		run(t, c)
-		crowd(t, c, 200, 256)
+		crowd(t, c, 200, 128)
 		pass(5 * time.Second)
 		assignPolicies(t, c, 100)
 		told, began := 0, time.Now()
@@ -294,7 +294,7 @@ func TestPodsDoNotStarvePolicies(t *testing.T) {
 			c.mu.Lock()
 			asked, since := c.policies.asked, time.Since(c.policies.asked)
 			c.mu.Unlock()
-			// A look for the Pods takes up to 75 ms, and then four times that passes.
+			// A look for the Pods takes up to 63 ms, and then four times that passes.
 			if most := slow + 400*time.Millisecond; since > most && time.Since(began) > most {
 				t.Fatalf("none was asked for since %v, want some within %v", asked, most)
 			}
