@@ -4,11 +4,14 @@
 package policystatus
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -448,5 +451,52 @@ func TestATenantReadsNothingOfOthers(t *testing.T) {
 	}
 	if got := told(&b.objects.objects[allowJobs].Status); !strings.Contains(got, "deviates: a policy in another namespace does not admit all that it allows on n1") {
 		t.Errorf("says %s", got)
+	}
+}
+
+// signalling is a coverage that says when it was first asked.
+type signalling struct {
+	*fakeCoverage
+	once  sync.Once
+	asked chan struct{}
+}
+
+func (c *signalling) PolicyAssignment(key types.NamespacedName) (coverage.PolicyAssignment, bool) {
+	c.once.Do(func() { close(c.asked) })
+	return c.fakeCoverage.PolicyAssignment(key)
+}
+
+func TestAReplicaAsksFromWhenItIsElected(t *testing.T) {
+	b := newBench(t)
+	b.assign(allowJobs, 1, 1, "n1")
+	elected, asked := make(chan struct{}), make(chan struct{})
+	b.ledger = New(Options{
+		Coverage: &signalling{fakeCoverage: b.coverage, asked: asked}, Statuses: b.statuses, Events: b.ledger.events,
+		Metrics: b.ledger.metrics, Clock: b.clock, Elected: elected, Log: logr.Discard(),
+	})
+	b.ledger.SetHub(b.hub)
+	b.connect("n1")
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- b.ledger.Start(ctx) }()
+	heard := make(chan struct{})
+	b.ledger.post(func() { close(heard) })
+	<-heard
+	select {
+	case <-asked:
+		t.Error("it computes before it is elected")
+	default:
+	}
+	close(elected)
+	<-asked
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("Start = %v, want nil", err)
+	}
+	if !b.ledger.nodes["n1"].connected {
+		t.Error("a node that connected before is not known")
+	}
+	if b.ledger.NeedLeaderElection() || !b.statuses.NeedLeaderElection() {
+		t.Error("every replica knows nodes, and one writes")
 	}
 }
