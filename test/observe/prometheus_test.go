@@ -222,8 +222,12 @@ func (e errNotYet) Error() string {
 
 func TestStartSaysWhyItCannot(t *testing.T) {
 	dir := t.TempDir()
-	_, err := Start(t.Context(), Options{Dir: dir, Interval: time.Second, Targets: []Target{{Job: "j", Instance: "i", Address: "no/address"}}})
-	if err == nil || !strings.Contains(err.Error(), "prometheus has ended") || !strings.Contains(err.Error(), dir) {
+	p, err := Start(t.Context(), Options{Dir: dir, Interval: time.Second, Targets: []Target{{Job: "j", Instance: "i", Address: "no/address"}}})
+	if err == nil {
+		err = p.Stop()
+		t.Fatalf("it started; stopping it: %v", err)
+	}
+	if !strings.Contains(err.Error(), "prometheus has ended") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("error = %v, want one that says that it has ended, and where its log is", err)
 	}
 }
