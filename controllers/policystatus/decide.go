@@ -78,8 +78,9 @@ type node struct {
 	// not answered the present one.
 	vouched bool
 	// had is true if it had confirmed the present question before it answered
-	// otherwise, or what it lacks of it as part of another, and drifted if it was seen then to refuse or admit what it
-	// must not, and has not confirmed anything since.
+	// otherwise, or had confirmed what it lacks as part of another question.
+	// drifted is true if it was seen then to refuse or admit what it must not,
+	// and has not confirmed anything since.
 	had, drifted bool
 	// steady is since when its engine rests on not carrying out a rule; zero if
 	// it does not.
