@@ -18,7 +18,9 @@ func (e *Explanation) advice() []string {
 		return []string{"See whether the namespace is right: --namespace."}
 	case NotGated:
 		return []string{"Pods are given a gate when they are created, in namespaces with the label policygate.io/inject=enabled. \"kubectl policygate doctor\" says whether the webhook is reached."}
-	case Open, Ended:
+	case Ended:
+		return []string{"There is nothing to do."}
+	case Open:
 		return []string{"If it does not do its work, \"kubectl policygate trace SRC DST:PORT\" says what becomes of a connection."}
 	case NotSeen:
 		return []string{"Ask again in a moment. If it stays so, see the manager's log."}
