@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -81,6 +82,45 @@ func (f fixture) slow(t *testing.T, node *cluster.Node, lag time.Duration) func(
 	thaw := f.freeze(t, node)
 	time.AfterFunc(lag, thaw)
 	return thaw
+}
+
+// lag makes a node's engine, whichever it is, late by that much from now on.
+func (f fixture) lag(t *testing.T, node *cluster.Node, lag time.Duration) {
+	t.Helper()
+	time.AfterFunc(lag, f.freeze(t, node))
+}
+
+// nudge makes every engine sync, and concerns nobody.
+func (f fixture) nudge(t *testing.T) {
+	t.Helper()
+	f.apply(t, f.namespace(t, nil), policy("nudge", networkingv1.PolicyTypeIngress, otherLabels, nil))
+}
+
+// flush empties the chain of a Pod's rules on its node.
+func (f fixture) flush(t *testing.T, node *cluster.Node, of *corev1.Pod) {
+	t.Helper()
+	// kube-router's own table is there in its nftables mode alone.
+	const script = `set -e
+table="ip kube-router-filter-ipv4"
+if nft list table $table >/dev/null 2>&1; then
+  chain=$(nft list chain $table KUBE-ROUTER-FORWARD | sed -n "s/.*ip daddr $1 .*jump \(KUBE-POD-FW-[A-Z0-9]*\).*/\1/p" | head -n 1)
+  nft flush chain $table "${chain:?no chain in kube-router-filter-ipv4 is for $1}"
+else
+  chain=$(iptables -w -S KUBE-ROUTER-FORWARD | sed -n "s,.*-d $1/32 .*-j \(KUBE-POD-FW-[A-Z0-9]*\).*,\1,p" | head -n 1)
+  iptables -w -F "${chain:?no chain of KUBE-ROUTER-FORWARD is for $1}"
+fi`
+	if out, err := node.Command(t.Context(), "sh", "-c", script, "sh", of.Status.PodIP).CombinedOutput(); err != nil {
+		t.Fatalf("flush the rules of %s on %s: %v: %s", of.Name, node.Name, err, out)
+	}
+}
+
+// admits dials until a server lets a Pod in, or does not.
+func (f fixture) admits(t *testing.T, from, server *corev1.Pod, want bool) {
+	t.Helper()
+	eventually(t, 30*time.Second, fmt.Sprintf("%s lets %s in: %t", server.Name, from.Name, want), func() (bool, string) {
+		d := f.dialFrom(t, from, at(server))
+		return d.OK == want, fmt.Sprintf("%+v", d)
+	})
 }
 
 // settled waits until a server's isolation is in force: a stranger on another

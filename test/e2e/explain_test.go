@@ -4,7 +4,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -106,9 +105,7 @@ func kubectlDoctors(t *testing.T, f fixture) {
 		t.Fatal(err)
 	}
 	f.says(t, doctorFinds, []string{"doctor"}, ns+"/early")
-	if err := f.Client.CoreV1().Pods(ns).Delete(context.Background(), "early", metav1.DeleteOptions{}); err != nil {
-		t.Error(err)
-	}
+	f.delete(t, ns, "early")
 	f.gone(t, ns, "early")
 	f.says(t, 0, []string{"doctor"})
 }

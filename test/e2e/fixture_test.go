@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -292,6 +293,28 @@ func atIP(ip string) string {
 		return fmt.Sprintf("[%s]:%d", ip, servedPort)
 	}
 	return fmt.Sprintf("%s:%d", ip, servedPort)
+}
+
+// warned waits for a Warning Event about an object of that name, which says
+// all of the words.
+func (f fixture) warned(t *testing.T, ns, name string, words ...string) {
+	t.Helper()
+	eventually(t, 20*time.Second, "a Warning about "+name, func() (bool, string) {
+		events, err := f.Client.CoreV1().Events(ns).List(t.Context(), metav1.ListOptions{FieldSelector: "type=Warning,involvedObject.name=" + name})
+		if err != nil {
+			return false, err.Error()
+		}
+		var all []string
+		for _, e := range events.Items {
+			text := e.Reason + ": " + e.Message
+			all = append(all, text)
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(text, word) }) {
+				t.Logf("%s %s: %s", e.InvolvedObject.Kind, name, text)
+				return true, ""
+			}
+		}
+		return false, fmt.Sprintf("want %q in one of %q", words, all)
+	})
 }
 
 // dialled is one line of the probe's log.

@@ -5,7 +5,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/policygate/policygate/api/v1alpha1"
-	"github.com/policygate/policygate/test/cluster"
 )
 
 // statusNotProgrammed is how kubectl policygate status exits if a policy is
@@ -260,65 +258,4 @@ func (f fixture) edit(t *testing.T, ns, name string, change func(*networkingv1.N
 func (f fixture) forget(ns, name string) {
 	// It went with its namespace if this fails.
 	_ = f.Client.CoreV1().Pods(ns).Delete(context.Background(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))})
-}
-
-// admits dials until a server lets a Pod in, or does not.
-func (f fixture) admits(t *testing.T, from, server *corev1.Pod, want bool) {
-	t.Helper()
-	eventually(t, 30*time.Second, fmt.Sprintf("%s lets %s in: %t", server.Name, from.Name, want), func() (bool, string) {
-		d := f.dialFrom(t, from, at(server))
-		return d.OK == want, fmt.Sprintf("%+v", d)
-	})
-}
-
-// lag makes a node's engine, whichever it is, late by that much from now on.
-func (f fixture) lag(t *testing.T, node *cluster.Node, lag time.Duration) {
-	t.Helper()
-	time.AfterFunc(lag, f.freeze(t, node))
-}
-
-// nudge makes every engine sync, and concerns nobody.
-func (f fixture) nudge(t *testing.T) {
-	t.Helper()
-	f.apply(t, f.namespace(t, nil), policy("nudge", networkingv1.PolicyTypeIngress, otherLabels, nil))
-}
-
-// warned waits for a Warning Event about an object of that name, which says
-// all of the words.
-func (f fixture) warned(t *testing.T, ns, name string, words ...string) {
-	t.Helper()
-	eventually(t, 20*time.Second, "a Warning about "+name, func() (bool, string) {
-		events, err := f.Client.CoreV1().Events(ns).List(t.Context(), metav1.ListOptions{FieldSelector: "type=Warning,involvedObject.name=" + name})
-		if err != nil {
-			return false, err.Error()
-		}
-		var all []string
-		for _, e := range events.Items {
-			text := e.Reason + ": " + e.Message
-			all = append(all, text)
-			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(text, word) }) {
-				t.Logf("%s %s: %s", e.InvolvedObject.Kind, name, text)
-				return true, ""
-			}
-		}
-		return false, fmt.Sprintf("want %q in one of %q", words, all)
-	})
-}
-
-// flush empties the chain of a Pod's rules on its node.
-func (f fixture) flush(t *testing.T, node *cluster.Node, of *corev1.Pod) {
-	t.Helper()
-	// kube-router's own table is there in its nftables mode alone.
-	const script = `set -e
-table="ip kube-router-filter-ipv4"
-if nft list table $table >/dev/null 2>&1; then
-  chain=$(nft list chain $table KUBE-ROUTER-FORWARD | sed -n "s/.*ip daddr $1 .*jump \(KUBE-POD-FW-[A-Z0-9]*\).*/\1/p" | head -n 1)
-  nft flush chain $table "${chain:?no chain in kube-router-filter-ipv4 is for $1}"
-else
-  chain=$(iptables -w -S KUBE-ROUTER-FORWARD | sed -n "s,.*-d $1/32 .*-j \(KUBE-POD-FW-[A-Z0-9]*\).*,\1,p" | head -n 1)
-  iptables -w -F "${chain:?no chain of KUBE-ROUTER-FORWARD is for $1}"
-fi`
-	if out, err := node.Command(t.Context(), "sh", "-c", script, "sh", of.Status.PodIP).CombinedOutput(); err != nil {
-		t.Fatalf("flush the rules of %s on %s: %v: %s", of.Name, node.Name, err, out)
-	}
 }
