@@ -144,6 +144,8 @@ bench-apiserver: kube ## The manager's binary against a real API server with 100
 .PHONY: build
 build: ## The binaries, into bin/; put kubectl-policygate into your PATH
 	$(GO_BUILD) -o bin/ ./cmd/manager ./cmd/agent ./cmd/hold ./cmd/kubectl-policygate
+	# By this name kubectl asks it for completions.
+	ln -sf kubectl-policygate bin/kubectl_complete-policygate
 
 .PHONY: image
 image: ## One image with manager, agent and hold (docker; PLATFORMS=linux/amd64,linux/arm64 and PUSH=1 for a release)

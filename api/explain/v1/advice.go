@@ -84,12 +84,12 @@ func (n *Node) advise(add func(format string, args ...any)) {
 	}
 }
 
-// missing names the first few elements and their sets.
+// missing names the first few elements that sets lack, and these sets.
 func missing(misses []tracev1.NearMiss) string {
 	const most = 3
 	var words []string
 	for _, m := range misses {
-		if word := m.Element + " into set " + m.Set; !slices.Contains(words, word) {
+		if word := m.Element + " into set " + m.Set; !m.Held && !slices.Contains(words, word) {
 			words = append(words, word)
 		}
 	}

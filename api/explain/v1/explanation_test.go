@@ -86,6 +86,9 @@ func explanations() map[string]*Explanation {
 	open.Lacks[0].Flow = &Flow{Protocol: "udp", Source: "fd00:3::1", Destination: "fd00:1::5", Port: 53, DestinationPod: "shop/backup"}
 	held := miss(tracev1.Denied)
 	held.Held, held.Effect = true, "rejects"
+	// kube-router refuses by "! --match-set kube-router-local-pods dst".
+	unlisted := miss(tracev1.Allowed)
+	unlisted.Matched, unlisted.Effect = true, "rejects"
 	notIsolated := open
 	notIsolated.Lacks = []Lack{open.Lacks[0]}
 	notIsolated.Lacks[0].Now = &Ruling{Verdict: tracev1.Allowed, Reason: "no rule refuses it", NearMisses: []tracev1.NearMiss{held}}
@@ -95,6 +98,7 @@ func explanations() map[string]*Explanation {
 	many.Unenforced, many.Excused = "v6", []string{"db/named-port ingress[1]"}
 	return map[string]*Explanation{
 		"missing-entry":     holding(lacking(refused(miss(tracev1.Allowed))), confirmed("n1", true), confirmed("n3", false)),
+		"unlisted":          holding(lacking(refused(unlisted, held)), confirmed("n1", true)),
 		"closest-rules":     holding(lacking(refused(miss(tracev1.Denied))), confirmed("n1", true)),
 		"no-rule":           holding(lacking(refused())),
 		"there-by-now":      holding(lacking(&Ruling{Verdict: tracev1.Allowed, Reason: "-j ACCEPT"})),

@@ -257,9 +257,12 @@ func (t *text) misses(l *Lack) {
 		fate = "let in"
 	}
 	for _, m := range misses {
-		if enough {
+		switch {
+		case enough && m.Matched:
+			t.line(2, "it would be %s but for this rule, which %s:", fate, m.Words())
+		case enough:
 			t.line(2, "it would be %s by this rule, which %s:", fate, m.Words())
-		} else {
+		default:
 			t.line(2, "closest, but not enough alone, is this rule, which %s:", m.Words())
 		}
 		t.line(3, "%s: %s", m.Base, ruleOf(m))
