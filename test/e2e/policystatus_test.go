@@ -74,6 +74,13 @@ func policyFollowed(t *testing.T, f fixture) {
 				generation != nil && *generation < edited.Generation
 		})
 		f.says(t, statusNotProgrammed, []string{"status", "-n", ns}, "allow-client", "1/2", f.serverNode.Name)
+		wide, err := f.Kubectl(t.Context(), "-n", ns, "get", "policystatus", "-o", "wide")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.Fields(wide), []string{v1alpha1.PolicyReasonLagging, f.serverNode.Name, v1alpha1.LagNotAdmitting}; !slices.Equal(got[len(got)-len(want):], want) {
+			t.Errorf("the wide columns end in no %q:\n%s", want, wide)
+		}
 		thaw()
 		history.await(t, "is in force on both nodes again", func(s v1alpha1.PolicyStatus) bool {
 			return observes(s, edited.Generation) && inForceOn("2/2")(s) && *s.Status.LastProgrammed.Generation == edited.Generation

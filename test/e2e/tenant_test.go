@@ -43,17 +43,20 @@ func tenantSees(t *testing.T, f fixture) {
 	hidden.Spec.Ingress[0].From[0].NamespaceSelector = &metav1.LabelSelector{MatchLabels: ours}
 	f.apply(t, other, hidden)
 	f.admits(t, outsider, server, false)
-	// The tenant's own policy, which nobody programs any more.
+	// The tenant's own policy, whose rules are lost.
 	sleeper := f.server(t, own, "sleeper", f.clientNode, clientLabels)
 	f.admits(t, sleeper, server, true)
-	f.freeze(t, f.serverNode)
-	f.freeze(t, f.clientNode)
 	toInfra := policy("to-infra", networkingv1.PolicyTypeEgress, clientLabels, serverLabels)
 	toInfra.Spec.Egress[0].To[0].NamespaceSelector = &metav1.LabelSelector{MatchLabels: infra}
+	history := f.watchStatus(t, own, toInfra.Name)
 	f.apply(t, own, toInfra)
+	history.await(t, "is in force", inForceOn("1/1"))
+	f.freeze(t, f.serverNode)
+	f.freeze(t, f.clientNode)
+	f.flush(t, f.clientNode, sleeper)
 	f.create(t, own, pod{
 		name: "held", node: f.clientNode, labels: clientLabels, args: []string{"sleep", "10m"},
-		annotations: map[string]string{v1alpha1.KeyTimeout: "10s", v1alpha1.KeyOnTimeout: v1alpha1.OnTimeoutFail, v1alpha1.KeyScope: v1alpha1.ScopePeers},
+		annotations: map[string]string{v1alpha1.KeyTimeout: "10s", v1alpha1.KeyOnTimeout: v1alpha1.OnTimeoutFail},
 	})
 
 	secrets := []string{other, server.Name, outsider.Name, hidden.Name, server.Status.PodIP, outsider.Status.PodIP, "KUBE-"}
@@ -62,16 +65,16 @@ func tenantSees(t *testing.T, f fixture) {
 		return isShut(p) && gateOf(p).Reason == v1alpha1.ReasonWaiting && strings.Contains(gateOf(p).Message, f.serverNode.Name) &&
 			strings.Contains(gateOf(p).Message, "a policy in another namespace")
 	})
-	history := f.watchStatus(t, own, "to-infra")
-	history.await(t, "is not in force on the frozen node", func(s v1alpha1.PolicyStatus) bool {
-		return len(s.Status.LaggingNodes) > 0 && s.Status.LaggingNodes[0].Name == f.clientNode.Name && s.Status.LaggingNodes[0].Message != ""
-	})
 	reader.read(t, "while it waits")
 	f.warned(t, own, "held", v1alpha1.ReasonTimeout)
-	reader.read(t, "after the timeout")
+	history.await(t, "has drifted", func(s v1alpha1.PolicyStatus) bool {
+		return hasCondition(s, v1alpha1.PolicyDegraded, metav1.ConditionTrue, v1alpha1.PolicyReasonDrifted) && s.Status.LaggingNodes[0].Message != ""
+	})
+	f.warned(t, own, toInfra.Name, v1alpha1.PolicyReasonDrifted, f.clientNode.Name)
+	reader.read(t, "after the timeout and the drift")
 
 	status, stdout, stderr := f.plugin(t, "status", "--as="+tenant, "-n", own)
-	if status != statusNotProgrammed || !strings.Contains(stdout, "to-infra") || !strings.Contains(stdout, "0/1") {
+	if status != statusNotProgrammed || !strings.Contains(stdout, toInfra.Name) || !strings.Contains(stdout, "0/1") {
 		t.Errorf("kubectl policygate status: exit status %d, %q, %q; want the tenant's policy", status, stdout, stderr)
 	}
 	reader.check(t, "kubectl policygate status", stdout+stderr)
