@@ -367,7 +367,7 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 	}
 	before := e.answer.confirmed
 	if of.err != nil {
-		reason := printable("the dataplane could not be read: " + of.err.Error())
+		reason := printable(hubv1.ReasonUnread + ": " + of.err.Error())
 		e.answer = e.state.fail(reason, e.content.required())
 		e.judgedAt = time.Time{}
 	} else {

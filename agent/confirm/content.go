@@ -97,7 +97,7 @@ func (c *content) checkPolicy() error {
 // malformedWhole says that an assignment cannot be judged as a whole. A report
 // has to name an expectation: the first.
 func malformedWhole(err error) *unmet {
-	return &unmet{reason: printable(fmt.Sprintf("malformed assignment: %v", err))}
+	return &unmet{reason: printable(fmt.Sprintf("%sassignment: %v", hubv1.ReasonMalformed, err))}
 }
 
 // takeAddresses sets c.own, and returns how many addresses there are of each

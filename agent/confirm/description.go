@@ -84,7 +84,7 @@ func ParseDescription(content []byte) (*Description, error) {
 
 // malformedAt says that the expectation of that index cannot be judged.
 func malformedAt(index int, err error) *unmet {
-	return &unmet{index: index, reason: printable(fmt.Sprintf("malformed expectation %d: %v", index, err))}
+	return &unmet{index: index, reason: printable(fmt.Sprintf("%sexpectation %d: %v", hubv1.ReasonMalformed, index, err))}
 }
 
 // expectation returns what m says, or why it cannot be judged. A Denied is

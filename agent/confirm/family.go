@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/policygate/policygate/api/flow"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 // family is an address family.
@@ -208,7 +209,7 @@ func (d findings) result(c *content, excused [families]bool) result {
 				r.without[f] = true
 				continue
 			}
-			lacking = family(f).String() + " is not enforced on this node, and nothing else was asked: "
+			lacking = family(f).String() + hubv1.ReasonUnenforced
 		}
 		r.required += found.requiredCount
 		r.advisory += found.advisoryCount

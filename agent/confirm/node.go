@@ -39,7 +39,7 @@ const (
 	lately = 4 * auditEvery
 	// sourceRewritten begins the reason of an Inconclusive answer whose packet
 	// may leave the node with another source. It is agent/trace's.
-	sourceRewritten = "SourceRewritten: "
+	sourceRewritten = flow.SourceRewritten + ": "
 )
 
 // node is what is known of the node as a whole.

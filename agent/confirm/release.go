@@ -51,7 +51,7 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 		c.metrics.took(j.ended.Sub(seen.began))
 	}
 	if seen.err != nil {
-		reason = printable("the dataplane could not be read: " + seen.err.Error())
+		reason = printable(hubv1.ReasonUnread + ": " + seen.err.Error())
 	}
 
 	c.mu.Lock()
@@ -63,7 +63,7 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 	}
 	for _, e := range before {
 		if !e.current() {
-			reason = "assigned anew during the look"
+			reason = hubv1.ReasonAssignedAnew
 			continue
 		}
 		if _, judged := j.each[e]; judged {
@@ -71,12 +71,12 @@ func (c *Confirmer) Holds(ctx context.Context, uid string) (holds bool, reason s
 		}
 		if !e.answer.confirmed && reason == "" {
 			if reason = e.answer.reason(); reason == "" {
-				reason = "not confirmed"
+				reason = hubv1.ReasonNotConfirmed
 			}
 		}
 	}
 	if now := s.own(); reason == "" && !sameEvaluations(before, now) {
-		reason = "assigned anew during the look"
+		reason = hubv1.ReasonAssignedAnew
 	}
 	if reason == "" {
 		return true, ""

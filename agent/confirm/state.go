@@ -6,6 +6,8 @@ package confirm
 import (
 	"slices"
 	"time"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 const (
@@ -131,7 +133,7 @@ func (s *state) observe(m moment, r result) answer {
 }
 
 // settling is the reason while nothing but the engine's rewrites is awaited.
-const settling = "an address was another Pod's a short while ago: waiting for two rewrites of the rules, or 10 s without any"
+const settling = hubv1.ReasonSettling + ": waiting for two rewrites of the rules, or 10 s without any"
 
 // noteRewrites updates what is known of the engine's rewrites.
 func (s *state) noteRewrites(m moment) {

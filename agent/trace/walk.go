@@ -319,10 +319,10 @@ func (w *walk) apply(at place, t *ruleset.Target, s state, next, back, accepted 
 	case ruleset.Decide:
 		w.decide(at, t, s, next, back, accepted)
 	case ruleset.NewDestination:
-		w.unsure(at, "DestinationRewritten: "+at.text())
+		w.unsure(at, flow.DestinationRewritten+": "+at.text())
 	case ruleset.NewSource:
 		if w.path.Onward {
-			w.unsure(at, "SourceRewritten: "+at.text())
+			w.unsure(at, flow.SourceRewritten+": "+at.text())
 			return
 		}
 		s.resourced = true

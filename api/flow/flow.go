@@ -91,6 +91,16 @@ func (a Answer) String() string {
 	return fmt.Sprintf("answer %d", uint8(a))
 }
 
+// How the reason of an Inconclusive begins where its cause is a common one.
+const (
+	// NoRoute: the node has no route for the flow, so none of its rules judges it.
+	NoRoute = "NoRoute"
+	// SourceRewritten: what leaves the node has another source than the flow.
+	SourceRewritten = "SourceRewritten"
+	// DestinationRewritten: what leaves the node has another destination.
+	DestinationRewritten = "DestinationRewritten"
+)
+
 // Verdict is what one node does with one flow.
 type Verdict struct {
 	Answer Answer

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/policygate/policygate/api/flow"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/demand"
 )
@@ -35,23 +36,23 @@ const (
 // it does not understand is untold.
 func kindOf(reason string) (k kind, word string) {
 	// "v4 is not enforced on this node, and nothing else was asked: ...".
-	if _, rest, found := strings.Cut(reason, " is not enforced on this node, and nothing else was asked: "); found {
+	if _, rest, found := strings.Cut(reason, hubv1.ReasonUnenforced); found {
 		reason = rest
 	}
 	switch {
-	case strings.HasPrefix(reason, "denied"), strings.HasPrefix(reason, "allowed"):
+	case strings.HasPrefix(reason, flow.Denied.String()), strings.HasPrefix(reason, flow.Allowed.String()):
 		return refuted, ""
-	case strings.HasPrefix(reason, "the dataplane could not be read"):
+	case strings.HasPrefix(reason, hubv1.ReasonUnread):
 		return unread, ""
-	case strings.HasPrefix(reason, "an address was another Pod's a short while ago"):
+	case strings.HasPrefix(reason, hubv1.ReasonSettling):
 		return settling, ""
-	case strings.HasPrefix(reason, "malformed "):
+	case strings.HasPrefix(reason, hubv1.ReasonMalformed):
 		return unasked, ""
-	case strings.HasPrefix(reason, "assigned anew during the look"), reason == "not confirmed":
+	case reason == hubv1.ReasonAssignedAnew, reason == hubv1.ReasonNotConfirmed:
 		return again, ""
 	}
-	if rest, told := strings.CutPrefix(reason, "inconclusive ("); told {
-		for _, word := range []string{"NoRoute", "SourceRewritten", "DestinationRewritten"} {
+	if rest, told := strings.CutPrefix(reason, flow.Inconclusive.String()+" ("); told {
+		for _, word := range []string{flow.NoRoute, flow.SourceRewritten, flow.DestinationRewritten} {
 			if strings.HasPrefix(rest, word) {
 				return untold, word
 			}

@@ -28,7 +28,7 @@ import (
 
 // ErrNoRoute means that the node would not carry a flow at all, so that no
 // rule of it judges the flow.
-var ErrNoRoute = errors.New("NoRoute")
+var ErrNoRoute = errors.New(flow.NoRoute)
 
 // Topology is what one look knows of interfaces, addresses and routes. Routes
 // are asked for one by one, when a flow needs them. It is safe for concurrent

@@ -1265,7 +1265,8 @@ type Unmet struct {
 	// expectation indexes the description's expectations. What concerns the
 	// assignment as a whole is told of the first, 0, even if there is none.
 	Expectation uint32 `protobuf:"varint,1,opt,name=expectation,proto3" json:"expectation,omitempty"`
-	// reason is printable ASCII of at most 200 bytes.
+	// reason is printable ASCII of at most 200 bytes. It begins with the answer
+	// that the node gave, or as package hubv1 names it.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/policygate/policygate/api/flow"
 )
 
 // WriteText writes the answer for people: per flow and node the way, the
@@ -101,9 +103,9 @@ func (n *Node) remedy() string {
 		return "See the node's routes, and whether the addresses are in use."
 	case slices.ContainsFunc(n.Hops, func(h Hop) bool { return h.Way == "" }):
 		return "No rule was asked: the node could not tell how the packet passes it."
-	case strings.HasPrefix(reason, "DestinationRewritten"):
+	case strings.HasPrefix(reason, flow.DestinationRewritten):
 		return "The destination is a virtual address, such as a Service's. Trace the connection to an address behind it."
-	case strings.HasPrefix(reason, "SourceRewritten"):
+	case strings.HasPrefix(reason, flow.SourceRewritten):
 		return "Behind this rule other nodes see another source. Trace from the address that the node gives it."
 	case strings.HasPrefix(reason, "the ways differ"):
 		return "A virtual server may take the packet. Trace the connection to an address behind it."
