@@ -23,7 +23,9 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 )
 
 // exitError is the status of an answer that is not an error.
@@ -35,6 +37,9 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.statu
 const exitStatus = 1
 
 func main() {
+	// client-go logs the end of a port-forward as an error. What a command has
+	// to say, it says itself.
+	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, arguments(os.Args), os.Stdout, os.Stderr)
 	stop()
