@@ -243,6 +243,30 @@ func (c *Cluster) Idle(ctx context.Context, took time.Duration) (*Idle, error) {
 	return out, c.replicasRun()
 }
 
+// Rest waits until what the start has caused is written: every policy has its
+// status then. It returns what it took, without the rest itself.
+func (c *Cluster) Rest(ctx context.Context) (*Idle, error) {
+	began := time.Now()
+	for took := time.Duration(0); took < restWithin; took = time.Since(began) {
+		idle, err := c.Idle(ctx, quietFor)
+		if err != nil {
+			return nil, err
+		}
+		if len(idle.Writes) > 0 {
+			continue
+		}
+		requests, err := readAudit(c.control.audit, began, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		return &Idle{
+			Took:   took,
+			Writes: countRequests(slices.DeleteFunc(requests, func(r request) bool { return !r.writes() })),
+		}, nil
+	}
+	return nil, fmt.Errorf("something is still written after %s", restWithin)
+}
+
 // Storm is what it takes all agents to come back.
 type Storm struct {
 	// Ready is how long the replicas took from their start until they were

@@ -17,8 +17,11 @@ import (
 const (
 	// around is how long after a replica was killed Pods count as disturbed.
 	around = 10 * time.Second
-	// settle is how long the start of everything may go on.
-	settle = 5 * time.Second
+	// quietFor is how long nothing is written once the start of everything is over:
+	// numbers of a PolicyStatus come 10 s after what else was written of it.
+	// restWithin is how long that may take; 20 writes a second are made in all.
+	quietFor   = 15 * time.Second
+	restWithin = 5 * time.Minute
 )
 
 // Report is all that is measured of a Cluster.
@@ -27,6 +30,8 @@ type Report struct {
 	Replicas    int
 	Rate        float64
 	InstalledIn time.Duration
+	// Founded is from then until nothing was written any more.
+	Founded     *Idle
 	Idle        *Idle
 	Undisturbed *Loaded
 	// Killed is the load during which the leader was killed.
@@ -39,12 +44,11 @@ type Report struct {
 func Measure(ctx context.Context, c *Cluster, l Load, idle time.Duration) (*Report, error) {
 	o := &c.options
 	r := &Report{Shape: o.Shape, Replicas: o.Replicas, Rate: l.Rate, InstalledIn: c.InstalledIn}
-	// What the start has caused is over.
-	if _, err := c.Idle(ctx, settle); err != nil {
+	var err error
+	if r.Founded, err = c.Rest(ctx); err != nil {
 		return nil, err
 	}
 	o.Progress(fmt.Sprintf("nothing happens for %s", idle))
-	var err error
 	if r.Idle, err = c.Idle(ctx, idle); err != nil {
 		return nil, err
 	}
@@ -83,6 +87,7 @@ func (r *Report) Print(out io.Writer) error {
 	}
 	line("cluster", "%d nodes and agents, %d Pods, %d namespaces, %d replicas", r.Shape.Nodes, r.Shape.Pods, r.Shape.namespaces(), r.Replicas)
 	line("from the first start to the last agent's session", "%s", r.InstalledIn.Round(time.Millisecond))
+	line("from then until every policy has its status", "%s, %s", r.Founded.Took.Round(time.Second), listed(r.Founded.Writes))
 	line("nothing happens", "%s: %s, CPU %s", r.Idle.Took, listed(r.Idle.Writes), perReplica(r.Idle.CPU))
 	r.Undisturbed.print(line, r.Rate)
 	if k := r.Killed; k != nil {
