@@ -81,7 +81,7 @@ type Lack struct {
 // not known. The error is that of ctx.
 func (l *Ledger) Account(ctx context.Context, name types.NamespacedName) (Account, bool, error) {
 	found := make(chan *dossier, 1)
-	l.post(func() {
+	l.inbox.Post(func() {
 		if ctx.Err() == nil {
 			found <- l.dossier(name)
 		}

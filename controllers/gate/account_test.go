@@ -45,7 +45,7 @@ func (b *bench) account(name types.NamespacedName) (Account, bool) {
 				b.t.Fatal(r.err)
 			}
 			return r.account, r.known
-		case <-b.ledger.posted:
+		case <-b.ledger.inbox.Posted():
 			b.settled()
 		}
 	}

@@ -120,7 +120,7 @@ func BenchmarkReleaseInABurst(b *testing.B) {
 			var total, longest time.Duration
 			for b.Loop() {
 				begun := make(chan int64)
-				bench.ledger.post(func() {
+				bench.ledger.inbox.Post(func() {
 					bench.coverage.affected = all
 					for _, uid := range all {
 						delete(bench.coverage.last, uid)

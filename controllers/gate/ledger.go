@@ -5,7 +5,6 @@ package gate
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -107,10 +106,8 @@ type Ledger struct {
 	log           logr.Logger
 	conditionType corev1.PodConditionType
 
-	// mu guards inbox: what is to be done by the goroutine of Start, in order.
-	mu     sync.Mutex
-	inbox  []func()
-	posted chan struct{}
+	// inbox is what is to be done by the goroutine of Start.
+	inbox *queue.Inbox
 
 	// The following belong to the goroutine of Start.
 
@@ -149,7 +146,7 @@ func New(o Options) *Ledger {
 		clock:         o.Clock,
 		log:           o.Log,
 		conditionType: o.ConditionType,
-		posted:        make(chan struct{}, 1),
+		inbox:         queue.NewInbox(),
 		entries:       map[types.UID]*entry{},
 		names:         map[types.NamespacedName]*entry{},
 		shut:          map[types.UID]*entry{},
@@ -175,35 +172,35 @@ func (l *Ledger) PodChanged(p *corev1.Pod) {
 		l.PodDeleted(p.UID)
 		return
 	}
-	l.post(func() { l.podChanged(view) })
+	l.inbox.Post(func() { l.podChanged(view) })
 }
 
 // PodDeleted takes a Pod that is gone.
 func (l *Ledger) PodDeleted(uid types.UID) {
-	l.post(func() { l.remove(uid) })
+	l.inbox.Post(func() { l.remove(uid) })
 }
 
 // NodeChanged takes a node's boot id, as its Node says.
 func (l *Ledger) NodeChanged(name, bootID string) {
-	l.post(func() { l.nodeBooted(name, bootID) })
+	l.inbox.Post(func() { l.nodeBooted(name, bootID) })
 }
 
 // NodeDeleted takes a node that is gone.
 func (l *Ledger) NodeDeleted(name string) {
-	l.post(func() { l.nodeDeleted(name) })
+	l.inbox.Post(func() { l.nodeDeleted(name) })
 }
 
 // PolicyDeleted takes a NetworkPolicy that is gone: what was learned of its
 // rules is not true of another one of its name.
 func (l *Ledger) PolicyDeleted(namespace, name string) {
-	l.post(func() {
+	l.inbox.Post(func() {
 		l.deviations.ForgetPolicy(types.NamespacedName{Namespace: namespace, Name: name})
 	})
 }
 
 // Connected implements hub.Sink.
 func (l *Ledger) Connected(name string, hello hub.Hello) {
-	l.post(func() {
+	l.inbox.Post(func() {
 		n := l.node(name)
 		n.connected = true
 		l.look(name, n, hello.State)
@@ -214,7 +211,7 @@ func (l *Ledger) Connected(name string, hello hub.Hello) {
 // Disconnected implements hub.Sink. A node that cannot retract confirms
 // nothing, so what it confirmed counts no more.
 func (l *Ledger) Disconnected(name string) {
-	l.post(func() {
+	l.inbox.Post(func() {
 		n := l.node(name)
 		n.connected = false
 		l.reckon(n)
@@ -224,7 +221,7 @@ func (l *Ledger) Disconnected(name string) {
 
 // Changed implements hub.Sink.
 func (l *Ledger) Changed(name string, state hub.State) {
-	l.post(func() {
+	l.inbox.Post(func() {
 		n := l.node(name)
 		l.look(name, n, state)
 	})
@@ -232,7 +229,7 @@ func (l *Ledger) Changed(name string, state hub.State) {
 
 // Reported implements hub.Sink.
 func (l *Ledger) Reported(name string, r *hubv1.Report) {
-	l.post(func() { l.reported(name, r) })
+	l.inbox.Post(func() { l.reported(name, r) })
 }
 
 // NeedLeaderElection reports false: every replica opens gates.
@@ -249,7 +246,7 @@ func (l *Ledger) Start(ctx context.Context) error {
 		timer := l.clock.NewTimer(next)
 		select {
 		case <-ctx.Done():
-		case <-l.posted:
+		case <-l.inbox.Posted():
 		case <-l.coverage.Wake():
 		case <-l.barrier.Wake():
 		case <-timer.C():
@@ -263,13 +260,7 @@ func (l *Ledger) Start(ctx context.Context) error {
 // returns when to be called again at the latest. What it costs follows what
 // has happened, never how many Pods wait.
 func (l *Ledger) step() time.Duration {
-	l.mu.Lock()
-	inbox := l.inbox
-	l.inbox = nil
-	l.mu.Unlock()
-	for _, do := range inbox {
-		do()
-	}
+	l.inbox.Do()
 	affected := l.coverage.Affected()
 	if len(affected) > 0 {
 		l.metrics.batch.Observe(float64(len(affected)))
@@ -339,7 +330,7 @@ func (l *Ledger) computeStale(began time.Time) {
 		}
 		now := l.clock.Now()
 		l.settle(e, now)
-		if now.Sub(began) >= computeSlice || l.hasMail() {
+		if now.Sub(began) >= computeSlice || !l.inbox.Empty() {
 			return
 		}
 	}
@@ -377,22 +368,4 @@ func (l *Ledger) touch(e *entry, in queue.Lane) {
 		e.touchedIn[in] = true
 		l.touched.Push(in, e.pod.namespace, e)
 	}
-}
-
-// post queues do for the goroutine of Start.
-func (l *Ledger) post(do func()) {
-	l.mu.Lock()
-	l.inbox = append(l.inbox, do)
-	l.mu.Unlock()
-	select {
-	case l.posted <- struct{}{}:
-	default:
-	}
-}
-
-// hasMail reports whether something was posted that was not done.
-func (l *Ledger) hasMail() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.inbox) > 0
 }

@@ -5,7 +5,6 @@ package policystatus
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -96,10 +95,8 @@ type Ledger struct {
 	elected  <-chan struct{}
 	log      logr.Logger
 
-	// mu guards inbox: what is to be done by the goroutine of Start, in order.
-	mu     sync.Mutex
-	inbox  []func()
-	posted chan struct{}
+	// inbox is what is to be done by the goroutine of Start.
+	inbox *queue.Inbox
 
 	// The following belong to the goroutine of Start.
 
@@ -138,7 +135,7 @@ func New(o Options) *Ledger {
 		clock:    o.Clock,
 		elected:  o.Elected,
 		log:      o.Log,
-		posted:   make(chan struct{}, 1),
+		inbox:    queue.NewInbox(),
 		nodes:    map[string]*agent{},
 		objects:  map[types.NamespacedName]*v1alpha1.PolicyStatus{},
 		orphans:  map[types.NamespacedName]time.Time{},
@@ -155,32 +152,32 @@ func (l *Ledger) SetHub(h Hub) { l.hub = h }
 // ObjectChanged takes a PolicyStatus that was added or changed. It keeps o,
 // which must not be changed afterwards.
 func (l *Ledger) ObjectChanged(o *v1alpha1.PolicyStatus) {
-	l.post(func() { l.objectChanged(o) })
+	l.inbox.Post(func() { l.objectChanged(o) })
 }
 
 // ObjectDeleted takes a PolicyStatus that is gone.
 func (l *Ledger) ObjectDeleted(o *v1alpha1.PolicyStatus) {
-	l.post(func() { l.objectDeleted(o) })
+	l.inbox.Post(func() { l.objectDeleted(o) })
 }
 
 // Connected implements hub.Sink.
 func (l *Ledger) Connected(name string, hello hub.Hello) {
-	l.post(func() { l.connected(name, true, hello.State.Unsupported != "") })
+	l.inbox.Post(func() { l.connected(name, true, hello.State.Unsupported != "") })
 }
 
 // Disconnected implements hub.Sink.
 func (l *Ledger) Disconnected(name string) {
-	l.post(func() { l.connected(name, false, false) })
+	l.inbox.Post(func() { l.connected(name, false, false) })
 }
 
 // Changed implements hub.Sink.
 func (l *Ledger) Changed(name string, state hub.State) {
-	l.post(func() { l.seen(name, state.Unsupported != "") })
+	l.inbox.Post(func() { l.seen(name, state.Unsupported != "") })
 }
 
 // Reported implements hub.Sink.
 func (l *Ledger) Reported(name string, r *hubv1.Report) {
-	l.post(func() { l.reported(name, r) })
+	l.inbox.Post(func() { l.reported(name, r) })
 }
 
 // NeedLeaderElection reports false: every replica knows nodes and objects, so
@@ -203,7 +200,7 @@ func (l *Ledger) Start(ctx context.Context) error {
 		case <-elected:
 			elected = nil
 			l.lead()
-		case <-l.posted:
+		case <-l.inbox.Posted():
 		case <-l.coverage.PolicyWake():
 		case <-timer.C():
 		}
@@ -216,13 +213,7 @@ func (l *Ledger) Start(ctx context.Context) error {
 // at the latest. What it costs follows what has happened, not how many policies
 // there are.
 func (l *Ledger) step() time.Duration {
-	l.mu.Lock()
-	inbox := l.inbox
-	l.inbox = nil
-	l.mu.Unlock()
-	for _, do := range inbox {
-		do()
-	}
+	l.inbox.Do()
 	changes := l.coverage.ChangedPolicies()
 	now := l.clock.Now()
 	if !l.leads {
@@ -367,7 +358,7 @@ func (l *Ledger) computeStale(began time.Time) {
 		}
 		l.compute(e)
 		computed++
-		if l.clock.Now().Sub(began) >= computeSlice || l.hasMail() {
+		if l.clock.Now().Sub(began) >= computeSlice || !l.inbox.Empty() {
 			return
 		}
 	}
@@ -385,22 +376,4 @@ func (l *Ledger) decideTouched(now time.Time) {
 			l.settle(e, now)
 		}
 	}
-}
-
-// post queues do for the goroutine of Start.
-func (l *Ledger) post(do func()) {
-	l.mu.Lock()
-	l.inbox = append(l.inbox, do)
-	l.mu.Unlock()
-	select {
-	case l.posted <- struct{}{}:
-	default:
-	}
-}
-
-// hasMail reports whether something was posted that was not done.
-func (l *Ledger) hasMail() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.inbox) > 0
 }

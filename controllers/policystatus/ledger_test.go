@@ -480,7 +480,7 @@ func TestAReplicaAsksFromWhenItIsElected(t *testing.T) {
 	ended := make(chan error)
 	go func() { ended <- b.ledger.Start(ctx) }()
 	heard := make(chan struct{})
-	b.ledger.post(func() { close(heard) })
+	b.ledger.inbox.Post(func() { close(heard) })
 	<-heard
 	select {
 	case <-asked:

@@ -1,9 +1,10 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package queue has work wait: Queue in the order in which tenants are served
-// fairly, Timers until it is due. It runs nothing and knows no clock, and
-// nothing in it may be used by two goroutines at once.
+// Package queue has work wait: Inbox until its goroutine comes to it, Queue in
+// the order in which tenants are served fairly, Timers until it is due. It
+// starts nothing and knows no clock, and nothing in it but Inbox may be used by
+// two goroutines at once.
 package queue
 
 import (
