@@ -5,7 +5,6 @@ package policystatus
 
 import (
 	"context"
-	"strconv"
 	"sync"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/api/v1alpha1"
@@ -351,9 +351,8 @@ func owned(o *v1alpha1.PolicyStatus, uid types.UID) bool {
 
 // newer reports whether known is of a later state than o. Both are of one uid.
 func newer(known, o *v1alpha1.PolicyStatus) bool {
-	a, errA := strconv.ParseUint(known.ResourceVersion, 10, 64)
-	b, errB := strconv.ParseUint(o.ResourceVersion, 10, 64)
-	return errA == nil && errB == nil && a > b
+	order, err := resourceversion.CompareResourceVersion(known.ResourceVersion, o.ResourceVersion)
+	return err == nil && order > 0
 }
 
 // difference returns the kind of write that makes after of before; empty if
