@@ -10,6 +10,7 @@ import (
 
 	"github.com/policygate/policygate/agent/kernel"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
 // surveyor is the netfilter dataplane as package confirm surveys it.
@@ -32,7 +33,7 @@ const mostNamed = 6
 func stateOf(s kernel.Survey) *hubv1.State {
 	state := &hubv1.State{Dataplanes: s.Dataplanes}
 	remark := func(kind, text string) {
-		state.Remarks = append(state.Remarks, &hubv1.Remark{Kind: kind, Text: printable(text)})
+		state.Remarks = append(state.Remarks, &hubv1.Remark{Kind: kind, Text: tracev1.Printable(text)})
 	}
 	if slices.Contains(s.Dataplanes, kernel.LegacyTables) && slices.Contains(s.Dataplanes, kernel.CompatTables) {
 		remark(hubv1.RemarkTwoVariants,
@@ -46,14 +47,4 @@ func stateOf(s kernel.Survey) *hubv1.State {
 		remark(hubv1.RemarkIPVS, "there are virtual servers (IPVS), whose packets take other ways than forwarded ones")
 	}
 	return state
-}
-
-// printable reduces text that the kernel had a part in to printable ASCII.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, text)
 }

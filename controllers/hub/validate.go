@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
 const (
@@ -162,11 +162,6 @@ func ascending(field string, values []uint32) error {
 
 // printable reduces text of a node to printable ASCII and maxText bytes.
 func printable(text string) string {
-	clean := strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, text)
+	clean := tracev1.Printable(text)
 	return clean[:min(len(clean), maxText)]
 }

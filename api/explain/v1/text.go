@@ -38,7 +38,7 @@ type text struct{ *bufio.Writer }
 
 // line writes a line, indented by two spaces a level.
 func (t *text) line(level int, format string, args ...any) {
-	line := printable(strings.Repeat("  ", level) + fmt.Sprintf(format, args...))
+	line := tracev1.Printable(strings.Repeat("  ", level) + fmt.Sprintf(format, args...))
 	_, _ = t.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 
@@ -102,7 +102,7 @@ func (t *text) place(e *Explanation) {
 		}
 	}
 	if len(words) > 0 {
-		t.line(1, "%s.", capital(strings.Join(words, ", ")))
+		t.line(1, "%s.", tracev1.Capital(strings.Join(words, ", ")))
 	}
 }
 
@@ -332,21 +332,4 @@ func joined(a int, unit string, b int, smaller string) string {
 		return strconv.Itoa(a) + unit
 	}
 	return strconv.Itoa(a) + unit + strconv.Itoa(b) + smaller
-}
-
-func capital(words string) string {
-	if words == "" {
-		return words
-	}
-	return strings.ToUpper(words[:1]) + words[1:]
-}
-
-// printable keeps a terminal from obeying text that came over the network.
-func printable(line string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, line)
 }

@@ -36,7 +36,7 @@ type text struct{ *bufio.Writer }
 
 // line writes a line, indented by two spaces a level.
 func (t *text) line(level int, format string, args ...any) {
-	line := printable(strings.Repeat("  ", level) + fmt.Sprintf(format, args...))
+	line := Printable(strings.Repeat("  ", level) + fmt.Sprintf(format, args...))
 	_, _ = t.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 
@@ -57,7 +57,7 @@ func end(address, name string) string {
 }
 
 func (t *text) node(n *Node) {
-	t.line(0, "%s", capital(n.title()))
+	t.line(0, "%s", Capital(n.title()))
 	if n.Error != "" {
 		t.line(1, "No answer: %s", n.Error)
 		return
@@ -225,15 +225,17 @@ func (f *Flow) family() string {
 	return "IPv4"
 }
 
-func capital(words string) string {
+// Capital returns words, which are ASCII, with a capital at their beginning.
+func Capital(words string) string {
 	if words == "" {
 		return words
 	}
 	return strings.ToUpper(words[:1]) + words[1:]
 }
 
-// printable keeps a terminal from obeying text that came over the network.
-func printable(line string) string {
+// Printable returns text with a question mark for each character that is not
+// printable ASCII: no terminal obeys what came over the network, or from a kernel.
+func Printable(line string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return '?'

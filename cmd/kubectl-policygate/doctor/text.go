@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	explainv1 "github.com/policygate/policygate/api/explain/v1"
+	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
 // Exit statuses of "doctor". 1 says that nothing could be found out.
@@ -61,9 +61,9 @@ func (r *Report) ExitStatus() int {
 func (r *Report) WriteText(w io.Writer) error {
 	var out bytes.Buffer
 	for _, f := range r.Findings {
-		fmt.Fprintf(&out, "%-4s  %-12s  %s\n", printable(string(f.Severity)), printable(f.Subject), printable(f.Text))
+		fmt.Fprintf(&out, "%-4s  %-12s  %s\n", tracev1.Printable(string(f.Severity)), tracev1.Printable(f.Subject), tracev1.Printable(f.Text))
 		if f.Do != "" {
-			fmt.Fprintf(&out, "%20s-> %s\n", "", printable(f.Do))
+			fmt.Fprintf(&out, "%20s-> %s\n", "", tracev1.Printable(f.Do))
 		}
 	}
 	summary := "Everything that was checked is in order."
@@ -73,14 +73,4 @@ func (r *Report) WriteText(w io.Writer) error {
 	fmt.Fprintf(&out, "\n%s\n", summary)
 	_, err := w.Write(out.Bytes())
 	return err
-}
-
-// printable keeps a terminal from obeying text that came over the network.
-func printable(line string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, line)
 }
