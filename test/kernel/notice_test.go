@@ -259,6 +259,52 @@ func (r told) expect(t *testing.T, want bool) {
 	}
 }
 
+// confirmer runs a Confirmer on the node's kernel until the test's end. Its
+// dataplane and clock are the real ones, its log goes nowhere.
+func (r *rig) confirmer(t *testing.T, o confirm.Options) *confirm.Confirmer {
+	t.Helper()
+	var nf *kernel.Netfilter
+	r.node.do(t, func() (err error) {
+		nf, err = kernel.New(kernel.Options{})
+		return err
+	})
+	o.Dataplane, o.Clock, o.Log = lookPlane{nf}, clock.RealClock{}, logr.Discard()
+	c := confirm.New(o)
+	ctx, cancel := context.WithCancel(t.Context())
+	var ended sync.WaitGroup
+	ended.Add(1)
+	r.node.begin(t, func() {
+		defer ended.Done()
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		ended.Wait()
+		if err := nf.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// asking returns the description that asks for one answer.
+func asking(t *testing.T, f flow.Flow, want flow.Answer) *confirm.Description {
+	t.Helper()
+	content, err := proto.Marshal(&hubv1.Description{
+		Expectations: []*hubv1.Expectation{{Flow: hubv1.FlowOf(f), Want: hubv1.AnswerOf(want)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	description, err := confirm.ParseDescription(content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return description
+}
+
 func TestATableThatIsFlushedByHandIsRetracted(t *testing.T) {
 	for _, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
@@ -272,46 +318,12 @@ func TestATableThatIsFlushedByHandIsRetracted(t *testing.T) {
 				r.node.run(t, "*filter\n:FORWARD ACCEPT\n"+rules+"COMMIT\n", "iptables-"+backend+"-restore", "-w")
 			}
 			restore("-A FORWARD -p tcp -m tcp --dport 80 -j DROP\n")
-			var nf *kernel.Netfilter
-			r.node.do(t, func() (err error) {
-				nf, err = kernel.New(kernel.Options{})
-				return err
-			})
 			reports := make(told, 100)
-			c := confirm.New(confirm.Options{
-				Dataplane: lookPlane{nf}, Reports: reports, Clock: clock.RealClock{}, Log: logr.Discard(),
-				Notices: noticesOf{t, r.node, lock},
-			})
-			ctx, cancel := context.WithCancel(t.Context())
-			var ended sync.WaitGroup
-			ended.Add(1)
-			r.node.begin(t, func() {
-				defer ended.Done()
-				if err := c.Run(ctx); err != nil {
-					t.Error(err)
-				}
-			})
-			t.Cleanup(func() {
-				cancel()
-				ended.Wait()
-				if err := nf.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			content, err := proto.Marshal(&hubv1.Description{
-				Expectations: []*hubv1.Expectation{{Flow: hubv1.FlowOf(toPod), Want: hubv1.AnswerOf(flow.Denied)}},
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			description, err := confirm.ParseDescription(content)
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = c.Assign(confirm.Source{Replica: "a", Session: 1}, &hubv1.Assign{
+			c := r.confirmer(t, confirm.Options{Reports: reports, Notices: noticesOf{t, r.node, lock}})
+			err := c.Assign(confirm.Source{Replica: "a", Session: 1}, &hubv1.Assign{
 				Subject:    &hubv1.Subject{Uid: "u", Ips: []string{"10.244.1.10"}},
 				Generation: 1,
-			}, description)
+			}, asking(t, toPod, flow.Denied))
 			if err != nil {
 				t.Fatal(err)
 			}

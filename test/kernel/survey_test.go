@@ -4,17 +4,12 @@
 package kernel_test
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
-	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/protobuf/proto"
-	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
 	"github.com/policygate/policygate/agent/kernel"
@@ -147,42 +142,11 @@ func TestASurveyFindsVirtualServers(t *testing.T) {
 func TestAMasqueradeBetweenPodsIsRemarked(t *testing.T) {
 	r := newRig(t, capturePods[:2], captureRemote[:4])
 	r.node.run(t, "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -s 10.244.1.0/24 -j MASQUERADE\nCOMMIT\n", "iptables-nft-restore", "-w")
-	var nf *kernel.Netfilter
-	r.node.do(t, func() (err error) {
-		nf, err = kernel.New(kernel.Options{})
-		return err
-	})
 	reports := make(told, 100)
-	c := confirm.New(confirm.Options{Dataplane: lookPlane{nf}, Reports: reports, Clock: clock.RealClock{}, Log: logr.Discard()})
-	ctx, cancel := context.WithCancel(t.Context())
-	var ended sync.WaitGroup
-	ended.Add(1)
-	r.node.begin(t, func() {
-		defer ended.Done()
-		if err := c.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(func() {
-		cancel()
-		ended.Wait()
-		if err := nf.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	content, err := proto.Marshal(&hubv1.Description{
-		Expectations: []*hubv1.Expectation{{Flow: hubv1.FlowOf(fromPod), Want: hubv1.AnswerOf(flow.Allowed)}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	description, err := confirm.ParseDescription(content)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = c.Assign(confirm.Source{Replica: "a", Session: 1}, &hubv1.Assign{
+	c := r.confirmer(t, confirm.Options{Reports: reports})
+	err := c.Assign(confirm.Source{Replica: "a", Session: 1}, &hubv1.Assign{
 		Subject: &hubv1.Subject{Uid: "p"}, Generation: 1, Policy: true,
-	}, description)
+	}, asking(t, fromPod, flow.Allowed))
 	if err != nil {
 		t.Fatal(err)
 	}
