@@ -56,14 +56,25 @@ type Control struct {
 	// FlushPodChains leaves the chains of this node's Pods empty: they are
 	// open.
 	FlushPodChains bool `json:"flushPodChains,omitempty"`
+	// Crash, when it changes to CrashBetween, makes the engine end as a crash
+	// would in the next sync that writes, once that has written the sets and
+	// before it writes a rule. One that finds the switch set when it starts
+	// does not crash: so one that is started again goes on.
+	Crash Crash `json:"crash,omitempty"`
 	// IPv6Off removes the engine's IPv6 rules and sets and writes no new ones.
 	// It does nothing for an engine without IPv6.
 	IPv6Off bool `json:"ipv6Off,omitempty"`
 }
 
+// Crash is where an engine ends.
+type Crash string
+
+// CrashBetween is between the sets and the rules of a sync.
+const CrashBetween Crash = "betweenSetsAndRules"
+
 // ParseControl reads switches from JSON. Empty text is the zero value. An
-// unknown field, a negative duration, an address or a policy's name that does
-// not parse is an error that names it.
+// unknown field or place to crash, a negative duration, an address or a
+// policy's name that does not parse is an error that names it.
 func ParseControl(data []byte) (Control, error) {
 	var c Control
 	if len(bytes.TrimSpace(data)) == 0 {
@@ -78,6 +89,9 @@ func ParseControl(data []byte) (Control, error) {
 		if d.Duration < 0 {
 			return Control{}, fmt.Errorf("control: %s is %s, want zero or more", name, d.Duration)
 		}
+	}
+	if c.Crash != "" && c.Crash != CrashBetween {
+		return Control{}, fmt.Errorf("control: crash is %q, want %q or nothing", c.Crash, CrashBetween)
 	}
 	if _, err := c.faults(); err != nil {
 		return Control{}, fmt.Errorf("control: %w", err)

@@ -23,14 +23,17 @@ func TestParseControl(t *testing.T) {
 		"nothing is an engine that behaves": {text: " \n"},
 		"every switch": {
 			text: `{"lag":"1.5s","podLag":"2s","halfProgrammed":true,"staleSync":"3s","freeze":true,
-				"dropPolicies":["db/allow"],"dropAddresses":["10.0.0.1","fd00::1"],"flushPodChains":true,"ipv6Off":true}`,
+				"dropPolicies":["db/allow"],"dropAddresses":["10.0.0.1","fd00::1"],"flushPodChains":true,"ipv6Off":true,
+				"crash":"betweenSetsAndRules"}`,
 			want: Control{
 				Lag: metav1.Duration{Duration: 1500 * time.Millisecond}, PodLag: metav1.Duration{Duration: 2 * time.Second},
 				HalfProgrammed: true, StaleSync: metav1.Duration{Duration: 3 * time.Second}, Freeze: true,
 				DropPolicies: []string{"db/allow"}, DropAddresses: []string{"10.0.0.1", "fd00::1"}, FlushPodChains: true, IPv6Off: true,
+				Crash: CrashBetween,
 			},
 		},
 		"an unknown switch":         {text: `{"freese":true}`, wantErr: `unknown field "freese"`},
+		"an unknown place":          {text: `{"crash":"before"}`, wantErr: `crash is "before", want "betweenSetsAndRules"`},
 		"half of a file":            {text: `{"freeze":`, wantErr: "unexpected EOF"},
 		"a negative lag":            {text: `{"lag":"-1s"}`, wantErr: "lag is -1s, want zero or more"},
 		"a negative lag of Pods":    {text: `{"podLag":"-1s"}`, wantErr: "podLag is -1s"},

@@ -32,8 +32,10 @@ const (
 type Kernel interface {
 	// Apply makes the sets and the filter table of every family in the program
 	// what it says, in the order that the package describes. After an error
-	// anything from nothing to all of it may have been applied.
-	Apply(ctx context.Context, program rules.Program) error
+	// anything from nothing to all of it may have been applied. between is
+	// called once all sets are written and no rule is; if it returns an error,
+	// so does Apply, at once.
+	Apply(ctx context.Context, program rules.Program, between func() error) error
 	// Remove removes the engine's own chains, jumps and sets of a family. It
 	// is no error if there are none.
 	Remove(ctx context.Context, family rules.Family) error
@@ -71,9 +73,15 @@ type State struct {
 	Stale int `json:"stale"`
 	// Last is how long the newest application took, without its lag.
 	Last metav1.Duration `json:"last"`
+	// Crashed is true in the last state of an engine that ends as
+	// Control.Crash says.
+	Crashed bool `json:"crashed,omitempty"`
 	// Error is what went wrong in this step, empty if nothing did.
 	Error string `json:"error,omitempty"`
 }
+
+// ErrCrashed is what Run returns because of Control.Crash.
+var ErrCrashed = errors.New("crashed between sets and rules, as was asked for")
 
 // Engine syncs one node. Make one with New; it is not for concurrent use.
 type Engine struct {
@@ -82,6 +90,10 @@ type Engine struct {
 	trigger chan struct{}
 	watch   *watch
 	state   State
+	// crash is true from when Control.Crash is set until the engine ends.
+	crash bool
+	// controlRead is true once the switches were read.
+	controlRead bool
 	// controlError is the last error of the source of switches.
 	controlError string
 	// kept is the snapshot of Control.StaleSync, nil if there is none, and
@@ -105,7 +117,8 @@ func New(options Options) *Engine {
 	}
 }
 
-// Run syncs until the context ends, which is no error. It leaves in the kernel
+// Run syncs until the context ends, which is no error, or until it crashes as
+// Control.Crash says: the error is ErrCrashed then. It leaves in the kernel
 // what is there.
 func (e *Engine) Run(ctx context.Context) error {
 	w, err := startWatch(ctx, e.options.Client, e.options.Node, e.options.Clock, e.request)
@@ -120,6 +133,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	period := e.options.Clock.NewTicker(e.options.SyncPeriod)
 	defer period.Stop()
 	for ctx.Err() == nil {
+		if e.state.Crashed {
+			return ErrCrashed
+		}
 		e.readControl()
 		switch {
 		case e.state.Control.Freeze:
@@ -187,6 +203,8 @@ func (e *Engine) readControl() {
 		return
 	}
 	e.controlError = ""
+	first := !e.controlRead
+	e.controlRead = true
 	if reflect.DeepEqual(c, e.state.Control) {
 		return
 	}
@@ -195,6 +213,7 @@ func (e *Engine) readControl() {
 	if c.StaleSync != before.StaleSync {
 		e.keep()
 	}
+	e.crash = c.Crash == CrashBetween && (e.crash || before.Crash != c.Crash && !first)
 	e.request()
 	e.report()
 }
@@ -291,6 +310,11 @@ func (e *Engine) failSync(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	if errors.Is(err, ErrCrashed) {
+		e.state.Crashed = true
+		e.report()
+		return
+	}
 	e.fail(err)
 	select {
 	case <-ctx.Done():
@@ -342,11 +366,19 @@ func (e *Engine) apply(ctx context.Context, s snapshot) error {
 			e.ipv6 = false
 		}
 	}
-	if err := errors.Join(removed, e.options.Kernel.Apply(ctx, program)); err != nil {
+	if err := errors.Join(removed, e.options.Kernel.Apply(ctx, program, e.between)); err != nil {
 		return err
 	}
 	e.ipv6 = e.ipv6 || slices.Contains(options.Families, rules.IPv6)
 	e.state.Syncs++
 	e.state.Last = metav1.Duration{Duration: e.options.Clock.Since(start)}
+	return nil
+}
+
+// between says whether the engine is to end before it writes the rules.
+func (e *Engine) between() error {
+	if e.crash {
+		return ErrCrashed
+	}
 	return nil
 }

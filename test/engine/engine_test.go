@@ -34,11 +34,14 @@ type fakeKernel struct {
 	removed  []rules.Family
 	// errors are returned by the next calls of Apply, first first.
 	errors []error
+	// sets are those of a program of which nothing else was applied, zero if
+	// the newest was applied as a whole.
+	sets rules.Program
 	// cost is how long an application takes.
 	cost time.Duration
 }
 
-func (k *fakeKernel) Apply(_ context.Context, p rules.Program) error {
+func (k *fakeKernel) Apply(_ context.Context, p rules.Program, between func() error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	time.Sleep(k.cost)
@@ -47,6 +50,11 @@ func (k *fakeKernel) Apply(_ context.Context, p rules.Program) error {
 		k.errors = k.errors[1:]
 		return err
 	}
+	k.sets = p
+	if err := between(); err != nil {
+		return err
+	}
+	k.sets = rules.Program{}
 	k.programs = append(k.programs, p)
 	return nil
 }
@@ -65,6 +73,8 @@ type bench struct {
 	client *fake.Clientset
 	kernel *fakeKernel
 	mu     sync.Mutex
+	// want is what Run is to return at the end.
+	want error
 	// control and controlErr are what the engine reads next.
 	control    Control
 	controlErr error
@@ -108,7 +118,7 @@ func inBubble(t *testing.T, test func(*bench)) {
 				b.states = append(b.states, s)
 			},
 		})
-		done := make(chan error)
+		done := make(chan error, 1)
 		go func() { done <- engine.Run(ctx) }()
 		b.pass(time.Second)
 		if got, want := b.syncs(), 1; got < want {
@@ -116,8 +126,8 @@ func inBubble(t *testing.T, test func(*bench)) {
 		}
 		test(b)
 		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
+		if err := <-done; !errors.Is(err, b.want) {
+			t.Errorf("Run: %v, want %v", err, b.want)
 		}
 	})
 }
@@ -474,6 +484,50 @@ func TestFailedSyncIsReportedAndRepeated(t *testing.T) {
 			b.Errorf("error %q after success", got)
 		}
 	})
+}
+
+func TestCrashLeavesNewSetsUnderOldRules(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.set(Control{Freeze: true})
+		b.pass(time.Second)
+		b.create("client-1", "192.0.2.2", "10.0.2.1")
+		b.pass(time.Second)
+		b.want = ErrCrashed
+		b.set(Control{Crash: CrashBetween})
+		b.pass(time.Second)
+		if !b.state().Crashed {
+			t.Errorf("state is %+v, want crashed", b.state())
+		}
+		b.wantPeers("in the last whole sync")
+		if got, want := allMembers(b.kernel.sets.Tables[0]), "10.0.2.1"; !slices.Contains(got, want) {
+			t.Errorf("sets hold %v, want %s among them", got, want)
+		}
+		syncs := b.syncs()
+		b.pass(time.Hour)
+		if got := b.syncs(); got != syncs {
+			t.Errorf("%d syncs after the crash", got-syncs)
+		}
+	})
+}
+
+func TestSwitchThatCrashedOneEngineLetsTheNextRun(t *testing.T) {
+	e := New(Options{Control: func() (Control, error) { return Control{Crash: CrashBetween}, nil }})
+	e.readControl()
+	if err := e.between(); err != nil {
+		t.Errorf("an engine that starts with the switch: %v", err)
+	}
+	e.options.Control = func() (Control, error) { return Control{}, nil }
+	e.readControl()
+	e.options.Control = func() (Control, error) { return Control{Crash: CrashBetween, FlushPodChains: true}, nil }
+	e.readControl()
+	if err := e.between(); !errors.Is(err, ErrCrashed) {
+		t.Errorf("one whose switch is turned on: %v, want a crash", err)
+	}
+	e.options.Control = func() (Control, error) { return Control{}, nil }
+	e.readControl()
+	if err := e.between(); err != nil {
+		t.Errorf("one whose switch is turned off in time: %v", err)
+	}
 }
 
 func TestUnreadableControlKeepsTheLastOne(t *testing.T) {

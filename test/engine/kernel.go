@@ -41,7 +41,7 @@ type Tools struct {
 var _ Kernel = Tools{}
 
 // Apply implements Kernel.
-func (t Tools) Apply(ctx context.Context, program rules.Program) error {
+func (t Tools) Apply(ctx context.Context, program rules.Program, between func() error) error {
 	saved := make([]string, len(program.Tables))
 	for i, table := range program.Tables {
 		text, err := t.save(ctx, table.Family)
@@ -54,6 +54,9 @@ func (t Tools) Apply(ctx context.Context, program rules.Program) error {
 		if _, err := run(ctx, table.SetRestore(), "ipset", "restore", "-exist"); err != nil {
 			return fmt.Errorf("%s sets: %w", table.Family, err)
 		}
+	}
+	if err := between(); err != nil {
+		return err
 	}
 	for i, table := range program.Tables {
 		if err := t.restore(ctx, table, saved[i]); err != nil {

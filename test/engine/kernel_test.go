@@ -95,7 +95,7 @@ func (n *testNode) sync(input rules.Input) {
 	if err != nil {
 		n.Fatal(err)
 	}
-	n.do(func() { err = n.tools.Apply(n.Context(), program) })
+	n.do(func() { err = n.tools.Apply(n.Context(), program, func() error { return nil }) })
 	if err != nil {
 		n.Fatal(err)
 	}
