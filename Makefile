@@ -118,6 +118,7 @@ lint: ## golangci-lint and the linter of API conventions, pinned in hack/*.mod
 	cd test/e2e && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
 	cd test/oracle && go tool -modfile=../../hack/lint.mod golangci-lint run ./...
 	go run ./hack/reference -check
+	go run ./hack/rbac -check
 
 .PHONY: bench
 bench: bench-packages bench-kernel bench-scale bench-apiserver ## All benchmarks (root; 50 minutes)
@@ -158,8 +159,9 @@ generate: ## Generated code (needs protoc, Debian's protobuf-compiler)
 	$(CONTROLLER_GEN) object:headerFile=hack/boilerplate.go.txt paths=./api/v1alpha1
 
 .PHONY: manifests
-manifests: ## The CustomResourceDefinitions, from api/v1alpha1
+manifests: ## The CustomResourceDefinitions, from api/v1alpha1, and the roles, from the code's markers
 	$(CONTROLLER_GEN) crd paths=./api/v1alpha1 output:crd:dir=config/crd/bases
+	go run ./hack/rbac
 	$(MAKE) reference
 
 .PHONY: reference

@@ -40,6 +40,11 @@ type Pods interface {
 	PatchStatus(ctx context.Context, namespace, name string, patch []byte) error
 }
 
+// Opens gates: one patch of the condition and the annotation. The admission
+// policy policygate-status-writers narrows it to those two, on Pods of the
+// agent's own node. Never bind this role without that policy.
+// +kubebuilder:rbac:groups="",resources=pods/status,verbs=patch,roleName=policygate-agent
+
 // ClientPods returns Pods of the cluster of coreV1, a client of core/v1. It
 // need not know the type of Pods: what the API server returns of one is dropped.
 func ClientPods(coreV1 rest.Interface) Pods { return clientPods{coreV1: coreV1} }

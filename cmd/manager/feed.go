@@ -58,6 +58,19 @@ type feed struct {
 	synced []toolscache.InformerSynced
 }
 
+// Computes from these what must be confirmed. All is read from caches, which
+// need no right to get.
+// +kubebuilder:rbac:groups="",resources=pods;nodes,verbs=list;watch,roleName=policygate-manager
+
+// Computes from these what must be confirmed.
+// +kubebuilder:rbac:groups="",resources=namespaces,verbs=list;watch,roleName=policygate-manager
+
+// Computes from these what must be confirmed.
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=list;watch,roleName=policygate-manager
+
+// Kube-OVN up to 1.15 writes policies anew when a Service changes.
+// +kubebuilder:rbac:groups="",resources=services,verbs=list;watch,roleName=policygate-manager-services
+
 // watch adds the handlers to the caches, which need not have started.
 func (f *feed) watch(ctx context.Context, informers cache.Informers) error {
 	errs := []error{

@@ -17,6 +17,11 @@ const (
 	confirming = "Confirming"
 )
 
+// Warns of timeouts at the Pods that met them, of policies at these, and of
+// nodes at theirs, whose Events are in the namespace default. An Event may be
+// about anything, but says who wrote it. One that repeats is patched.
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch,roleName=policygate-manager
+
 // eventRecorder is the manager's recorder as package gate consumes it. It is
 // controller-runtime's, which writes events.k8s.io, makes a series of what
 // repeats, and is stopped behind all that may still use it; client-go's own

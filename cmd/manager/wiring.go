@@ -40,6 +40,16 @@ import (
 	"github.com/policygate/policygate/webhook"
 )
 
+// One replica writes messages and certificates; creating cannot be limited to
+// a name.
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=create,namespace=policygate-system,roleName=policygate-manager
+
+// Takes the Lease, renews it and gives it back.
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,resourceNames=policygate-leader,verbs=get;update,namespace=policygate-system,roleName=policygate-manager
+
+// Says who leads.
+// +kubebuilder:rbac:groups="",resources=events,verbs=create,namespace=policygate-system,roleName=policygate-manager
+
 // leaseName is that of the Lease by which replicas elect a leader. The
 // manager's role names it.
 const leaseName = "policygate-leader"

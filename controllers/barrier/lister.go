@@ -13,6 +13,12 @@ import (
 	"k8s.io/client-go/metadata"
 )
 
+// Lists them consistently before a Pod is released.
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=list,roleName=policygate-manager
+
+// Lists them consistently before a Pod is released.
+// +kubebuilder:rbac:groups="",resources=namespaces,verbs=list,roleName=policygate-manager
+
 // MetadataListers returns a Lister for each kind that asks the API server for
 // metadata only.
 func MetadataListers(client metadata.Interface) []Lister {

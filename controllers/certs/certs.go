@@ -25,11 +25,8 @@
 //
 // # Permissions
 //
-// In the namespace: secrets policygate-ca (get, update), secrets
-// policygate-tls and configmaps policygate-ca (get, list, watch, update). In
-// the cluster: the one mutatingwebhookconfiguration (get, list, watch, patch).
-// Each list and watch names its object by a field selector, which a rule with
-// resourceNames admits.
+// They stand beside the code that needs them. Each list and watch names its
+// object by a field selector, which a rule with resourceNames admits.
 package certs
 
 import (

@@ -78,6 +78,9 @@ func (s *Serving) load(secret *corev1.Secret) error {
 	return nil
 }
 
+// Serves the certificate, on every replica.
+// +kubebuilder:rbac:groups="",resources=secrets,resourceNames=policygate-tls,verbs=list;watch,namespace=policygate-system,roleName=policygate-manager
+
 // follower loads the serving certificate on every replica, the leader or not.
 type follower struct {
 	cache   cache.Informers

@@ -38,6 +38,20 @@ func start(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconci
 	return nil
 }
 
+// The certificate authority, which the leader alone reads; shipped empty, so no
+// right to create is needed.
+// +kubebuilder:rbac:groups="",resources=secrets,resourceNames=policygate-ca,verbs=get;update,namespace=policygate-system,roleName=policygate-manager
+
+// Renews the serving certificate, as the leader.
+// +kubebuilder:rbac:groups="",resources=secrets,resourceNames=policygate-tls,verbs=get;update,namespace=policygate-system,roleName=policygate-manager
+
+// Publishes the authority's certificates to the agents.
+// +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=policygate-ca,verbs=get;list;watch;update,namespace=policygate-system,roleName=policygate-manager
+
+// Publishes the authority's certificates to the API server, in this one object.
+// The admission policy policygate-webhook-writers forbids to change more of it.
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=policygate,verbs=get;list;watch;patch,roleName=policygate-manager
+
 // writer brings the objects of the package to what is due. It runs on the
 // leader; should two run for a moment, the resourceVersions of their updates
 // let one win.

@@ -17,6 +17,18 @@ import (
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
+// Asks the manager for a trace. There is no such object: the manager asks by a
+// SubjectAccessReview whether the user of a token has this right.
+// +kubebuilder:rbac:groups=policygate.io,resources=traces,verbs=create,roleName=policygate-tracer
+
+// Asks the manager why a Pod is held. The answer has rules, too, but only of the
+// connections that hold this Pod.
+// +kubebuilder:rbac:groups=policygate.io,resources=explanations,verbs=create,roleName=policygate-explainer
+
+// Asks the manager what it sees of the installation: nodes, their agents and
+// dataplanes, and names of Pods without a gate. It has no rules.
+// +kubebuilder:rbac:groups=policygate.io,resources=diagnoses,verbs=create,roleName=policygate-doctor
+
 // What a user must be allowed to do: create one of the resources, each of which
 // stands for a question. There are no such resources: they exist for roles to
 // name.
@@ -28,6 +40,12 @@ const (
 	explanations = "explanations"
 	diagnoses    = "diagnoses"
 )
+
+// Learns who asks by kubectl policygate.
+// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create,roleName=policygate-manager
+
+// Learns whether who asks may.
+// +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create,roleName=policygate-manager
 
 // TokenReviews is the part of a Kubernetes client that says whose a token is.
 type TokenReviews interface {

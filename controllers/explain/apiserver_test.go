@@ -193,7 +193,7 @@ func doctorReads(t *testing.T, config *rest.Config, admin kubernetes.Interface) 
 // apply creates the shipped roles and bindings of the manager and of the plugin.
 func apply(t *testing.T, admin kubernetes.Interface) {
 	t.Helper()
-	for _, file := range []string{"plugin_roles.yaml", "manager_role.yaml"} {
+	for _, file := range []string{"question_roles.yaml", "plugin_roles.yaml", "manager_role.yaml"} {
 		text, err := os.ReadFile(filepath.Join("..", "..", "config", "rbac", file))
 		must(t, err)
 		for document := range strings.SplitSeq(string(text), "\n---\n") {

@@ -50,6 +50,10 @@ type Message struct {
 	Urgent bool
 }
 
+// Writes what is awaited into the condition, as False. The admission policy
+// policygate-status-writers forbids it everything else, True included.
+// +kubebuilder:rbac:groups="",resources=pods/status,verbs=patch,roleName=policygate-manager
+
 // StatusPatcher writes a strategic merge patch of a Pod's status.
 type StatusPatcher interface {
 	PatchStatus(ctx context.Context, namespace, name string, patch []byte) error

@@ -14,6 +14,13 @@ import (
 // fieldOwner is what the API server notes beside each field that is written.
 const fieldOwner = client.FieldOwner("policygate-manager")
 
+// Keeps an object per NetworkPolicy that says whether it is in force, and
+// removes one whose policy is gone without the garbage collector's noticing.
+// +kubebuilder:rbac:groups=policygate.io,resources=policystatuses,verbs=list;watch;create;delete,roleName=policygate-manager
+
+// Says whether a policy is in force.
+// +kubebuilder:rbac:groups=policygate.io,resources=policystatuses/status,verbs=update,roleName=policygate-manager
+
 // APIObjects is a client as Statuses consumes it. Its scheme has the kinds of
 // package v1alpha1.
 type APIObjects struct{ Client client.Client }
