@@ -40,17 +40,24 @@ type job struct {
 	ports     []corev1.ContainerPort
 	// life is how long it runs once its gate is open.
 	life time.Duration
-	// held: it is never opened, on node, which has no agent. Others run
-	// anywhere with one.
+	// held: it is never opened, on node, which has no agent.
 	held bool
+	// late: its engines are late by up to so much. It runs on node. Others run
+	// anywhere with an agent.
+	late time.Duration
 	node int
 }
+
+// placed reports whether the job says where it runs.
+func (j *job) placed() bool { return j.held || j.late > 0 }
 
 // passage is what became of a gated Pod.
 type passage struct {
 	uid                        types.UID
 	created, addressed, opened time.Time
 	reason                     string
+	// late: its engines were late.
+	late bool
 	// requests counts the agents' patches, writes those that changed the Pod
 	// other than to wake its kubelet, and messages the manager's.
 	requests, writes, messages int
@@ -133,10 +140,10 @@ func (p *pods) run(ctx context.Context, j job, rng *rand.Rand) {
 func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 	c := p.cluster
 	node := rng.IntN(c.options.Nodes)
-	if j.held {
+	if j.placed() {
 		node = j.node
 	}
-	x := &passage{done: make(chan struct{})}
+	x := &passage{late: j.late > 0, done: make(chan struct{})}
 	key := p.create(j, x)
 	defer func() {
 		c.store.Delete(store.Pods, key)
@@ -160,7 +167,7 @@ func (p *pods) live(ctx context.Context, j job, rng *rand.Rand) {
 	c.store.UpdatePod(key, x.uid, func(pod *corev1.Pod) { hold(pod, ip, time.Now()) })
 	var giveUp <-chan time.Time
 	if !j.held {
-		giveUp = time.After(c.options.Patience)
+		giveUp = time.After(c.options.Patience + j.late)
 	}
 	select {
 	case <-x.done:
@@ -189,9 +196,10 @@ func (p *pods) create(j job, x *passage) types.NamespacedName {
 	pod.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: v1alpha1.ConditionProgrammed}}
 	pod.Spec.InitContainers = []corev1.Container{{Name: v1alpha1.HoldContainerName}}
 	pod.Status.Phase = corev1.PodPending
-	if j.held {
+	if j.placed() {
+		// Beyond all that it may wait.
 		pod.Annotations = map[string]string{
-			v1alpha1.KeyTimeout: "10m", v1alpha1.KeyOnTimeout: v1alpha1.OnTimeoutFail,
+			v1alpha1.KeyTimeout: v1alpha1.MaxTimeout.String(), v1alpha1.KeyOnTimeout: v1alpha1.OnTimeoutFail,
 		}
 	}
 	created := time.Now()

@@ -21,10 +21,12 @@ type Run struct {
 	Scale   int
 	Options Options
 	Load    Load
+	// Held is how many Pods scenario held has wait at once.
+	Held int
 }
 
 // ScenarioNames are the scenarios, in the order in which they are run.
-func ScenarioNames() []string { return []string{"sustained", "kill", "frozen", "founding"} }
+func ScenarioNames() []string { return []string{"sustained", "kill", "frozen", "founding", "held"} }
 
 // ShapeNames are the shapes.
 func ShapeNames() []string {
@@ -61,6 +63,8 @@ func (r *Report) Run(ctx context.Context, x Run) error {
 		return r.frozen(ctx, x)
 	case "founding":
 		return r.founding(ctx, x)
+	case "held":
+		return r.held(ctx, x)
 	}
 	return fmt.Errorf("scenario %q: want one of %s", x.Scenario, strings.Join(ScenarioNames(), ", "))
 }

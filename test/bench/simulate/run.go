@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -57,6 +58,9 @@ type Outcome struct {
 	Total Distribution
 	// Resident and Peak are bytes of the largest replica.
 	Resident, Peak uint64
+	// Cores are the processors that a replica used, and Rest those of this
+	// process: of agents, their kernels and the driver.
+	Cores, Rest float64
 	// CPU is a replica's processor time per Pod, and Bytes what it sent to
 	// agents per Pod.
 	CPU   time.Duration
@@ -235,6 +239,10 @@ func (c *cluster) measured(ctx context.Context, do func(context.Context, *outcom
 	if err != nil {
 		return nil, err
 	}
+	own, err := replica.UsageOf(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
 	echoing, enough := context.WithCancel(ctx)
 	defer enough()
 	var bare []time.Duration
@@ -262,6 +270,11 @@ func (c *cluster) measured(ctx context.Context, do func(context.Context, *outcom
 		return nil, echoErr
 	}
 	o.cost(before, after, took)
+	now, err := replica.UsageOf(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	o.Rest = (now.CPU - own.CPU).Seconds() / took.Seconds()
 	return o, nil
 }
 
@@ -308,6 +321,9 @@ func (o *outcome) cost(before, after map[string]cost, took time.Duration) {
 				o.Wrong = append(o.Wrong, fmt.Sprintf("%s: %d LISTs of %s in %s: want at most one a second", name, n, kind, took.Round(time.Millisecond)))
 			}
 		}
+	}
+	if replicas > 0 {
+		o.Cores = o.CPU.Seconds() / took.Seconds() / float64(replicas)
 	}
 	if pods := o.Created * replicas; pods > 0 {
 		o.CPU /= time.Duration(pods)

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -118,6 +119,24 @@ func TestFounding(t *testing.T) {
 		}
 		if s.Assigned < s.Held {
 			t.Errorf("%d assignments were made during the storm: want at least one of each of the %d Pods that are held", s.Assigned, s.Held)
+		}
+	})
+}
+
+func TestHeldAtOnce(t *testing.T) {
+	t.Run("Pods beside those that wait for late engines are opened, and all of these once the engines are done", func(t *testing.T) {
+		t.Parallel()
+		h, err := HeldAtOnce(t.Context(), small(), shapeOf(t, "small"), Load{Rate: 10, Lasts: 2 * time.Second}, 150)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%+v", *h)
+		for _, wrong := range slices.Concat(h.Calm.Wrong, h.Arrival.Wrong, h.Beside.Wrong, h.Release.Wrong) {
+			t.Error(wrong)
+		}
+		if h.Release.Opened != 150 || h.Beside.Opened == 0 || h.Release.Strangers == 0 || h.Release.Peers == 0 {
+			t.Errorf("opened %d held Pods and %d others, judged %d strangers and %d peers: want 150, and some of each",
+				h.Release.Opened, h.Beside.Opened, h.Release.Strangers, h.Release.Peers)
 		}
 	})
 }

@@ -16,7 +16,13 @@ type history[T any] struct {
 	first    uint64
 	// began is when the object came to be.
 	began time.Time
+	// pause is when no node realizes the object's versions; nil: always.
+	pause *pause
 }
+
+// pause is a time in which engines do not get to some objects. ended is zero
+// while it lasts.
+type pause struct{ began, ended time.Time }
 
 // version is what an object was from a moment on. state is nil if it was gone.
 type version[T any] struct {
@@ -32,12 +38,27 @@ func (h *history[T]) set(at time.Time, state *T, most time.Duration) {
 	h.versions = append(h.versions, version[T]{at, state})
 	known := 0
 	for i := range h.versions {
-		if h.versions[i].at.Add(most).Before(at) {
+		if done, ever := h.realized(i, most); ever && done.Before(at) {
 			known = i
 		}
 	}
 	h.versions = append([]version[T](nil), h.versions[known:]...)
 	h.first += uint64(known)
+}
+
+// realized returns when a node whose delay that is realizes versions[i], false
+// if that is not under way.
+func (h *history[T]) realized(i int, delay time.Duration) (time.Time, bool) {
+	at := h.versions[i].at
+	if p := h.pause; p != nil && !at.Before(p.began) {
+		switch {
+		case p.ended.IsZero():
+			return time.Time{}, false
+		case at.Before(p.ended):
+			at = p.ended
+		}
+	}
+	return at.Add(delay), true
 }
 
 // latest returns what the object is, or nil.

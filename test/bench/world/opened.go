@@ -355,8 +355,8 @@ func (j *judging) ever(node string, f flow.Flow, want flow.Answer) (when string,
 // versions that have been since before.
 func coming[T any](v realized, h *history[T], out []time.Time) []time.Time {
 	for i := range h.versions {
-		at := h.versions[i].at.Add(v.delays.of(v.node, h.key, h.first+uint64(i)))
-		if at.After(v.at) {
+		at, ever := h.realized(i, v.delays.of(v.node, h.key, h.first+uint64(i)))
+		if ever && at.After(v.at) {
 			out = append(out, at)
 		}
 	}

@@ -26,9 +26,9 @@ type realized struct {
 
 func seen[T any](r realized, h *history[T]) *T {
 	for i := len(h.versions) - 1; i >= 0; i-- {
-		v := &h.versions[i]
-		if !v.at.Add(r.delays.of(r.node, h.key, h.first+uint64(i))).After(r.at) {
-			return v.state
+		done, ever := h.realized(i, r.delays.of(r.node, h.key, h.first+uint64(i)))
+		if ever && !done.After(r.at) {
+			return h.versions[i].state
 		}
 	}
 	return nil

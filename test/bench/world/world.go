@@ -41,8 +41,10 @@ type World struct {
 	// live are the Pods that are peers, in no order, for sampling.
 	live []*podHistory
 	// byAddr has every Pod that some node may still believe to be there.
-	byAddr     map[netip.Addr][]*podHistory
-	byNS       map[string]map[*podHistory]struct{}
+	byAddr map[netip.Addr][]*podHistory
+	byNS   map[string]map[*podHistory]struct{}
+	// pauses are by the namespace of Pods.
+	pauses     map[string]*pause
 	namespaces map[string]*namespaceHistory
 	policies   map[types.UID]*policyHistory
 	policiesIn map[string][]*policyHistory
@@ -89,6 +91,7 @@ func New(o Options) *World {
 		pods:       map[types.UID]*podHistory{},
 		byAddr:     map[netip.Addr][]*podHistory{},
 		byNS:       map[string]map[*podHistory]struct{}{},
+		pauses:     map[string]*pause{},
 		namespaces: map[string]*namespaceHistory{},
 		policies:   map[types.UID]*policyHistory{},
 		policiesIn: map[string][]*policyHistory{},
@@ -99,6 +102,28 @@ func New(o Options) *World {
 // Most returns after what time every node has realized a version.
 func (w *World) Most() time.Duration { return w.delays.most }
 
+// Pause has no node realize, from now on until Resume, that a Pod of the
+// namespace comes or changes. It may be called once for a namespace.
+func (w *World) Pause(namespace string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := &pause{began: w.clock.Now()}
+	w.pauses[namespace] = p
+	for h := range w.byNS[namespace] {
+		h.pause = p
+	}
+}
+
+// Resume ends what Pause began: every node realizes what it has missed, after
+// its delay. Without Pause before it does nothing.
+func (w *World) Resume(namespace string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.pauses[namespace]; p != nil && p.ended.IsZero() {
+		p.ended = w.clock.Now()
+	}
+}
+
 // SetPod takes a Pod that was added or changed.
 func (w *World) SetPod(p *corev1.Pod) {
 	next := newPod(p)
@@ -108,7 +133,7 @@ func (w *World) SetPod(p *corev1.Pod) {
 	h := w.pods[p.UID]
 	if h == nil {
 		h = &podHistory{uid: p.UID, place: -1, namespace: p.Namespace}
-		h.key = keyOf(string(p.UID))
+		h.key, h.pause = keyOf(string(p.UID)), w.pauses[p.Namespace]
 		w.pods[p.UID] = h
 		if w.byNS[p.Namespace] == nil {
 			w.byNS[p.Namespace] = map[*podHistory]struct{}{}

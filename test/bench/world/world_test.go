@@ -215,6 +215,38 @@ func TestVerdictComesLate(t *testing.T) {
 	}
 }
 
+func TestPause(t *testing.T) {
+	const early, late = "10.0.2.1", "10.0.2.2"
+	s := newScene()
+	s.namespace("db", "blue")
+	s.pod("db", "db", "n1", "10.0.1.1")
+	s.policy(t, admit(networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}}, intstr.FromInt(3306)))
+	s.pod("db", "early", "n2", early)
+	s.pass(delay)
+	s.Pause("db")
+	uid := s.pod("db", "late", "n2", late)
+	s.pass(100 * delay)
+	expect := func(when, src string, want flow.Answer) {
+		t.Helper()
+		if got := s.Verdict("n1", to(src, 3306), s.clock.Now()); got.Answer != want {
+			t.Errorf("%s: %s is %s: want %s", when, src, got, want)
+		}
+	}
+	expect("while engines rest", early, flow.Allowed)
+	expect("while engines rest", late, flow.Denied)
+	if opening := s.Opened(uid, s.clock.Now()); len(opening.Wrong) == 0 {
+		t.Error("a gate that opens while engines rest is not judged as wrong")
+	}
+	s.Resume("db")
+	s.pass(delay / 2)
+	expect("before engines are done", late, flow.Denied)
+	s.pass(delay)
+	expect("when engines are done", late, flow.Allowed)
+	s.pod("db", "next", "n2", "10.0.2.3")
+	s.pass(delay)
+	expect("afterwards", "10.0.2.3", flow.Allowed)
+}
+
 func TestDelays(t *testing.T) {
 	d := delays{seed: 7, least: 10, most: 1000}
 	seen := map[time.Duration]bool{}

@@ -31,6 +31,7 @@ type options struct {
 	nodes     int
 	rate      float64
 	lasts     time.Duration
+	held      int
 	scales    []int
 	least     time.Duration
 	most      time.Duration
@@ -59,6 +60,7 @@ func run(ctx context.Context) error {
 	f.IntVar(&o.nodes, "nodes", 100, "agents at 1x")
 	f.Float64Var(&o.rate, "rate", 10, "gated Pods per second at 1x")
 	f.DurationVar(&o.lasts, "for", 30*time.Second, "how long Pods are created in each run")
+	f.IntVar(&o.held, "held", 1000, "Pods that wait at once at 1x in scenario held, which multiplies neither agents nor rate")
 	f.IntSliceVar(&o.scales, "scale", []int{1, 10}, "by what agents and rate are multiplied, each in a run of its own")
 	f.DurationVar(&o.least, "least", 50*time.Millisecond, "the least delay until a node realizes a change")
 	f.DurationVar(&o.most, "most", 1500*time.Millisecond, "the greatest delay until a node realizes a change")
@@ -89,11 +91,15 @@ func (o *options) scenario(ctx context.Context, report *simulate.Report, name st
 	if o.verbose {
 		log = funcr.New(func(prefix, args string) { fmt.Fprintln(os.Stderr, prefix, args) }, funcr.Options{})
 	}
+	size := scale
+	if name == "held" {
+		size = 1
+	}
 	return report.Run(ctx, simulate.Run{
-		Scenario: name, Shapes: o.shapes, Scale: scale,
+		Scenario: name, Shapes: o.shapes, Scale: scale, Held: o.held * scale,
 		Options: simulate.Options{
-			Nodes: o.nodes * scale, Replicas: 1, Seed: o.seed, Least: o.least, Most: o.most, Patience: patience, Log: log, Verbose: o.verbose,
+			Nodes: o.nodes * size, Replicas: 1, Seed: o.seed, Least: o.least, Most: o.most, Patience: patience, Log: log, Verbose: o.verbose,
 		},
-		Load: simulate.Load{Rate: o.rate * float64(scale), Lasts: o.lasts},
+		Load: simulate.Load{Rate: o.rate * float64(size), Lasts: o.lasts},
 	})
 }
