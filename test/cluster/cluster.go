@@ -29,6 +29,10 @@ type Cluster struct {
 	// state's Processes changes; the rest of it is constant.
 	state     state
 	processes map[string]*Process
+	// archives are the images that LoadImage loaded into all nodes.
+	archives []string
+	// cuts counts the calls of Cut.
+	cuts int
 }
 
 // newCluster returns a cluster with the given state, and its nodes, none of it started.
@@ -44,6 +48,7 @@ func newCluster(s state) (*Cluster, error) {
 			PlannedNode: planned,
 			NetNS:       c.network().namespace(planned.Name),
 			cluster:     c,
+			index:       i,
 			dir:         c.path(planned.Name),
 		})
 	}
@@ -69,10 +74,11 @@ func Load(name, dir string) (*Cluster, error) {
 		c.processes[name] = &Process{name: name, log: filepath.Join(c.Logs(), name+".log"), identity: identity}
 	}
 	for _, n := range c.nodes {
-		n.holder = c.processes[n.Name+"-holder"]
-		if n.holder == nil || n.holder.Exited() {
+		holder := c.processes[n.Name+"-holder"]
+		if holder != nil && holder.Exited() {
 			return nil, fmt.Errorf("load cluster %q: node %s does not run", o.Name, n.Name)
 		}
+		n.setHolder(holder) // nil: the node is off
 	}
 	if c.client, err = newClient(c.pki("")); err != nil {
 		return nil, fmt.Errorf("load cluster %q: %w", o.Name, err)
@@ -153,6 +159,7 @@ func (c *Cluster) runTo(ctx context.Context, l launch, cgroup string, stdout *os
 	if err != nil {
 		return nil, err
 	}
+	p.cgroup = cgroup
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.processes[l.name] = p
@@ -164,7 +171,7 @@ func (c *Cluster) runTo(ctx context.Context, l launch, cgroup string, stdout *os
 // caller if n is nil. Its log is NAME.log in Logs, appended to if it exists. env is added to
 // the environment. It is supervised only in the sense that its log is kept and Stop ends it;
 // ctx bounds the start alone. Starting a second process with the name of a running one is an
-// error.
+// error, and so is a node that is off.
 func (c *Cluster) StartProcess(ctx context.Context, n *Node, name string, argv []string, env []string) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -177,7 +184,11 @@ func (c *Cluster) StartProcess(ctx context.Context, n *Node, name string, argv [
 	}
 	l, cgroup := launch{name: name, argv: argv}, "host"
 	if n != nil {
-		l, cgroup = n.launch(name, argv), n.systemCgroup()
+		var err error
+		if l, err = n.launch(name, argv); err != nil {
+			return nil, fmt.Errorf("start %s: %w", name, err)
+		}
+		cgroup = n.systemCgroup()
 	}
 	l.env = append(l.env, env...)
 	return c.run(ctx, l, cgroup)
@@ -232,25 +243,15 @@ func (c *Cluster) remove(ctx context.Context) error {
 	return release(c.state)
 }
 
-// containerCgroups returns the cgroups of all containers that the nodes' runtimes know of. A
-// kubelet without cgroups per QoS class names no parent for a Pod's, so containerd puts each
-// below one that is called as its own namespace, beside the cluster's and not below it.
+// containerCgroups returns the cgroups of all containers that the nodes' runtimes know of.
 func (c *Cluster) containerCgroups() ([]string, error) {
 	var found []string
 	for _, n := range c.nodes {
-		for _, kind := range []string{"sandboxes", "containers"} {
-			dir := filepath.Join(n.dir, "lib", "containerd", "io.containerd.grpc.v1.cri", kind)
-			entries, err := os.ReadDir(dir)
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return nil, fmt.Errorf("list containers of %s: %w", n.Name, err)
-			}
-			for _, entry := range entries {
-				found = append(found, filepath.Join("k8s.io", entry.Name()))
-			}
+		of, err := n.containerCgroups()
+		if err != nil {
+			return nil, err
 		}
+		found = append(found, of...)
 	}
 	return found, nil
 }

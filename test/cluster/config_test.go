@@ -94,8 +94,8 @@ func readCertificate(t *testing.T, path string) *x509.Certificate {
 	return certificate
 }
 
-func TestSchedulable(t *testing.T) {
-	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue}
+func TestReady(t *testing.T) {
+	isReady := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue}
 	notReady := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "no CNI"}
 	taint := corev1.Taint{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}
 	for name, tc := range map[string]struct {
@@ -103,13 +103,14 @@ func TestSchedulable(t *testing.T) {
 		taints     []corev1.Taint
 		want       string
 	}{
-		"registered":         {nil, nil, "no Ready condition yet"},
-		"not ready":          {[]corev1.NodeCondition{notReady}, nil, "not Ready: no CNI"},
-		"ready":              {[]corev1.NodeCondition{ready}, nil, ""},
-		"ready, taint stays": {[]corev1.NodeCondition{ready}, []corev1.Taint{taint}, "taint node.kubernetes.io/not-ready:NoSchedule"},
+		"registered":              {nil, nil, "no Ready condition yet"},
+		"not ready":               {[]corev1.NodeCondition{notReady}, nil, "not Ready: no CNI"},
+		"ready":                   {[]corev1.NodeCondition{isReady}, nil, ""},
+		"ready, taint stays":      {[]corev1.NodeCondition{isReady}, []corev1.Taint{taint}, "taint node.kubernetes.io/not-ready:NoSchedule"},
+		"ready, taint of another": {[]corev1.NodeCondition{isReady}, []corev1.Taint{{Key: "example.org/start-up", Effect: corev1.TaintEffectNoSchedule}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := schedulable(&corev1.Node{Spec: corev1.NodeSpec{Taints: tc.taints}, Status: corev1.NodeStatus{Conditions: tc.conditions}})
+			err := ready(&corev1.Node{Spec: corev1.NodeSpec{Taints: tc.taints}, Status: corev1.NodeStatus{Conditions: tc.conditions}})
 			if got := errorText(err); got != tc.want {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -135,7 +134,7 @@ func (c *Cluster) startControl(ctx context.Context, args []string) (*Process, er
 // StartAPIServer starts the API server after a StopAPIServer, and returns once it is ready. It
 // is an error if it runs.
 func (c *Cluster) StartAPIServer(ctx context.Context) error {
-	if p := c.process("kube-apiserver"); p != nil && !p.Exited() {
+	if p := c.APIServer(); p != nil && !p.Exited() {
 		return fmt.Errorf("start API server: it runs as process %d", p.Pid())
 	}
 	p, err := c.startControl(ctx, c.apiServerArgs())
@@ -151,18 +150,17 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 // StopAPIServer kills the API server, as a crash would, and returns once it is gone. Nothing
 // else is stopped. It is no error if it does not run.
 func (c *Cluster) StopAPIServer(ctx context.Context) error {
-	p := c.process("kube-apiserver")
-	if p == nil || p.Exited() {
-		return nil
-	}
-	if err := p.Signal(syscall.SIGKILL); err != nil {
-		return err
-	}
-	if err := p.Wait(ctx); err != nil && ctx.Err() != nil {
-		return err
+	if p := c.APIServer(); p != nil {
+		return p.Kill(ctx)
 	}
 	return nil
 }
+
+// APIServer returns the API server's process, the last one that was started.
+func (c *Cluster) APIServer() *Process { return c.process("kube-apiserver") }
+
+// Etcd returns etcd's process.
+func (c *Cluster) Etcd() *Process { return c.process("etcd") }
 
 // await calls check until it succeeds. It fails, with the tail of the process' log, if the
 // process ends or startTimeout passes before.

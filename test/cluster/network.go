@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -69,9 +70,9 @@ func usable(plan Plan) error {
 	return nil
 }
 
-// create makes the whole network.
+// create makes the network but for the nodes, which addNode adds.
 func (n network) create(ctx context.Context) error {
-	for _, name := range n.namespaces() {
+	for _, name := range []string{n.switchNS(), n.controlPlaneNS()} {
 		if err := createNetNS(name); err != nil {
 			return err
 		}
@@ -82,17 +83,47 @@ func (n network) create(ctx context.Context) error {
 	if err := n.join(ctx, "", n.plan.HostInterface(), "host", n.plan.Host(), -1); err != nil {
 		return err
 	}
-	if err := n.join(ctx, n.controlPlaneNS(), "eth0", "cp", n.plan.ControlPlane(), -1); err != nil {
+	return n.join(ctx, n.controlPlaneNS(), "eth0", "cp", n.plan.ControlPlane(), -1)
+}
+
+// addNode makes the namespace of the node with the given index and connects it.
+func (n network) addNode(ctx context.Context, index int) error {
+	node := n.plan.Node(index)
+	ns := n.namespace(node.Name)
+	if err := createNetNS(ns); err != nil {
 		return err
 	}
-	for i := range n.nodes {
-		node := n.plan.Node(i)
-		if err := setSysctls(n.namespace(node.Name), nodeSysctls); err != nil {
+	if err := setSysctls(ns, nodeSysctls); err != nil {
+		return err
+	}
+	return n.join(ctx, ns, "eth0", node.Name, node.IPs, index)
+}
+
+// unplug takes a port out of the switch, and with it the interface at its other end. It is no
+// error if there is none.
+func (n network) unplug(port string) error {
+	err := func() error {
+		ns, err := netns.GetFromName(n.switchNS())
+		if err != nil {
 			return err
 		}
-		if err := n.join(ctx, n.namespace(node.Name), "eth0", node.Name, node.IPs, i); err != nil {
+		defer func() { _ = ns.Close() }()
+		handle, err := netlink.NewHandleAt(ns)
+		if err != nil {
 			return err
 		}
+		defer handle.Close()
+		link, err := handle.LinkByName(port)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return handle.LinkDel(link)
+	}()
+	if err != nil {
+		return fmt.Errorf("unplug %s: %w", port, err)
 	}
 	return nil
 }
@@ -120,7 +151,7 @@ func (n network) createSwitch(ctx context.Context) error {
 // all nodes but the one with index self.
 func (n network) join(ctx context.Context, ns, iface, port string, addrs []netip.Addr, self int) error {
 	commands := []string{
-		fmt.Sprintf("link add %s type veth peer name %s netns %s", iface, port, n.switchNS()),
+		fmt.Sprintf("link add %s address %v type veth peer name %s netns %s", iface, hardwareAddr(addrs[0]), port, n.switchNS()),
 	}
 	if ns != "" {
 		commands = append(commands, "link set lo up")
@@ -153,6 +184,13 @@ func (n network) join(ctx context.Context, ns, iface, port string, addrs []netip
 		return err
 	}
 	return ip(ctx, n.switchNS(), []string{"link set " + port + " master br0", "link set " + port + " up"})
+}
+
+// hardwareAddr returns the hardware address of the interface with an IPv4 address. Like a real
+// one it is the same after a reboot: neighbours that remember it need not find out.
+func hardwareAddr(addr netip.Addr) net.HardwareAddr {
+	const locallyAdministered = 0x02 // the second lowest bit of the first byte, IEEE 802
+	return append(net.HardwareAddr{locallyAdministered, 0}, addr.AsSlice()...)
 }
 
 // remove removes the whole network, or what there is of it.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 )
 
@@ -23,9 +24,37 @@ type Node struct {
 	NetNS string
 
 	cluster *Cluster
+	index   int // in the plan
 	dir     string
-	// holder keeps the node's mount namespace.
+	// power is held while the node starts or stops.
+	power sync.Mutex
+
+	mu sync.Mutex // protects the following fields
+	// holder keeps the node's mount namespace; nil while the node is off.
 	holder *Process
+}
+
+// Running says whether the node is on: it is not before StartNode if it is one of
+// Options.LateNodes, nor from StopNode to StartNode.
+func (n *Node) Running() bool {
+	_, err := n.held()
+	return err == nil
+}
+
+// held returns the process that keeps the node's mount namespace.
+func (n *Node) held() (*Process, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.holder == nil {
+		return nil, fmt.Errorf("node %s is off", n.Name)
+	}
+	return n.holder, nil
+}
+
+func (n *Node) setHolder(p *Process) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.holder = p
 }
 
 // criSocket is where containerd listens, in a node's mount namespace.
@@ -76,7 +105,7 @@ func (n *Node) startHolder(ctx context.Context) error {
 		},
 		netns: n.NetNS,
 	}
-	n.holder, err = n.cluster.runTo(ctx, l, n.systemCgroup(), w)
+	holder, err := n.cluster.runTo(ctx, l, n.systemCgroup(), w)
 	w.Close()
 	if err != nil {
 		return err
@@ -86,8 +115,9 @@ func (n *Node) startHolder(ctx context.Context) error {
 		return fmt.Errorf("start holder of %s: %w", n.Name, err)
 	}
 	if line != "ready\n" {
-		return fmt.Errorf("set up mounts of %s: %s", n.Name, logTail(n.holder.Log()))
+		return fmt.Errorf("set up mounts of %s: %s", n.Name, logTail(holder.Log()))
 	}
+	n.setHolder(holder)
 	return ctx.Err()
 }
 
@@ -98,6 +128,27 @@ func (n *Node) systemCgroup() string { return filepath.Join(n.Name, "system") }
 // podsCgroup is the cgroup of the node's containers, relative to the cluster's.
 func (n *Node) podsCgroup() string { return filepath.Join(n.Name, "pods") }
 
+// containerCgroups returns the cgroups of all containers that the node's runtime knows of. A
+// kubelet without cgroups per QoS class names no parent for a Pod's, so containerd puts each
+// below one that is called as its own namespace, beside the cluster's and not below it.
+func (n *Node) containerCgroups() ([]string, error) {
+	var found []string
+	for _, kind := range []string{"sandboxes", "containers"} {
+		dir := filepath.Join(n.dir, "lib", "containerd", "io.containerd.grpc.v1.cri", kind)
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list containers of %s: %w", n.Name, err)
+		}
+		for _, entry := range entries {
+			found = append(found, filepath.Join("k8s.io", entry.Name()))
+		}
+	}
+	return found, nil
+}
+
 // env is the environment of the node's processes: its choice of iptables comes first.
 func (n *Node) env() []string {
 	return []string{"PATH=" + filepath.Join(n.dir, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -106,22 +157,33 @@ func (n *Node) env() []string {
 // Command returns a command that runs in the node: in its network and mount namespaces, with
 // its iptables first in PATH, ended by Cluster.Stop at the latest. The files below /run,
 // /var/lib and /var/log are the node's own, and the working directory is /. The process is
-// the named program itself, so that signals and ctx's end reach it. If the cluster's cgroup or
-// the node is gone, running the command fails.
+// the named program itself, so that signals and ctx's end reach it. If the cluster's cgroup is
+// gone or the node is off, running the command fails.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	l := n.launch(name, append([]string{name}, args...))
+	l, err := n.launch(name, append([]string{name}, args...))
+	if err != nil {
+		return &exec.Cmd{Path: name, Args: append([]string{name}, args...), Err: err}
+	}
 	l.cgroupProcs = n.cluster.cgroupProcs(n.systemCgroup())
 	return l.command(ctx)
 }
 
-// launch returns the launch of a process in the node.
-func (n *Node) launch(name string, argv []string) launch {
-	return launch{name: name, argv: argv, env: n.env(), netns: n.NetNS, mountOf: n.holder.Pid()}
+// launch returns the launch of a process in the node. It is an error if the node is off.
+func (n *Node) launch(name string, argv []string) (launch, error) {
+	holder, err := n.held()
+	if err != nil {
+		return launch{}, err
+	}
+	return launch{name: name, argv: argv, env: n.env(), netns: n.NetNS, mountOf: holder.Pid()}, nil
 }
 
 // start starts one of the node's own components. Its log is called after the node and it.
 func (n *Node) start(ctx context.Context, component string, argv []string) (*Process, error) {
-	return n.cluster.run(ctx, n.launch(n.Name+"-"+component, argv), n.systemCgroup())
+	l, err := n.launch(n.Name+"-"+component, argv)
+	if err != nil {
+		return nil, err
+	}
+	return n.cluster.run(ctx, l, n.systemCgroup())
 }
 
 // configure writes the node's configuration files, and its iptables commands.

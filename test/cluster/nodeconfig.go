@@ -92,6 +92,8 @@ failSwapOn: false
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, nodefs.inodesFree: 1%%, imagefs.available: 1%%}
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
+# Tests kill containers more often than programs crash.
+crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 # Tests start dozens of Pods at once.
 maxPods: 250
 serializeImagePulls: false

@@ -29,6 +29,9 @@ type Options struct {
 	Name string
 	// Nodes is the number of nodes, 1 to 32. Default 2.
 	Nodes int
+	// LateNodes of the nodes, the last ones, are off until StartNode. Start does not make
+	// their Node objects either: their kubelets do. Less than Nodes; default 0.
+	LateNodes int
 	// Dir is the directory that holds the cluster's files, in a subdirectory called Name.
 	// It must not be below /run, /var/run, /var/lib or /var/log, which a node has of its
 	// own. Default: "policygate-cluster" in the directory for temporary files.
@@ -95,6 +98,9 @@ func (o Options) validate() error {
 	}
 	if o.Nodes < 1 || o.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("%d nodes are not between 1 and %d", o.Nodes, maxNodes))
+	}
+	if o.LateNodes < 0 || o.LateNodes >= o.Nodes {
+		errs = append(errs, fmt.Errorf("%d late nodes of %d: want at least one node that is not late", o.LateNodes, o.Nodes))
 	}
 	if o.IPTables != IPTablesNFT && o.IPTables != IPTablesLegacy {
 		errs = append(errs, fmt.Errorf("iptables %q is neither %q nor %q", o.IPTables, IPTablesNFT, IPTablesLegacy))

@@ -16,13 +16,13 @@ import (
 // commands is what a cluster runs of the machine it is on.
 var commands = []string{
 	"containerd", "containerd-shim-runc-v2", "ctr", "runc",
-	"iptables-nft", "iptables-legacy", "ipset", "ip", "conntrack",
+	"iptables-nft", "iptables-legacy", "nft", "ipset", "ip", "conntrack",
 	"nsenter", "unshare", "mount", "umount",
 }
 
 // packages is the Debian and Ubuntu packages that have them, and the CNI plugins.
 var packages = []string{
-	"containerd", "runc", "containernetworking-plugins", "iptables", "ipset", "iproute2", "conntrack", "util-linux", "mount",
+	"containerd", "runc", "containernetworking-plugins", "iptables", "nftables", "ipset", "iproute2", "conntrack", "util-linux", "mount",
 }
 
 // MissingCommands returns what a cluster needs and this machine does not have: commands, and

@@ -83,3 +83,12 @@ func TestPlanText(t *testing.T) {
 		}
 	}
 }
+
+func mustAddr(t *testing.T, text string) netip.Addr {
+	t.Helper()
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}

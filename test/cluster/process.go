@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // identity is a process, for good: the kernel gives a PID away again, but not with the same
@@ -68,11 +70,12 @@ func parseStat(content string) (state string, start uint64, err error) {
 	return fields[0], start, nil
 }
 
-// Process is a process of a cluster that StartProcess started. Its methods may be called
-// concurrently.
+// Process is a process of a cluster: one of its own, one that StartProcess started, or a
+// container's. Its methods may be called concurrently.
 type Process struct {
 	name     string
 	log      string
+	cgroup   string // of the cluster's; empty if another process or a runtime started it
 	identity identity
 	// done is closed when the process has ended; nil if it is not a child of this process.
 	done chan struct{}
@@ -83,7 +86,8 @@ type Process struct {
 // Pid returns the process' ID in the PID namespace of the caller.
 func (p *Process) Pid() int { return p.identity.PID }
 
-// Log returns the path of the file that holds the process' standard output and error.
+// Log returns the path of the file that holds the process' standard output and error; empty
+// for a container's.
 func (p *Process) Log() string { return p.log }
 
 // Exited says whether the process has ended.
@@ -101,11 +105,45 @@ func (p *Process) Exited() bool {
 
 // Signal sends a signal to the process. The error is os.ErrProcessDone if it has ended.
 func (p *Process) Signal(signal syscall.Signal) error {
-	if p.Exited() {
+	// Between a look and the signal the process can end and its ID be given away, so the
+	// signal goes to a descriptor, and the look follows once that is held.
+	fd, err := unix.PidfdOpen(p.identity.PID, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 		return os.ErrProcessDone
 	}
-	if err := syscall.Kill(p.identity.PID, signal); err != nil {
+	if err != nil {
 		return fmt.Errorf("send %v to %s: %w", signal, p.name, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if p.Exited() || !p.identity.alive() {
+		return os.ErrProcessDone
+	}
+	err = unix.PidfdSendSignal(fd, signal, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	if err != nil {
+		return fmt.Errorf("send %v to %s: %w", signal, p.name, err)
+	}
+	return nil
+}
+
+// Freeze stops the process where it is until Thaw. What it has open stays open: peers see
+// silence. Processes that it started go on. Cluster.Stop ends it, frozen as it is. The error
+// is os.ErrProcessDone if it has ended.
+func (p *Process) Freeze() error { return p.Signal(syscall.SIGSTOP) }
+
+// Thaw lets a frozen process go on. The error is os.ErrProcessDone if it has ended.
+func (p *Process) Thaw() error { return p.Signal(syscall.SIGCONT) }
+
+// Kill ends the process as a crash would, frozen or not, and returns when it is gone. It is
+// no error if it has ended already.
+func (p *Process) Kill(ctx context.Context) error {
+	if err := p.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	if err := p.Wait(ctx); err != nil && ctx.Err() != nil {
+		return err
 	}
 	return nil
 }

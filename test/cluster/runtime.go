@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -24,17 +25,23 @@ import (
 const criNamespace = "k8s.io"
 
 // LoadImage loads an image archive (docker-archive or OCI layout, in one tar) into the named
-// nodes, or all if none are named. Pods use it with imagePullPolicy Never or IfNotPresent. It
-// returns when kubelets can see it.
+// nodes, or all if none are named: those that are off then get it by their first StartNode,
+// for which the file must still be there. Pods use it with imagePullPolicy Never or
+// IfNotPresent. It returns when kubelets can see it.
 func (c *Cluster) LoadImage(ctx context.Context, tarPath string, nodes ...string) error {
 	for _, name := range nodes {
 		if c.node(name) == nil {
 			return fmt.Errorf("load image %s: no node %q", tarPath, name)
 		}
 	}
+	if len(nodes) == 0 {
+		c.mu.Lock()
+		c.archives = append(c.archives, tarPath)
+		c.mu.Unlock()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, n := range c.nodes {
-		if len(nodes) == 0 || slices.Contains(nodes, n.Name) {
+		if (len(nodes) == 0 && n.Running()) || slices.Contains(nodes, n.Name) {
 			group.Go(func() error { return n.loadImage(ctx, tarPath) })
 		}
 	}
@@ -124,7 +131,11 @@ func (n *Node) runtimeReady(ctx context.Context) error {
 // withRuntime calls f with a connection to the node's containerd.
 func (n *Node) withRuntime(f func(*grpc.ClientConn) error) error {
 	// The socket is in the node's mount namespace, which is there as its holder's root.
-	target := fmt.Sprintf("unix:///proc/%d/root%s", n.holder.Pid(), criSocket)
+	holder, err := n.held()
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	target := fmt.Sprintf("unix:///proc/%d/root%s", holder.Pid(), criSocket)
 	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return fmt.Errorf("connect to containerd of %s: %w", n.Name, err)
@@ -170,4 +181,64 @@ func (c *Cluster) killSandbox(ctx context.Context, namespace, pod string) error 
 		}
 		return nil
 	})
+}
+
+// Container returns the process of a Pod's container that runs, the first one of it: signals
+// reach that alone. The name may be an init container's.
+func (c *Cluster) Container(ctx context.Context, namespace, pod, container string) (*Process, error) {
+	name := fmt.Sprintf("container %s of %s/%s", container, namespace, pod)
+	object, err := c.client.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	n := c.node(object.Spec.NodeName)
+	if n == nil {
+		return nil, fmt.Errorf("find %s: the Pod has no node yet", name)
+	}
+	var p *Process
+	err = n.withRuntime(func(conn *grpc.ClientConn) error {
+		pid, err := containerPID(ctx, runtimeapi.NewRuntimeServiceClient(conn), map[string]string{
+			"io.kubernetes.pod.uid":        string(object.UID),
+			"io.kubernetes.container.name": container,
+		})
+		if err != nil {
+			return err
+		}
+		who, err := identify(pid)
+		p = &Process{name: name, identity: who}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// containerPID returns the process ID of the one running container with the given labels.
+func containerPID(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, labels map[string]string) (int, error) {
+	list, err := runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+		State:         &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+		LabelSelector: labels,
+	}})
+	if err != nil {
+		return 0, fmt.Errorf("list containers: %w", err)
+	}
+	if len(list.GetContainers()) != 1 {
+		return 0, fmt.Errorf("%d of it run", len(list.GetContainers()))
+	}
+	status, err := runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{
+		ContainerId: list.GetContainers()[0].GetId(), Verbose: true,
+	})
+	if err != nil {
+		return 0, fmt.Errorf("get status: %w", err)
+	}
+	// The CRI leaves what is verbose to the runtime: containerd says it in JSON.
+	var info struct{ PID int }
+	if err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info); err != nil {
+		return 0, fmt.Errorf("parse status: %w", err)
+	}
+	if info.PID <= 0 {
+		return 0, errors.New("it has no process")
+	}
+	return info.PID, nil
 }

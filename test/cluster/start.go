@@ -27,6 +27,11 @@ type starter struct {
 	began time.Time
 }
 
+// nodes returns the nodes that Start starts.
+func (s starter) nodes() []*Node {
+	return s.Cluster.nodes[:len(s.Cluster.nodes)-s.state.Options.LateNodes]
+}
+
 // progress reports that a step is done.
 func (s starter) progress(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.state.Options.Progress, "%6.1fs  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
@@ -106,7 +111,7 @@ func (s starter) start(ctx context.Context) error {
 		return fmt.Errorf("make directories: %w", err)
 	}
 	server := "https://" + apiServerAddr(s.state.plan())
-	if err := writePKI(s.pki(""), s.state.plan(), len(s.nodes), server); err != nil {
+	if err := writePKI(s.pki(""), s.state.plan(), s.state.Options.Nodes, server); err != nil {
 		return err
 	}
 	var err error
@@ -115,6 +120,11 @@ func (s starter) start(ctx context.Context) error {
 	}
 	if err := s.network().create(ctx); err != nil {
 		return err
+	}
+	for _, n := range s.nodes() {
+		if err := s.network().addNode(ctx, n.index); err != nil {
+			return err
+		}
 	}
 	s.progress("network in slot %d, certificates", s.state.Slot)
 
@@ -147,8 +157,7 @@ func (s starter) startControlPlane(ctx context.Context) error {
 // startRuntimes starts every node's containerd and loads the pause image.
 func (s starter) startRuntimes(ctx context.Context) error {
 	pause := filepath.Join(filepath.Dir(s.state.Options.KubeBinary), "pause")
-	tar := s.path("pause.tar")
-	err := image.Write(ctx, tar, image.Spec{
+	err := image.Write(ctx, s.pauseArchive(), image.Spec{
 		Ref:        pauseImage,
 		Entrypoint: []string{"/pause"},
 		Files:      map[string]string{"/pause": pause},
@@ -157,40 +166,46 @@ func (s starter) startRuntimes(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	for _, n := range s.nodes {
+	for _, n := range s.nodes() {
 		group.Go(func() error {
-			if err := n.startHolder(ctx); err != nil {
+			if err := n.startRuntime(ctx); err != nil {
 				return err
 			}
-			if err := n.configure(); err != nil {
-				return err
-			}
-			containerd, err := n.start(ctx, "containerd", containerdArgs(n))
-			if err != nil {
-				return err
-			}
-			if err := s.await(ctx, "containerd on "+n.Name, containerd, n.runtimeReady); err != nil {
-				return err
-			}
-			return n.loadImage(ctx, tar)
+			return n.loadImage(ctx, s.pauseArchive())
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	s.progress("containerd on %d nodes", len(s.nodes))
+	s.progress("containerd on %d nodes", len(s.nodes()))
 	return nil
+}
+
+// pauseArchive is the archive of the pause image.
+func (c *Cluster) pauseArchive() string { return c.path("pause.tar") }
+
+// startRuntime starts the node's mount namespace and containerd, and returns once that is
+// ready.
+func (n *Node) startRuntime(ctx context.Context) error {
+	if err := n.startHolder(ctx); err != nil {
+		return err
+	}
+	if err := n.configure(); err != nil {
+		return err
+	}
+	containerd, err := n.start(ctx, "containerd", containerdArgs(n))
+	if err != nil {
+		return err
+	}
+	return n.cluster.await(ctx, "containerd on "+n.Name, containerd, n.runtimeReady)
 }
 
 // registerNodes creates the Node objects, with the pod ranges that routes and CNI plugins are
 // configured with; kubelets find and complete them.
 func (s starter) registerNodes(ctx context.Context) error {
-	for _, n := range s.nodes {
+	for _, n := range s.nodes() {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name}}}
-		for _, prefix := range n.PodCIDRs {
-			node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, prefix.String())
-		}
-		node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
+		n.setPodCIDRs(node)
 		_, err := s.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("register node %s: %w", n.Name, err)
@@ -199,36 +214,51 @@ func (s starter) registerNodes(ctx context.Context) error {
 	return nil
 }
 
+// setPodCIDRs completes a Node object's specification.
+func (n *Node) setPodCIDRs(node *corev1.Node) {
+	for _, prefix := range n.PodCIDRs {
+		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, prefix.String())
+	}
+	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
+}
+
+// startKubelet starts the node's kubelet, with additional arguments, and its kube-proxy.
+func (n *Node) startKubelet(ctx context.Context, args []string) error {
+	c := n.cluster
+	// kubelet expects the root of its Pods' cgroups to be there before the first Pod.
+	if err := c.cgroups.createEverywhere(c.cgroup(n.podsCgroup())); err != nil {
+		return err
+	}
+	if _, err := n.start(ctx, "kubelet", append(kubeletArgs(n), args...)); err != nil {
+		return err
+	}
+	if c.state.Options.NoKubeProxy {
+		return nil
+	}
+	_, err := n.start(ctx, "kube-proxy", kubeProxyArgs(n))
+	return err
+}
+
 // startKubelets starts kubelets and kube-proxies, and waits until Pods can run everywhere.
 func (s starter) startKubelets(ctx context.Context) error {
-	for _, n := range s.nodes {
-		// kubelet expects the root of its Pods' cgroups to be there before the first Pod.
-		if err := s.cgroups.createEverywhere(s.cgroup(n.podsCgroup())); err != nil {
-			return err
-		}
-		if _, err := n.start(ctx, "kubelet", kubeletArgs(n)); err != nil {
-			return err
-		}
-		if s.state.Options.NoKubeProxy {
-			continue
-		}
-		if _, err := n.start(ctx, "kube-proxy", kubeProxyArgs(n)); err != nil {
+	for _, n := range s.nodes() {
+		if err := n.startKubelet(ctx, nil); err != nil {
 			return err
 		}
 	}
-	for _, n := range s.nodes {
+	for _, n := range s.nodes() {
 		err := s.await(ctx, "node "+n.Name+" to be Ready", s.process(n.Name+"-kubelet"), func(ctx context.Context) error {
 			node, err := s.client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 			if err != nil {
 				return err
 			}
-			return schedulable(node)
+			return ready(node)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	s.progress("%d nodes Ready", len(s.nodes))
+	s.progress("%d nodes Ready", len(s.nodes()))
 	// Without it no Pod can be created in the namespace.
 	return s.await(ctx, "the default ServiceAccount", s.process("kube-controller-manager"), func(ctx context.Context) error {
 		_, err := s.client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{})
@@ -236,10 +266,12 @@ func (s starter) startKubelets(ctx context.Context) error {
 	})
 }
 
-// schedulable reports why Pods do not go to a node, if they do not.
-func schedulable(node *corev1.Node) error {
+// ready reports why a node is not Ready, or not yet so for the node controller, if it is not.
+// Taints of others, such as one that kubelet registered the node with, do not matter.
+func ready(node *corev1.Node) error {
 	for _, taint := range node.Spec.Taints {
-		if taint.Effect != corev1.TaintEffectPreferNoSchedule {
+		switch taint.Key {
+		case corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable:
 			return fmt.Errorf("taint %s", taint.ToString())
 		}
 	}
