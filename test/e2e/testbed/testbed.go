@@ -35,6 +35,8 @@ type Options struct {
 	Name string
 	// Nodes, 2 by default.
 	Nodes int
+	// LateNodes of them, the last ones, are off until StartNode.
+	LateNodes int
 	// DualStack gives Pods addresses of both families.
 	DualStack bool
 	// IPTables is the variant that the engine and kube-proxy write:
@@ -42,6 +44,10 @@ type Options struct {
 	IPTables string
 	// EngineIPv4Only leaves IPv6 to nobody in a cluster with DualStack.
 	EngineIPv4Only bool
+	// Boot is called for every node, before its engine starts: at the start and
+	// after each StartNode, since what it sets in the node's network namespace
+	// is gone then. Nil: nothing is to be done.
+	Boot func(context.Context, *cluster.Node) error
 	// Database adds DatabaseImage.
 	Database bool
 	// Keep leaves the cluster after the process ends.
@@ -77,7 +83,7 @@ func Start(ctx context.Context, o Options) (_ *Testbed, err error) {
 	}
 	t.progress("starting the cluster")
 	t.Cluster, err = cluster.Start(ctx, cluster.Options{
-		Name: o.Name, Nodes: o.Nodes, DualStack: o.DualStack, IPTables: o.IPTables, Keep: o.Keep,
+		Name: o.Name, Nodes: o.Nodes, LateNodes: o.LateNodes, DualStack: o.DualStack, IPTables: o.IPTables, Keep: o.Keep,
 		KubeBinary: filepath.Join(t.artifacts.kube, "kube"), Progress: o.Progress,
 	})
 	if err != nil {
@@ -105,7 +111,10 @@ func Start(ctx context.Context, o Options) (_ *Testbed, err error) {
 	}
 	t.progress("starting the policy engine (" + t.EngineKind + ") on every node")
 	for _, node := range t.Cluster.Nodes() {
-		if err := t.startEngine(ctx, node); err != nil {
+		if !node.Running() {
+			continue
+		}
+		if err := t.boot(ctx, node); err != nil {
 			return nil, err
 		}
 	}
