@@ -177,3 +177,20 @@ func reportedSince(node *corev1.Node, began time.Time) error {
 	}
 	return errors.New("no report since the start of kubelet")
 }
+
+// LowestAddress makes host-local give the node's next Pod the lowest address that is free, by
+// removing the mark from which it goes on through the range. Called all the time it makes the
+// range behave as one that is nearly used up: the address that a Pod gives up goes to the next
+// Pod at once. It is no error if there is no mark, or the node is off.
+func (n *Node) LowestAddress() error {
+	marks, err := filepath.Glob(filepath.Join(n.dir, "lib", "cni", "networks", "kube-bridge", "last_reserved_ip.*"))
+	if err != nil {
+		return fmt.Errorf("find the last address of %s: %w", n.Name, err)
+	}
+	for _, mark := range marks {
+		if err := os.Remove(mark); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("forget the last address of %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}
