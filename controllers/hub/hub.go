@@ -18,6 +18,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -31,9 +32,13 @@ const (
 	// unmet expectations with 200 bytes each; a trace result of four hops with
 	// 128 steps of six texts with 512 bytes each is the largest.
 	maxReceive = 2 << 20
-	// maxStreams bounds what one connection can hold open: an agent has one
-	// session, and a second while it replaces the first.
-	maxStreams = 4
+	// maxHeader bounds the headers of a call: a token takes 1 to 2 KiB.
+	maxHeader = 16 << 10
+	// maxStreams is what one connection can hold open: it serves one session.
+	maxStreams = 1
+	// window is how much an agent may send ahead of what is read. gRPC would
+	// let it grow to 16 MiB for who sends fast.
+	window = 64 << 10
 	// keepaliveTime and keepaliveTimeout end the session of a node that went
 	// away without a word: its confirmations count for at most their sum.
 	keepaliveTime    = 10 * time.Second
@@ -54,6 +59,10 @@ const (
 	readBuffer = 2 << 10
 	// handshakeTimeout bounds a connection that does not get to TLS and HTTP/2.
 	handshakeTimeout = 10 * time.Second
+	// openInterval and openBurst bound the sessions of one node. An agent that
+	// is cut off again and again waits seconds before it comes anew.
+	openInterval = 2 * time.Second
+	openBurst    = 10
 )
 
 // Hello is what an agent says of itself when it connects.
@@ -87,7 +96,7 @@ type Sink interface {
 type Options struct {
 	Reviewer Reviewer
 	Sink     Sink
-	Clock    clock.WithTicker
+	Clock    clock.WithTickerAndDelayedExecution
 	Log      logr.Logger
 	// Address is where to listen, such as ":9444".
 	Address string
@@ -103,11 +112,14 @@ type Hub struct {
 
 	reviewer Reviewer
 	sink     Sink
-	clock    clock.WithTicker
+	clock    clock.WithTickerAndDelayedExecution
 	log      logr.Logger
 	address  string
 	tls      *tls.Config
 	metrics  *metrics
+	refusals *refusals
+	// reviews has a place for each review in flight.
+	reviews *line
 
 	// generations counts the assignments sent, in the wire's sense. It starts
 	// at the time so that it grows over a restart of the replica, too.
@@ -135,6 +147,8 @@ type node struct {
 	since   time.Time
 	version string
 	state   State
+	// opening bounds how often sessions begin, each with a full sync.
+	opening *rate.Limiter
 }
 
 // assignment is what a node is told of one uid. It is never written to.
@@ -189,9 +203,11 @@ func New(o Options) *Hub {
 			NextProtos:     []string{"h2"},
 		},
 		metrics: newMetrics(o.Registerer),
+		reviews: newLine(maxReviews),
 		random:  rand.Float64,
 		nodes:   map[string]*node{},
 	}
+	h.refusals = newRefusals(h.metrics.refused, o.Clock, o.Log)
 	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0)))
 	return h
 }
@@ -274,9 +290,13 @@ func (h *Hub) Start(ctx context.Context) error {
 		return fmt.Errorf("hub: listen on %q: %w", h.address, err)
 	}
 	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(h.tls)),
+		grpc.Creds(newDoor(ctx, credentials.NewTLS(h.tls), h.clock, h.refusals)),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxReceive),
+		grpc.MaxHeaderListSize(maxHeader),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.ReadBufferSize(readBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
@@ -311,7 +331,10 @@ func (h *Hub) node(name string) *node {
 	defer h.mu.Unlock()
 	n, ok := h.nodes[name]
 	if !ok {
-		n = &node{name: name, assignments: map[string]*assignment{}}
+		n = &node{
+			name: name, assignments: map[string]*assignment{},
+			opening: rate.NewLimiter(rate.Every(openInterval), openBurst),
+		}
 		h.nodes[name] = n
 	}
 	return n

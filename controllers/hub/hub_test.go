@@ -39,15 +39,23 @@ import (
 
 const agentUser = "system:serviceaccount:policygate-system:policygate-agent"
 
-// reviews answers TokenReviews: a token "token-of-N" is of node N's agent.
+// claiming returns a token that says of itself what an agent's does, and
+// whatever else: ",\"exp\":1600". The signature is what reviews goes by.
+func claiming(more, signature string) string {
+	return "e30." + base64.RawURLEncoding.EncodeToString(
+		[]byte(`{"aud":["`+Audience+`"],"sub":"`+agentUser+`"`+more+`}`)) + "." + signature
+}
+
+// reviews answers TokenReviews: a token signed "token-of-N" is of node N's
+// agent.
 type reviews struct{ err error }
 
 func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
 	if r.err != nil {
 		return nil, r.err
 	}
-	token, _, _ := strings.Cut(review.Spec.Token, ".")
-	node, ok := strings.CutPrefix(token, "token-of-")
+	signature := review.Spec.Token[strings.LastIndex(review.Spec.Token, ".")+1:]
+	node, ok := strings.CutPrefix(signature, "token-of-")
 	if !ok {
 		return review, nil
 	}
@@ -146,7 +154,7 @@ type fixture struct {
 	registry    *prometheus.Registry
 }
 
-func serve(t testing.TB, clk clock.WithTicker, r TokenReviews) *fixture {
+func serve(t testing.TB, clk clock.WithTickerAndDelayedExecution, r TokenReviews) *fixture {
 	t.Helper()
 	s := &sink{}
 	f := serveTo(t, clk, r, s)
@@ -154,12 +162,12 @@ func serve(t testing.TB, clk clock.WithTicker, r TokenReviews) *fixture {
 	return f
 }
 
-func serveTo(t testing.TB, clk clock.WithTicker, r TokenReviews, to Sink) *fixture {
+func serveTo(t testing.TB, clk clock.WithTickerAndDelayedExecution, r TokenReviews, to Sink) *fixture {
 	t.Helper()
 	cert, roots := certificate(t)
 	f := &fixture{roots: roots, certificate: cert.Certificate[0], registry: prometheus.NewRegistry()}
 	f.Hub = New(Options{
-		Reviewer: NewTokenReviewer(r, agentUser),
+		Reviewer: &tokenReviewer{client: r, username: agentUser, clock: clk},
 		Sink:     to,
 		Clock:    clk,
 		Log:      logr.Discard(),
@@ -195,7 +203,8 @@ type agent struct {
 	stream grpc.BidiStreamingClient[hubv1.AgentMessage, hubv1.HubMessage]
 }
 
-// dial opens a session without saying hello.
+// dial opens a session without saying hello. A token of one part is the
+// signature of one that claims to be an agent's.
 func (f *fixture) dial(t testing.TB, token string) agent {
 	t.Helper()
 	creds := credentials.NewTLS(&tls.Config{RootCAs: f.roots, ServerName: "hub", MinVersion: tls.VersionTLS13})
@@ -206,6 +215,9 @@ func (f *fixture) dial(t testing.TB, token string) agent {
 	t.Cleanup(func() { _ = conn.Close() })
 	ctx := t.Context()
 	if token != "" {
+		if !strings.Contains(token, ".") {
+			token = claiming("", token)
+		}
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}
 	stream, err := hubv1.NewHubClient(conn).Session(ctx)
@@ -392,8 +404,7 @@ func TestAReportIsPassedOnWhole(t *testing.T) {
 func TestASessionEndsWhenItsTokenExpires(t *testing.T) {
 	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
 	f := serve(t, clk, reviews{})
-	claims := base64.RawURLEncoding.EncodeToString([]byte(`{"exp":1600}`))
-	a := f.connect(t, "token-of-n1."+claims+".signature")
+	a := f.connect(t, claiming(`,"exp":1600`, "token-of-n1"))
 	a.expect("synced")
 	f.sink.await(t, `n1 connected boot=b unsupported=""`)
 	ended := make(chan *status.Status, 1)

@@ -15,6 +15,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 )
 
 // Audience is what a token must be issued for. A token for the API server
@@ -29,8 +30,11 @@ const (
 	// maxReviews bounds the reviews in flight, so that a cluster's worth of
 	// agents that connect at once does not flood the API server.
 	maxReviews = 16
-	// reviewTimeout bounds one review.
+	// reviewTimeout bounds one review with the wait for its turn.
 	reviewTimeout = 10 * time.Second
+	// maxSkew is how far this replica's clock may be ahead of the API server's:
+	// a token that has expired for longer is not reviewed.
+	maxSkew = 5 * time.Minute
 )
 
 // Identity is what a token proves.
@@ -53,6 +57,8 @@ type Reviewer interface {
 type RefusedError struct {
 	// Reason is fit for the agent to read.
 	Reason string
+	// unreviewed: nobody was asked.
+	unreviewed bool
 }
 
 // Error returns the reason.
@@ -66,27 +72,28 @@ type TokenReviews interface {
 	Create(ctx context.Context, review *authenticationv1.TokenReview, opts metav1.CreateOptions) (*authenticationv1.TokenReview, error)
 }
 
-// NewTokenReviewer returns a Reviewer that asks the API server each time and
-// accepts username alone, such as
-// "system:serviceaccount:policygate-system:policygate-agent".
+// NewTokenReviewer returns a Reviewer that accepts username alone, such as
+// "system:serviceaccount:policygate-system:policygate-agent". It asks the API
+// server each time, but for a token that says of itself that it is not that
+// user's, not for the hub, or long expired. It does not bound how many it asks
+// for at a time.
 func NewTokenReviewer(client TokenReviews, username string) Reviewer {
-	return &tokenReviewer{client: client, username: username, slots: make(chan struct{}, maxReviews)}
+	return &tokenReviewer{client: client, username: username, clock: clock.RealClock{}}
 }
 
 type tokenReviewer struct {
 	client   TokenReviews
 	username string
-	slots    chan struct{}
+	clock    clock.PassiveClock
 }
 
 func (r *tokenReviewer) Review(ctx context.Context, token string) (Identity, error) {
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
-	select {
-	case r.slots <- struct{}{}:
-		defer func() { <-r.slots }()
-	case <-ctx.Done():
-		return Identity{}, fmt.Errorf("wait for a token review: %w", ctx.Err())
+	told, err := claimsOf(token)
+	if err == nil {
+		err = told.plausible(r.username, r.clock.Now())
+	}
+	if err != nil {
+		return Identity{}, &RefusedError{Reason: err.Error(), unreviewed: true}
 	}
 	review, err := r.client.Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{Audience}},
@@ -98,7 +105,7 @@ func (r *tokenReviewer) Review(ctx context.Context, token string) (Identity, err
 	if err != nil {
 		return Identity{}, err
 	}
-	return Identity{Node: node, Expires: expiry(token)}, nil
+	return Identity{Node: node, Expires: told.expires()}, nil
 }
 
 // nodeOf returns the node that a reviewed token speaks for, or a
@@ -120,24 +127,70 @@ func nodeOf(s authenticationv1.TokenReviewStatus, username string) (string, erro
 	return nodes[0], nil
 }
 
-// expiry returns the exp claim of a JSON web token without verifying it: the
-// review did. It returns zero for any other token.
-func expiry(token string) time.Time {
+// claims are what a token says of itself, which proves nothing before it was
+// reviewed.
+type claims struct {
+	Subject  string    `json:"sub"`
+	Audience audiences `json:"aud"`
+	Expires  float64   `json:"exp"`
+}
+
+// audiences are one or several.
+type audiences []string
+
+// UnmarshalJSON implements json.Unmarshaler: the claim is a string or a list.
+func (a *audiences) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*a = audiences{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(a))
+}
+
+// claimsOf returns the claims of a token. The error says what keeps it from
+// being a ServiceAccount's, and nothing of what it holds.
+func claimsOf(token string) (claims, error) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return time.Time{}
+		return claims{}, fmt.Errorf("the token has %d parts: want a JSON web token of three", len(parts))
+	}
+	for i, part := range parts {
+		if part == "" {
+			return claims{}, fmt.Errorf("part %d of the token is empty", i+1)
+		}
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
 	if err != nil {
+		return claims{}, errors.New("the token's claims are no base64url")
+	}
+	var c claims
+	if err := json.Unmarshal(payload, &c); err != nil {
+		return claims{}, errors.New("the token's claims are no JSON, or of other types than a ServiceAccount's")
+	}
+	return c, nil
+}
+
+// plausible returns an error if a review could not but refuse the token.
+func (c claims) plausible(username string, now time.Time) error {
+	expires := c.expires()
+	switch {
+	case !slices.Contains(c.Audience, Audience):
+		return errors.New("the token is not for the audience " + Audience)
+	case c.Subject != username:
+		return fmt.Errorf("the token is not of %q", username)
+	case !expires.IsZero() && now.Sub(expires) > maxSkew:
+		return errors.New("the token expired at " + expires.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// expires returns when the token does, or zero if it does not say so.
+func (c claims) expires() time.Time {
+	if c.Expires <= 0 || c.Expires > 1<<40 {
 		return time.Time{}
 	}
-	var claims struct {
-		Expires float64 `json:"exp"`
-	}
-	if json.Unmarshal(payload, &claims) != nil || claims.Expires <= 0 || claims.Expires > 1<<40 {
-		return time.Time{}
-	}
-	return time.Unix(int64(claims.Expires), 0)
+	return time.Unix(int64(c.Expires), 0)
 }
 
 // bearerToken returns the token of an authorization header.

@@ -5,6 +5,7 @@ package hub
 
 import (
 	"encoding/base64"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -70,37 +71,82 @@ func TestNodeOf(t *testing.T) {
 	}
 }
 
-func TestExpiry(t *testing.T) {
+func TestWhatIsNotReviewed(t *testing.T) {
+	const now = 10_000
 	jwt := func(claims string) string {
-		return "h." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".s"
+		return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".s"
 	}
+	of := func(subject, more string) string { return jwt(`{"sub":"` + subject + `"` + more + `}`) }
+	const hub = `,"aud":["policygate-hub"]`
 	cases := map[string]struct {
 		token string
-		want  time.Time
+		// want is part of the error, empty if there is none.
+		want    string
+		expires time.Time
 	}{
-		"a claim is read":                   {jwt(`{"exp":1600}`), time.Unix(1600, 0)},
-		"no claim is no expiry":             {jwt(`{}`), time.Time{}},
-		"a claim of another type is none":   {jwt(`{"exp":"soon"}`), time.Time{}},
-		"a negative claim is none":          {jwt(`{"exp":-1}`), time.Time{}},
-		"a claim out of all range is none":  {jwt(`{"exp":1e300}`), time.Time{}},
-		"a token that is no JWT has none":   {"opaque", time.Time{}},
-		"a payload that is no JSON is none": {"h.!.s", time.Time{}},
+		"an agent's token is":                      {token: of(agentUser, hub+`,"exp":1e4`), expires: time.Unix(now, 0)},
+		"one for the hub alone, not in a list":     {token: of(agentUser, `,"aud":"policygate-hub"`)},
+		"one for the hub and others":               {token: of(agentUser, `,"aud":["x","policygate-hub"]`)},
+		"one that does not expire is":              {token: of(agentUser, hub)},
+		"one that has expired a minute ago is":     {token: of(agentUser, hub+`,"exp":9940`), expires: time.Unix(9940, 0)},
+		"one that expires out of all range is":     {token: of(agentUser, hub+`,"exp":1e300`)},
+		"one that has expired for longer":          {token: of(agentUser, hub+`,"exp":9699`), want: "the token expired at 1970-01-01T02:41:39Z"},
+		"one for the API server":                   {token: of(agentUser, `,"aud":["https://kubernetes.default.svc"]`), want: "not for the audience policygate-hub"},
+		"one for nobody":                           {token: of(agentUser, ``), want: "not for the audience"},
+		"one of another ServiceAccount":            {token: of("system:serviceaccount:db:default", hub), want: `not of "` + agentUser},
+		"one of nobody":                            {token: jwt(`{"aud":"policygate-hub"}`), want: "not of"},
+		"one whose expiry is no number":            {token: of(agentUser, hub+`,"exp":"soon"`), want: "are no JSON, or of other types"},
+		"one whose audience is no text":            {token: of(agentUser, `,"aud":7`), want: "are no JSON, or of other types"},
+		"a word":                                   {token: "opaque", want: "the token has 1 parts"},
+		"one without a signature":                  {token: "e30.e30.", want: "part 3 of the token is empty"},
+		"one of dots":                              {token: "..", want: "part 1 of the token is empty"},
+		"one of four parts":                        {token: "a.b.c.d", want: "the token has 4 parts"},
+		"one whose claims are not encoded":         {token: "h.!.s", want: "no base64url"},
+		"one whose claims are no JSON":             {token: jwt("x"), want: "are no JSON"},
+		"one whose claims go on behind their end":  {token: jwt(`{"sub":"` + agentUser + `"` + hub + `}{}`), want: "are no JSON"},
+		"one whose claims are a list of the right": {token: jwt(`[{"sub":"` + agentUser + `"` + hub + `}]`), want: "are no JSON"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			if got := expiry(tc.token); !got.Equal(tc.want) {
-				t.Errorf("expiry = %v, want %v", got, tc.want)
+			told, err := claimsOf(tc.token)
+			if err == nil {
+				err = told.plausible(agentUser, time.Unix(now, 0))
+			}
+			switch {
+			case tc.want == "" && err != nil:
+				t.Errorf("error %v, want none", err)
+			case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+				t.Errorf("error %v, want one with %q", err, tc.want)
+			case tc.want == "" && !told.expires().Equal(tc.expires):
+				t.Errorf("expires %v, want %v", told.expires(), tc.expires)
 			}
 		})
 	}
 }
 
-func FuzzExpiry(f *testing.F) {
-	f.Add("h.e30.s")
-	f.Add("...")
-	f.Fuzz(func(t *testing.T, token string) {
-		if e := expiry(token); !e.IsZero() && e.Unix() < 0 {
-			t.Errorf("expiry of %q is %v", token, e)
+func FuzzClaims(f *testing.F) {
+	f.Add("h.e30.s", int64(0))
+	f.Add("...", int64(0))
+	f.Add(claiming("", "s"), int64(1))
+	f.Add(claiming(`,"exp":1600`, "s"), int64(2000))
+	f.Fuzz(func(t *testing.T, token string, now int64) {
+		told, err := claimsOf(token)
+		if err != nil {
+			return
+		}
+		expires := told.expires()
+		if !expires.IsZero() && expires.Unix() < 0 {
+			t.Errorf("%q expires at %v", token, expires)
+		}
+		at := time.Unix(now, 0)
+		if told.plausible(agentUser, at) != nil {
+			return
+		}
+		if strings.Count(token, ".") != 2 || told.Subject != agentUser || !slices.Contains(told.Audience, Audience) {
+			t.Errorf("%q is plausible: %v", token, told)
+		}
+		if !expires.IsZero() && at.Sub(expires) > maxSkew {
+			t.Errorf("%q is plausible at %v and expired at %v", token, at, expires)
 		}
 	})
 }

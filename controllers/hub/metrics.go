@@ -20,6 +20,8 @@ const (
 	endSlow end = "slow"
 	// endExpired: the agent's token runs out.
 	endExpired end = "expired"
+	// endRevoked: the API server does not accept the token any more.
+	endRevoked end = "revoked"
 	// endRefused: the agent did not keep to the contract.
 	endRefused end = "refused"
 	// endFailed: a message could not be sent or received.
@@ -29,6 +31,7 @@ const (
 type metrics struct {
 	sessions prometheus.Gauge
 	ended    *prometheus.CounterVec
+	refused  *prometheus.CounterVec
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -42,11 +45,21 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Name: "policygate_hub_sessions_ended_total",
 			Help: "Sessions of agents with this replica that ended, by reason: closed (by the agent, by this replica's end " +
 				"or because the connection was lost), failed (a message could not be sent or received), replaced (by a newer session of the node), slow (the agent read nothing for half " +
-				"a minute), expired (its token runs out: it connects again with a newer one), refused (it did not keep to the " +
+				"a minute), expired (its token runs out: it connects again with a newer one), revoked (the API " +
+				"server accepts its token no more, as after its Pod was deleted), refused (it did not keep to the " +
 				"contract). Agents whose token or first message is refused have no session and are not counted.",
 		}, []string{"reason"}),
+		refused: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "policygate_hub_refused_total",
+			Help: "Connections and sessions that this replica of the manager did not let in, by reason: crowd (too many " +
+				"connections have proved nothing yet, of its address or of all), handshake (no TLS 1.3), late (no proof within " +
+				"half a minute), flood (more than 64 KiB before a proof), token (none, or one that says of itself that it is not " +
+				"an agent's), identity (the API server says so), unreviewed (the API server did not answer in time), hello (a " +
+				"first message that is no valid hello), again (a second session on a connection, or too many of one node). Some " +
+				"of each reason are logged with the address.",
+		}, []string{"reason"}),
 	}
-	for _, reason := range []end{endClosed, endReplaced, endSlow, endExpired, endRefused, endFailed} {
+	for _, reason := range []end{endClosed, endReplaced, endSlow, endExpired, endRevoked, endRefused, endFailed} {
 		m.ended.WithLabelValues(string(reason))
 	}
 	return m

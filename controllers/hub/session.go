@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,10 @@ const (
 	// slowed down by flow control.
 	reportsPerSecond = 500
 	reportsBurst     = 2000
+	// reviewInterval is how long a session goes on at most after its token was
+	// revoked, by the deletion of the agent's Pod or ServiceAccount. A thousand
+	// agents cost a bit more than two reviews a second.
+	reviewInterval = 10 * time.Minute
 )
 
 // session is one agent's connection. The queue and the questions are guarded
@@ -59,44 +64,62 @@ func (h *Hub) session(nodeName string) *session {
 // generated service interface.
 func (h *Hub) Session(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.HubMessage]) error {
 	ctx := stream.Context()
-	identity, err := h.identify(ctx)
+	c, ok := connectionOf(ctx)
+	if !ok {
+		return status.Error(codes.Internal, "the connection did not come through the door")
+	}
+	if !c.begin() {
+		h.refusals.add(refusedAgain, c.source, "another session on the connection of one")
+		return status.Error(codes.FailedPrecondition, "a connection serves one session: open another")
+	}
+	defer c.finish()
+	proof, err := h.identify(ctx, c.source)
 	if err != nil {
 		return err
 	}
-	log := h.log.WithValues("node", identity.Node)
 	messages := make(chan *hubv1.AgentMessage)
 	failed := make(chan error, 2)
 	go receive(stream, messages, failed)
 
 	hello, err := h.awaitHello(ctx, messages, failed)
 	if err != nil {
+		h.refusals.add(refusedHello, c.source, "node "+proof.Node+": "+printable(err.Error()))
 		return err
 	}
-	s := h.session(identity.Node)
+	s := h.session(proof.Node)
+	if !s.node.opening.AllowN(h.clock.Now(), 1) {
+		h.refusals.add(refusedAgain, c.source, "too many sessions of node "+proof.Node)
+		return status.Errorf(codes.ResourceExhausted, "node %s opens more than a session each %s: wait", proof.Node, openInterval)
+	}
+	c.prove()
 	h.open(s, hello)
 	defer h.end(s)
+	log := h.log.WithValues("node", proof.Node)
 	log.Info("agent connected", "version", hello.Version, "unsupported", hello.State.Unsupported)
 	go h.send(stream, s, failed)
 
-	why, err := h.serve(ctx, identity, s, messages, failed)
+	why, err := h.serve(ctx, proof, s, messages, failed)
 	h.metrics.ended.WithLabelValues(string(why)).Inc()
 	log.Info("agent disconnected", "reason", err)
 	return err
 }
 
 // serve handles reports until the session has to end, and returns why.
-func (h *Hub) serve(ctx context.Context, id Identity, s *session,
+func (h *Hub) serve(ctx context.Context, p proof, s *session,
 	messages <-chan *hubv1.AgentMessage, failed <-chan error,
 ) (end, error) {
 	limiter := rate.NewLimiter(reportsPerSecond, reportsBurst)
 	watch := h.clock.NewTicker(watchInterval)
 	defer watch.Stop()
 	var expired <-chan time.Time
-	if !id.Expires.IsZero() {
-		timer := h.clock.NewTimer(lifetime(id.Expires.Sub(h.clock.Now()), h.random()))
+	if !p.Expires.IsZero() {
+		timer := h.clock.NewTimer(lifetime(p.Expires.Sub(h.clock.Now()), h.random()))
 		defer timer.Stop()
 		expired = timer.C()
 	}
+	stale := h.clock.NewTimer(reviewPause(h.random()))
+	defer func() { stale.Stop() }()
+	reviewed := make(chan error, 1)
 	defer s.states.stop()
 	for {
 		select {
@@ -105,9 +128,16 @@ func (h *Hub) serve(ctx context.Context, id Identity, s *session,
 		case err := <-failed:
 			return ending(err)
 		case <-s.replaced:
-			return endReplaced, status.Errorf(codes.Aborted, "a newer session of node %s has begun", id.Node)
+			return endReplaced, status.Errorf(codes.Aborted, "a newer session of node %s has begun", p.Node)
 		case <-expired:
 			return endExpired, status.Error(codes.Unauthenticated, "the token expires: connect again with a newer one")
+		case <-stale.C():
+			go func() { reviewed <- h.reviewAgain(ctx, p) }()
+		case err := <-reviewed:
+			if err != nil {
+				return endRevoked, err
+			}
+			stale = h.clock.NewTimer(reviewPause(h.random()))
 		case now := <-watch.C():
 			if began := s.sending.Load(); began != 0 && now.Sub(time.Unix(0, began)) > slowConsumer {
 				return endSlow, status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
@@ -144,6 +174,12 @@ func ending(err error) (end, error) {
 // newer token, since it does after four fifths.
 func lifetime(good time.Duration, random float64) time.Duration {
 	return good - time.Duration(random*float64(good)/20)
+}
+
+// reviewPause returns how long after one review of a session's token the next
+// begins, by a random number below 1.
+func reviewPause(random float64) time.Duration {
+	return reviewInterval/2 + time.Duration(random*float64(reviewInterval)/2)
 }
 
 // handle takes one message after hello. It returns an error if the agent does
@@ -190,7 +226,8 @@ func (h *Hub) awaitHello(ctx context.Context, messages <-chan *hubv1.AgentMessag
 			return Hello{}, status.Errorf(codes.InvalidArgument, "hello: %v", err)
 		}
 		return Hello{
-			Version: printable(hello.GetVersion()),
+			// Not with what is cut off.
+			Version: strings.Clone(printable(hello.GetVersion())),
 			BootID:  hello.GetBootId(),
 			State:   stateOf(hello.GetState()),
 		}, nil
@@ -248,22 +285,61 @@ func (h *Hub) send(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.Hub
 	}
 }
 
+// proof is an identity with what has proved it.
+type proof struct {
+	Identity
+
+	token, source string
+}
+
 // identify reviews the token that came with the call.
-func (h *Hub) identify(ctx context.Context) (Identity, error) {
+func (h *Hub) identify(ctx context.Context, source string) (proof, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	token, err := bearerToken(md.Get("authorization"))
 	if err != nil {
-		return Identity{}, status.Errorf(codes.Unauthenticated, "%v", err)
+		h.refusals.add(refusedToken, source, err.Error())
+		return proof{}, status.Errorf(codes.Unauthenticated, "%v", err)
 	}
-	id, err := h.reviewer.Review(ctx, token)
+	id, err := h.review(ctx, source, token)
 	var refused *RefusedError
 	switch {
 	case errors.As(err, &refused):
-		h.log.Info("agent refused", "reason", refused.Error())
-		return Identity{}, status.Errorf(codes.Unauthenticated, "%v", refused)
+		kind := refusedIdentity
+		if refused.unreviewed {
+			kind = refusedToken
+		}
+		h.refusals.add(kind, source, printable(refused.Error()))
+		return proof{}, status.Errorf(codes.Unauthenticated, "%v", refused)
 	case err != nil:
-		h.log.Error(err, "token could not be reviewed")
-		return Identity{}, status.Error(codes.Unavailable, "the token could not be reviewed: try again")
+		h.refusals.add(refusedUnreviewed, source, printable(err.Error()))
+		return proof{}, status.Error(codes.Unavailable, "the token could not be reviewed: try again")
 	}
-	return id, nil
+	return proof{Identity: id, token: token, source: source}, nil
+}
+
+// review has a token reviewed when it is its source's turn.
+func (h *Hub) review(ctx context.Context, source, token string) (Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
+	if err := h.reviews.enter(ctx, source); err != nil {
+		return Identity{}, fmt.Errorf("wait for a token review: %w", err)
+	}
+	defer h.reviews.leave()
+	return h.reviewer.Review(ctx, token)
+}
+
+// reviewAgain returns an error if what has proved an identity does so no more.
+// If that cannot be found out, it still does: what ends then is the token.
+func (h *Hub) reviewAgain(ctx context.Context, p proof) error {
+	id, err := h.review(ctx, p.source, p.token)
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return status.Errorf(codes.Unauthenticated, "the token proves nothing any more: %v", refused)
+	case err != nil:
+		return nil
+	case id.Node != p.Node:
+		return status.Errorf(codes.Unauthenticated, "the token proves node %s by now, not %s", id.Node, p.Node)
+	}
+	return nil
 }

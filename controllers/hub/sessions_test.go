@@ -74,7 +74,7 @@ func beAgents(address, number string) error {
 		}
 		defer conn.Close() //nolint:errcheck // the process ends
 		stream, err := hubv1.NewHubClient(conn).Session(
-			metadata.AppendToOutgoingContext(ctx, "authorization", fmt.Sprint("Bearer token-of-n", i)))
+			metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+claiming("", fmt.Sprint("token-of-n", i))))
 		if err != nil {
 			return err
 		}
