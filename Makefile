@@ -107,7 +107,7 @@ test-apiserver: kube ## Tests against a real API server alone
 
 .PHONY: test-e2e
 test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
-	cd test/e2e && go test -count=1 -timeout 60m -v ./...
+	cd test/e2e && go test -count=1 -timeout 60m -p 1 -v ./...
 
 .PHONY: lint
 lint: ## golangci-lint and the linter of API conventions, pinned in hack/*.mod
