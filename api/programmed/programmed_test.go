@@ -4,6 +4,7 @@
 package programmed
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -81,4 +82,62 @@ func TestMatches(t *testing.T) {
 	if id.Again(1) == id.Again(2) || id.Again(1) == id.String() {
 		t.Error("values that are written again do not differ")
 	}
+}
+
+func FuzzNew(f *testing.F) {
+	f.Add("u", "10.0.0.1,fd00::2", "b\n", "uid=u;ips=10.0.0.1,fd00::2;boot=b", uint32(3))
+	f.Add("u", "::ffff:10.0.0.1,10.0.0.1", "b", "uid=u;ips=10.0.0.1;boot=b;again=1", uint32(0))
+	f.Add("u;ips=10.0.0.1", " ,", "b;again=1", ";again=1", uint32(1))
+	f.Add("", "fe80::1%eth0", "any", "", uint32(1<<31))
+	f.Fuzz(func(t *testing.T, uid, ips, boot, value string, n uint32) {
+		id, err := New(uid, strings.Split(ips, ","), boot)
+		if err != nil {
+			if id.Matches(value) || id.MatchesAnyBoot(value) || id.String() != "" {
+				t.Fatalf("what is no identity (%v) matches %q", err, value)
+			}
+			return
+		}
+		own := id.String()
+		for _, written := range []string{own, id.Again(n)} {
+			if !id.Matches(written) || !id.MatchesAnyBoot(written) {
+				t.Fatalf("%+v does not match %q, which was written for it", id, written)
+			}
+		}
+		if id.Matches(value) && value != own && !strings.HasPrefix(value, own+";again=") {
+			t.Fatalf("%q matches %q", own, value)
+		}
+		// Of every other Pod, address or boot.
+		for _, other := range []Identity{
+			{UID: uid + "x", IPs: id.IPs, BootID: id.BootID},
+			{UID: uid, IPs: append([]netip.Addr{netip.MustParseAddr("203.0.113.77")}, id.IPs...), BootID: id.BootID},
+			{UID: uid, IPs: id.IPs, BootID: id.BootID + "x"},
+		} {
+			if id.Matches(other.String()) && other.String() != own || other.Matches(own) && other.String() != own {
+				t.Fatalf("%q and %q match", own, other.String())
+			}
+		}
+	})
+}
+
+// A hold compares what it is shown, whatever that is, with one identity.
+func FuzzMatches(f *testing.F) {
+	id, err := New("u", []string{"10.0.0.1"}, "b")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, value := range []string{"", id.String(), id.Again(7), "uid=u;ips=10.0.0.1;boot=", "uid=u;ips=10.0.0.1;boot=b;x", "\x00", ";again="} {
+		f.Add(value)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		const own = "uid=u;ips=10.0.0.1;boot=b"
+		if want := value == own || strings.HasPrefix(value, own+";again="); id.Matches(value) != want {
+			t.Fatalf("Matches(%q) = %t", value, !want)
+		}
+		if want := strings.HasPrefix(value, "uid=u;ips=10.0.0.1;boot="); id.MatchesAnyBoot(value) != want {
+			t.Fatalf("MatchesAnyBoot(%q) = %t", value, !want)
+		}
+		if (Identity{}).Matches(value) || (Identity{}).MatchesAnyBoot(value) {
+			t.Fatalf("no identity matches %q", value)
+		}
+	})
 }

@@ -4,11 +4,13 @@
 package v1alpha1
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 func TestParseSettings(t *testing.T) {
@@ -147,4 +149,56 @@ func FuzzParseSettings(f *testing.F) {
 			t.Fatalf("%+v reads back as %+v, %v", s, again, err)
 		}
 	})
+}
+
+func FuzzOverlay(f *testing.F) {
+	f.Add([]byte(`{}`), []byte(`{}`))
+	f.Add([]byte(`{"policygate.io/timeout":"90s","policygate.io/hold":"false"}`), []byte(`{"policygate.io/timeout":"1h","policygate.io/inject":"true"}`))
+	f.Add([]byte(`{"policygate.io/scope":"local","policygate.io/on-timeout":""}`), []byte(`{"policygate.io/scope":"peers","policygate.io/hold":"\u0000"}`))
+	f.Fuzz(func(t *testing.T, namespaceText, podText []byte) {
+		var namespace, pod map[string]string
+		if json.Unmarshal(namespaceText, &namespace) != nil || json.Unmarshal(podText, &pod) != nil {
+			return
+		}
+		where := field.NewPath("namespace(shop)", "metadata", "annotations")
+		under, errs := DefaultSettings().Overlay(namespace, where)
+		if err := under.Validate(); err != nil {
+			t.Fatalf("the namespace's settings are not valid: %v", err)
+		}
+		named(t, where, namespace, errs)
+		where = field.NewPath("metadata", "annotations")
+		over, errs := under.Overlay(pod, where)
+		if err := over.Validate(); err != nil {
+			t.Fatalf("the Pod's settings are not valid: %v", err)
+		}
+		named(t, where, pod, errs)
+		refused := map[string]bool{}
+		for _, err := range errs {
+			refused[err.Field] = true
+		}
+		was, is := under.Annotations(), over.Annotations()
+		for key := range is {
+			_, says := pod[key]
+			if (!says || refused[where.Key(key).String()]) && is[key] != was[key] {
+				t.Fatalf("%s is %q: want the namespace's %q, as the Pod says %q", key, is[key], was[key], pod[key])
+			}
+		}
+		if again, errs := over.Overlay(over.Annotations(), where); len(errs) > 0 || again != over {
+			t.Fatalf("%+v reads back as %+v, %v", over, again, errs)
+		}
+		if wanted, err := WantsInjection(pod); wanted && err != nil {
+			t.Fatalf("a Pod is to be injected, and refused: %v", err)
+		}
+	})
+}
+
+// named fails if an error does not name its annotation and the value.
+func named(t *testing.T, where *field.Path, annotations map[string]string, errs field.ErrorList) {
+	t.Helper()
+	for _, err := range errs {
+		key := strings.TrimSuffix(strings.TrimPrefix(err.Field, where.String()+"["), "]")
+		if value, ok := annotations[key]; !ok || err.BadValue != value || err.Detail == "" {
+			t.Fatalf("error %q is of %q: want it to name the annotation and its value %q, and what is valid", err, key, value)
+		}
+	}
 }

@@ -4,6 +4,8 @@
 package main
 
 import (
+	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -102,4 +104,25 @@ func TestTheHubIsNamedAsItsService(t *testing.T) {
 	if got, want := o.serverName(), "policygate-hub.policygate-system.svc"; got != want {
 		t.Errorf("server name %q, want %q", got, want)
 	}
+}
+
+func FuzzOptions(f *testing.F) {
+	f.Add("n1", "--namespace=gate --metrics-bind-address=0")
+	f.Add("", "--node-name=n2 --token-file=t --xtables-lock=")
+	f.Add("n\x00", "--hub-service=a.b --condition-type=x/y/z --ca-configmap=")
+	f.Add("n1", "--metrics-bind-address=:99999999999999999999 --")
+	f.Fuzz(func(t *testing.T, node, line string) {
+		o := newOptions(func(string) string { return node })
+		fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+		fs.SetOutput(io.Discard)
+		o.AddFlags(fs)
+		if fs.Parse(strings.Split(line, " ")) != nil || o.Validate() != nil {
+			return
+		}
+		// What is taken can be a part of names and paths.
+		if !filepath.IsAbs(o.TokenFile) || strings.ContainsAny(o.serverName()+o.NodeName, "/ \x00") ||
+			strings.Count(o.serverName(), ".") != 2 || o.CAConfigMap == "" {
+			t.Fatalf("node %q and %q are taken as %+v", node, line, o)
+		}
+	})
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"debug/elf"
 	"errors"
 	"io"
@@ -174,11 +175,13 @@ func TestBinary(t *testing.T) {
 		args     []string
 		env      []string
 		content  string
+		opens    bool // the gate is opened again and again
 		signal   bool
 		wantCode int
 		wantOut  string
 	}{
-		"an open gate":                   {env: env, content: id.String(), wantOut: "gate opened"},
+		"a gate that opens":              {env: env, opens: true, wantOut: "gate opened"},
+		"a gate that was opened before":  {env: env, content: id.String(), args: []string{"-timeout=200ms"}, wantOut: "opened before this hold started"},
 		"a shut gate, start":             {env: env, args: []string{"-timeout=100ms"}, wantOut: "starting all the same"},
 		"SIGTERM":                        {env: env, signal: true, wantCode: 143, wantOut: "told to stop"},
 		"no address":                     {env: env[:1], wantCode: 2, wantOut: "pod has no address (want the environment POD_UID"},
@@ -204,6 +207,21 @@ func TestBinary(t *testing.T) {
 			cmd.Stdout = &stdout
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
+			}
+			if tc.opens {
+				opened := make(chan struct{})
+				defer func() { <-opened }()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go func() {
+					defer close(opened)
+					for n := uint32(0); ctx.Err() == nil; n++ {
+						if err := os.WriteFile(file, []byte(id.Again(n)), 0o600); err != nil {
+							t.Error(err)
+						}
+						time.Sleep(20 * time.Millisecond)
+					}
+				}()
 			}
 			if tc.signal {
 				// The first line says that the handler is in place.
@@ -235,4 +253,45 @@ func TestBinary(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, args := range []string{
+		"-timeout=90s -on-timeout=fail -file=/f", "-timeout=-1s", "-timeout=9223372036854775807h", "-on-timeout=START", "-file", "-h", "--", "x", "\x00",
+	} {
+		f.Add(args)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		args := strings.Split(line, " ")
+		o, err := parse(args, io.Discard)
+		if err != nil {
+			if diff := cmp.Diff(options{}, o, cmp.AllowUnexported(options{})); diff != "" {
+				t.Fatalf("%q is refused (%v) and has options:\n%s", args, err, diff)
+			}
+			return
+		}
+		if o.timeout <= 0 || o.file == "" {
+			t.Fatalf("%q is taken as %+v", args, o)
+		}
+	})
+}
+
+// A Pod's author says what the environment is. A hold without an identity must
+// not run.
+func FuzzIdentity(f *testing.F) {
+	f.Add("u", "10.0.0.1,fd00::1")
+	f.Add("", "")
+	f.Add("u;boot=b", ",,")
+	f.Add("u", "fe80::1%eth0,300.1.1.1")
+	f.Fuzz(func(t *testing.T, uid, ips string) {
+		if strings.ContainsRune(uid+ips, 0) {
+			return // no environment has it
+		}
+		t.Setenv("POD_UID", uid)
+		t.Setenv("POD_IPS", ips)
+		id, err := identity()
+		if (err == nil) != (id.String() != "") {
+			t.Fatalf("UID %q and addresses %q make %q, %v", uid, ips, id, err)
+		}
+	})
 }

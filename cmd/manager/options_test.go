@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -33,9 +34,16 @@ func TestOptionsParse(t *testing.T) {
 		"families":                  {"--families=v4", func(o *options) { o.families = "v4" }},
 		"max-foreign-nodes":         {"--max-foreign-nodes=0", func(o *options) { o.maxForeignNodes = 0 }},
 		"watch-services":            {"--watch-services", func(o *options) { o.watchServices = true }},
+		"startup-taint":             {"--startup-taint=example.com/late", func(o *options) { o.startupTaint = "example.com/late" }},
+		"node-not-ready-limit":      {"--node-not-ready-limit=5s", func(o *options) { o.notReadyLimit = 5 * time.Second }},
+		"node-stalled-after":        {"--node-stalled-after=30s", func(o *options) { o.stalledAfter = 30 * time.Second }},
 		"default-timeout":           {"--default-timeout=2m", func(o *options) { o.defaultTimeout = 2 * time.Minute }},
 		"default-on-timeout":        {"--default-on-timeout=fail", func(o *options) { o.defaultOnTimeout = "fail" }},
 		"leader-elect":              {"--leader-elect=false", func(o *options) { o.leaderElect = false }},
+		"shutdown-delay":            {"--shutdown-delay=0s", func(o *options) { o.shutdownDelay = 0 }},
+		"authority-lifetime":        {"--authority-lifetime=20000h", func(o *options) { o.authorityLifetime = 20000 * time.Hour }},
+		"certificate-lifetime":      {"--certificate-lifetime=100h", func(o *options) { o.certificateLifetime = 100 * time.Hour }},
+		"certificate-overlap":       {"--certificate-overlap=1s", func(o *options) { o.certificateOverlap = time.Second }},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -70,8 +78,19 @@ func TestOptionsThatAreNotUsable(t *testing.T) {
 		"a condition that is no name":      {"--condition-type=a/b/c", "--condition-type=a/b/c"},
 		"a family that is not known":       {"--families=v5", "auto, v4, v6 or both"},
 		"a negative number of nodes":       {"--max-foreign-nodes=-1", "--max-foreign-nodes=-1"},
+		"a taint that is no name":          {"--startup-taint=a/b/c", "--startup-taint=a/b/c"},
+		"a negative limit of readiness":    {"--node-not-ready-limit=-1s", "0s to 1h0m0s"},
+		"a stall that is none yet":         {"--node-stalled-after=29s", "30s to 1h0m0s"},
+		"a stall beyond the limit":         {"--node-stalled-after=61m", "30s to 1h0m0s"},
 		"a timeout beyond the limit":       {"--default-timeout=11m", "1s to 10m0s"},
 		"an outcome that is not known":     {"--default-on-timeout=stop", "start or fail"},
+		"a negative delay":                 {"--shutdown-delay=-1s", "0s to 5m0s"},
+		"a delay that nothing needs":       {"--shutdown-delay=1h", "0s to 5m0s"},
+		"an overlap that cannot be seen":   {"--certificate-overlap=999ms", "at least 1s"},
+		"an overlap beyond a third":        {"--certificate-overlap=720h", "less than a third of --certificate-lifetime, 2160h"},
+		"a short certificate":              {"--certificate-lifetime=72h", "--certificate-overlap=24h"},
+		"a certificate beyond a third":     {"--certificate-lifetime=20000h", "less than a third of --authority-lifetime, 43800h"},
+		"a short authority":                {"--authority-lifetime=6480h", "--certificate-lifetime=2160h"},
 		"a flag that is not known":         {"--no-such-flag", "no-such-flag"},
 		"an argument":                      {"release", `argument "release"`},
 	}
@@ -115,4 +134,36 @@ func TestEveryFlagSaysWhy(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, line := range []string{
+		"--hold-image=i", "--hold-image=i --default-timeout=10m --default-on-timeout=fail --families=v6", "--webhook-port=0",
+		"--hold-image=i --hub-bind-address=[::1]:70000", "--hold-image=i --metrics-bind-address=0 --max-foreign-nodes=-1",
+		"release-held --timeout=1ns", "release-held release-held", "--namespace=\x00", "--", "-h", "",
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		args := strings.Split(line, " ")
+		c, flags := newCommand(args)
+		flags.SetOutput(io.Discard)
+		if c.parse(flags, args) != nil {
+			return
+		}
+		switch c := c.(type) {
+		case *options:
+			// What is taken is what everything behind it takes.
+			if err := c.injection().Validate(); err != nil {
+				t.Fatalf("%q is taken, and the webhook cannot use it: %v", args, err)
+			}
+			if c.hubAddress == addressOff || c.maxForeignNodes < 0 || c.webhookPort < 1 || c.webhookPort > 65535 {
+				t.Fatalf("%q is taken as %+v", args, c)
+			}
+		case *releaseHeld:
+			if c.timeout <= 0 {
+				t.Fatalf("%q is taken as %+v", args, c)
+			}
+		}
+	})
 }
