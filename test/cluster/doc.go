@@ -27,6 +27,13 @@
 //	              │  n2 (.12) ── kube-bridge ── Pods of the second /24
 //	              └────────────────────────────────┘
 //
+// # Faults
+//
+// What fails in real clusters can be made to fail: processes of the cluster and of containers
+// (Process.Kill, Freeze and Thaw), sandboxes (Cluster.KillSandbox), the network between nodes
+// (Cluster.Cut) and nodes as a whole (Cluster.StopNode, StartNode, Reboot). None of it touches
+// what another part has in its kernel: whoever is not the target finds out by itself.
+//
 // # What it leaves behind
 //
 // Every process of a cluster lives in the cluster's cgroup or in its container's, and every
