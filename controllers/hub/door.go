@@ -63,10 +63,11 @@ type door struct {
 	sources  map[string]int
 }
 
-func newDoor(ctx context.Context, tls credentials.TransportCredentials, c clock.WithTickerAndDelayedExecution, r *refusals) *door {
+// newDoor returns the door of h until ctx ends.
+func (h *Hub) newDoor(ctx context.Context) *door {
 	return &door{
-		TransportCredentials: tls, ctx: ctx, clock: c, refusals: r,
-		handshake: newLine(handshakesPerSecond), sources: map[string]int{},
+		TransportCredentials: credentials.NewTLS(h.tls), ctx: ctx, clock: h.clock, refusals: h.refusals,
+		handshake: h.handshakes, sources: map[string]int{},
 	}
 }
 

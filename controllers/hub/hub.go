@@ -20,7 +20,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/utils/clock"
 
@@ -118,8 +117,9 @@ type Hub struct {
 	tls      *tls.Config
 	metrics  *metrics
 	refusals *refusals
-	// reviews has a place for each review in flight.
-	reviews *line
+	// handshakes has a place for each TLS handshake of a second, and reviews
+	// one for each review in flight.
+	handshakes, reviews *line
 
 	// generations counts the assignments sent, in the wire's sense. It starts
 	// at the time so that it grows over a restart of the replica, too.
@@ -202,10 +202,11 @@ func New(o Options) *Hub {
 			GetCertificate: o.GetCertificate,
 			NextProtos:     []string{"h2"},
 		},
-		metrics: newMetrics(o.Registerer),
-		reviews: newLine(maxReviews),
-		random:  rand.Float64,
-		nodes:   map[string]*node{},
+		metrics:    newMetrics(o.Registerer),
+		handshakes: newLine(handshakesPerSecond),
+		reviews:    newLine(maxReviews),
+		random:     rand.Float64,
+		nodes:      map[string]*node{},
 	}
 	h.refusals = newRefusals(h.metrics.refused, o.Clock, o.Log)
 	h.generations.Store(uint64(max(o.Clock.Now().UnixMicro(), 0)))
@@ -290,7 +291,7 @@ func (h *Hub) Start(ctx context.Context) error {
 		return fmt.Errorf("hub: listen on %q: %w", h.address, err)
 	}
 	server := grpc.NewServer(
-		grpc.Creds(newDoor(ctx, credentials.NewTLS(h.tls), h.clock, h.refusals)),
+		grpc.Creds(h.newDoor(ctx)),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxHeaderListSize(maxHeader),

@@ -137,7 +137,7 @@ func TestStatesArePassedOnOnceASecond(t *testing.T) {
 }
 
 // metric returns the value of a metric; of a counter, for its only label.
-func (f *fixture) metric(t *testing.T, name, label string) float64 {
+func (f *fixture) metric(t testing.TB, name, label string) float64 {
 	t.Helper()
 	all, err := f.registry.Gather()
 	if err != nil {
