@@ -16,15 +16,22 @@ import (
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/certs"
+	"github.com/policygate/policygate/controllers/coverage"
 	"github.com/policygate/policygate/controllers/expect"
+	"github.com/policygate/policygate/controllers/gate"
 	"github.com/policygate/policygate/webhook/inject"
 )
 
 // addressOff turns a server off.
 const addressOff = "0"
+
+// maxShutdownDelay is more than any balancer of Services takes.
+const maxShutdownDelay = 5 * time.Minute
 
 // options are what the command line of the manager says.
 type options struct {
@@ -39,13 +46,20 @@ type options struct {
 	families         string
 	maxForeignNodes  int
 	watchServices    bool
+	startupTaint     string
+	notReadyLimit    time.Duration
+	stalledAfter     time.Duration
 	defaultTimeout   time.Duration
 	defaultOnTimeout string
 	leaderElect      bool
+	shutdownDelay    time.Duration
+	// How long certificates live, and how long old and new ones are side by side.
+	authorityLifetime, certificateLifetime, certificateOverlap time.Duration
 }
 
 // newOptions returns the defaults.
 func newOptions() *options {
+	certificates := certs.DefaultOptions("")
 	return &options{
 		namespace:        "policygate-system",
 		hubAddress:       ":9444",
@@ -56,9 +70,16 @@ func newOptions() *options {
 		conditionType:    string(v1alpha1.ConditionProgrammed),
 		families:         string(expect.FamiliesAuto),
 		maxForeignNodes:  expect.DefaultMaxForeignNodes,
+		notReadyLimit:    coverage.DefaultNotReadyLimit,
+		stalledAfter:     gate.DefaultStalledAfter,
 		defaultTimeout:   v1alpha1.DefaultTimeout,
 		defaultOnTimeout: v1alpha1.OnTimeoutStart,
 		leaderElect:      true,
+		shutdownDelay:    5 * time.Second,
+
+		authorityLifetime:   certificates.CALife,
+		certificateLifetime: certificates.LeafLife,
+		certificateOverlap:  certificates.Overlap,
 	}
 }
 
@@ -85,12 +106,26 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 		"Nodes on which a Pod waits for policies of other namespaces, at most. Without a limit one namespace's rule for everybody holds the Pods of all others until every node has confirmed.")
 	fs.BoolVar(&o.watchServices, "watch-services", o.watchServices,
 		"Watch Services, and have Pods whose policies a Service concerns confirmed only once the engine rests again. Needed with Kube-OVN up to 1.15, which writes such policies anew; other engines do not know Services. Needs the rights in config/services.")
+	fs.StringVar(&o.startupTaint, "startup-taint", o.startupTaint,
+		"Key of the taint that kubelets register their nodes with, which is removed once a node's agent is connected and sees the dataplane; none by default. The component config/startup-taint sets it, and gives the right to.")
+	fs.DurationVar(&o.notReadyLimit, "node-not-ready-limit", o.notReadyLimit,
+		"How long a node may be NotReady until Pods of other nodes no longer wait for it; up to 1h. It is counted from the Node's condition.")
+	fs.DurationVar(&o.stalledAfter, "node-stalled-after", o.stalledAfter,
+		"How long a node may confirm nothing while Pods wait for it, until Pods of other nodes no longer do: it is Stalled then. 30s, twice the longest sync that was seen of an engine, to 1h.")
 	fs.DurationVar(&o.defaultTimeout, "default-timeout", o.defaultTimeout,
 		"How long a Pod is held if neither it nor its namespace says otherwise; at most 10m. Held time counts toward a Job's activeDeadlineSeconds.")
 	fs.StringVar(&o.defaultOnTimeout, "default-on-timeout", o.defaultOnTimeout,
 		"What happens then: start lets the containers start with the gate shut, or PartiallyConfirmed if only other nodes are missing; fail ends the hold with exit status 95.")
 	fs.BoolVar(&o.leaderElect, "leader-elect", o.leaderElect,
 		"Elect one replica to write messages and certificates. Turn it off only for a single replica; gates are opened by every replica either way.")
+	fs.DurationVar(&o.shutdownDelay, "shutdown-delay", o.shutdownDelay,
+		"How long a replica that is asked to end goes on answering, while whatever balances the Services learns that it ends. The Pod's terminationGracePeriodSeconds must leave 10 s more.")
+	fs.DurationVar(&o.authorityLifetime, "authority-lifetime", o.authorityLifetime,
+		"How long a certificate authority is valid. It is replaced when two thirds are over, and at once when the annotation "+certs.AnnotationRotate+" of ConfigMap "+certs.ConfigMapCA+" is given another value.")
+	fs.DurationVar(&o.certificateLifetime, "certificate-lifetime", o.certificateLifetime,
+		"How long the certificate of webhook and hub is valid; less than a third of --authority-lifetime. It is replaced when two thirds are over.")
+	fs.DurationVar(&o.certificateOverlap, "certificate-overlap", o.certificateOverlap,
+		"How long a new authority is published before it signs, and the former one stays trusted after: the longest that an API server, an agent or a replica may take to learn of either. At least 1s, less than a third of --certificate-lifetime.")
 }
 
 // parse implements command.
@@ -143,13 +178,44 @@ func (o *options) validate() error {
 	if o.maxForeignNodes < 0 {
 		bad("max-foreign-nodes", o.maxForeignNodes, "0 or more")
 	}
+	o.validateNodes(bad)
 	if o.defaultTimeout < v1alpha1.MinTimeout || o.defaultTimeout > v1alpha1.MaxTimeout {
 		bad("default-timeout", o.defaultTimeout, fmt.Sprintf("%s to %s", v1alpha1.MinTimeout, v1alpha1.MaxTimeout))
 	}
 	if o.defaultOnTimeout != v1alpha1.OnTimeoutStart && o.defaultOnTimeout != v1alpha1.OnTimeoutFail {
 		bad("default-on-timeout", o.defaultOnTimeout, v1alpha1.OnTimeoutStart+" or "+v1alpha1.OnTimeoutFail)
 	}
+	if o.shutdownDelay < 0 || o.shutdownDelay > maxShutdownDelay {
+		bad("shutdown-delay", o.shutdownDelay, fmt.Sprintf("0s to %s", maxShutdownDelay))
+	}
+	o.validateLifetimes(bad)
 	return errors.Join(errs...)
+}
+
+// validateLifetimes passes to bad each flag of certificates that is not usable.
+func (o *options) validateLifetimes(bad func(name string, value any, want string)) {
+	if o.certificateOverlap < time.Second || o.certificateOverlap >= o.certificateLifetime/3 {
+		bad("certificate-overlap", o.certificateOverlap, fmt.Sprintf("at least 1s and less than a third of --certificate-lifetime, %s", o.certificateLifetime))
+	}
+	if o.certificateLifetime >= o.authorityLifetime/3 {
+		bad("certificate-lifetime", o.certificateLifetime, fmt.Sprintf("less than a third of --authority-lifetime, %s", o.authorityLifetime))
+	}
+}
+
+// maxNodeLimit is longer than anybody waits for a node.
+const maxNodeLimit = time.Hour
+
+// validateNodes passes to bad each flag about nodes that is not usable.
+func (o *options) validateNodes(bad func(name string, value any, want string)) {
+	if why := validation.IsQualifiedName(o.startupTaint); o.startupTaint != "" && len(why) > 0 {
+		bad("startup-taint", o.startupTaint, "the key of a taint: "+strings.Join(why, "; "))
+	}
+	if o.notReadyLimit < 0 || o.notReadyLimit > maxNodeLimit {
+		bad("node-not-ready-limit", o.notReadyLimit, fmt.Sprintf("0s to %s", maxNodeLimit))
+	}
+	if o.stalledAfter < gate.MinStalledAfter || o.stalledAfter > maxNodeLimit {
+		bad("node-stalled-after", o.stalledAfter, fmt.Sprintf("%s to %s", gate.MinStalledAfter, maxNodeLimit))
+	}
 }
 
 // bindable reports whether address can be listened on.
@@ -168,12 +234,22 @@ func (o *options) run(ctx context.Context, log logr.Logger) error {
 	if err != nil {
 		return fmt.Errorf("configure the client: %w", err)
 	}
-	mgr, err := newManager(ctx, config, o, log)
+	ending := newShutdown(ctx, o.shutdownDelay, clock.RealClock{})
+	mgr, err := newManager(ctx, config, o, ending, log)
 	if err != nil {
 		return err
 	}
 	log.Info("manager starts", "version", version())
+	ctx, stop := ending.context()
+	defer stop()
 	return mgr.Start(ctx)
+}
+
+// certificates returns the options of the certificates.
+func (o *options) certificates() certs.Options {
+	c := certs.DefaultOptions(o.namespace)
+	c.CALife, c.LeafLife, c.Overlap = o.authorityLifetime, o.certificateLifetime, o.certificateOverlap
+	return c
 }
 
 // injection returns the webhook's options.

@@ -63,7 +63,7 @@ const (
 
 // newManager returns the manager with everything in it. Ctx bounds the making
 // of it alone.
-func newManager(ctx context.Context, config *rest.Config, o *options, log logr.Logger) (manager.Manager, error) {
+func newManager(ctx context.Context, config *rest.Config, o *options, ending *shutdown, log logr.Logger) (manager.Manager, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = clientQPS, clientBurst
 	serving := certs.NewServing(clock.RealClock{})
@@ -82,10 +82,10 @@ func newManager(ctx context.Context, config *rest.Config, o *options, log logr.L
 		Logger: log,
 		Cache:  cache.Options{ByObject: byObject, ReaderFailOnMissingInformer: true},
 		// The webhook's port is the only thing that needs the certificate here.
-		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
+		WebhookServer: ending.drains(ctrlwebhook.NewServer(ctrlwebhook.Options{
 			Port:    o.webhookPort,
 			TLSOpts: []func(*tls.Config){serving.Configure},
-		}),
+		})),
 		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress:        o.healthAddress,
 		LeaderElection:                o.leaderElect,
@@ -96,7 +96,7 @@ func newManager(ctx context.Context, config *rest.Config, o *options, log logr.L
 	if err != nil {
 		return nil, fmt.Errorf("make the manager: %w", err)
 	}
-	if err := certs.AddToManager(mgr, certs.DefaultOptions(o.namespace), serving, clock.RealClock{}); err != nil {
+	if err := certs.AddToManager(mgr, o.certificates(), serving, clock.RealClock{}); err != nil {
 		return nil, err
 	}
 	defaulter := &webhook.PodDefaulter{
@@ -107,6 +107,10 @@ func newManager(ctx context.Context, config *rest.Config, o *options, log logr.L
 	}
 	if err := defaulter.SetupWithManager(mgr); err != nil {
 		return nil, fmt.Errorf("add the webhook: %w", err)
+	}
+	check := func(*http.Request) error { return ending.ready() }
+	if err := mgr.AddReadyzCheck("shutdown", check); err != nil {
+		return nil, fmt.Errorf("add to the manager: %w", err)
 	}
 	return mgr, addGates(ctx, mgr, o, serving, log)
 }
@@ -129,6 +133,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	expectations.MaxForeignNodes = o.maxForeignNodes
 	covered := coverage.DefaultOptions()
 	covered.ConditionType, covered.Expect, covered.Services = conditionType, expectations, o.watchServices
+	covered.NotReadyLimit = o.notReadyLimit
 	index := coverage.New(covered)
 
 	ordered := barrier.New(barrier.Options{
@@ -140,15 +145,19 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	gates := gate.New(gate.Options{
 		Coverage: gate.FromIndex(index), Barrier: ordered, Teller: messages,
 		Metrics: gate.NewMetrics(metrics.Registry), Clock: clock.RealClock{}, Log: log.WithName("gate"),
-		ConditionType: conditionType, Warnings: warnings,
+		ConditionType: conditionType, Warnings: warnings, StalledAfter: o.stalledAfter,
 	})
 	policies, err := newStatuses(ctx, mgr, index, log.WithName("policystatus"))
 	if err != nil {
 		return err
 	}
+	startup, err := newStartup(ctx, mgr, o, log.WithName("startup"))
+	if err != nil {
+		return err
+	}
 	sessions := hub.New(hub.Options{
 		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.agentUser()),
-		Sink:     sinks{gates, policies.ledger}, Clock: clock.RealClock{}, Log: log.WithName("hub"),
+		Sink:     append(sinks{gates, policies.ledger}, startup...), Clock: clock.RealClock{}, Log: log.WithName("hub"),
 		Address: o.hubAddress, GetCertificate: serving.GetCertificate, Registerer: metrics.Registry,
 	})
 	gates.SetHub(sessions)

@@ -55,6 +55,11 @@ const (
 	ConfigMapCA = "policygate-ca"
 )
 
+// AnnotationRotate of ConfigMapCA has a new authority made: whenever its value
+// is another than the one that was there when the authority in use was made. It
+// is read there since the ConfigMap is watched, and the authority's Secret not.
+const AnnotationRotate = "policygate.io/rotate"
+
 // BundleKey is the key of ConfigMapCA under which agents find the certificates
 // of every authority to trust, in PEM.
 const BundleKey = "ca.crt"

@@ -16,6 +16,8 @@ const (
 	keyPrevious = "previous.crt"
 	// keyPublished holds when ca.crt was first seen in every bundle, RFC 3339.
 	keyPublished = "published"
+	// keyRotated holds the value of AnnotationRotate when ca.crt was made.
+	keyRotated = "rotated"
 )
 
 // Keys of the Secret policygate-tls, those of the type kubernetes.io/tls.
@@ -32,6 +34,8 @@ type material struct {
 	caProblem string
 	// published is when every bundle held ca; zero if that is not known.
 	published time.Time
+	// rotated is the request by which ca was made, or that was there already.
+	rotated string
 	// previous are former authorities that are still trusted.
 	previous []*x509.Certificate
 	// leaf is the serving certificate; nil if there is none to be used.
@@ -49,6 +53,7 @@ func readMaterial(ca, leaf map[string][]byte, bundle string) material {
 		m.leaf, m.leafProblem = nil, err.Error()
 	}
 	m.previous = parseBundle(ca[keyPrevious])
+	m.rotated = string(ca[keyRotated])
 	m.ca, err = parsePair(ca[keyCert], ca[keyKey])
 	if err == nil && m.ca.cert.IsCA {
 		// Unparsable is not known to be published, and is published again.
@@ -68,8 +73,11 @@ func readMaterial(ca, leaf map[string][]byte, bundle string) material {
 	return m
 }
 
-// authorityDue returns why a new authority is to be made, or "".
-func (m material) authorityDue(now time.Time) string {
+// authorityDue returns why a new authority is to be made, or "". Requested is
+// the value of AnnotationRotate, "" if there is none; it has to wait while a
+// former authority is still trusted, so that repeated requests do not make the
+// bundle grow.
+func (m material) authorityDue(now time.Time, requested string) string {
 	if m.ca == nil {
 		return m.caProblem
 	}
@@ -79,16 +87,19 @@ func (m material) authorityDue(now time.Time) string {
 	if !now.Before(renewal(m.ca.cert)) {
 		return "two thirds of its life are over"
 	}
+	if requested != "" && requested != m.rotated && len(m.previous) == 0 {
+		return "annotation " + AnnotationRotate + " has another value than when it was made"
+	}
 	return ""
 }
 
 // withAuthority returns m with a new authority in place of its own, which
-// stays trusted.
-func (m material) withAuthority(ca *pair) material {
+// stays trusted, and with what was requested done.
+func (m material) withAuthority(ca *pair, requested string) material {
 	if m.ca != nil {
 		m.previous = append([]*x509.Certificate{m.ca.cert}, m.previous...)
 	}
-	m.ca, m.caProblem, m.published = ca, "", time.Time{}
+	m.ca, m.caProblem, m.published, m.rotated = ca, "", time.Time{}, requested
 	return m
 }
 

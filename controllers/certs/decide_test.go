@@ -77,6 +77,8 @@ func TestDecide(t *testing.T) {
 		ca     map[string][]byte
 		leaf   map[string][]byte
 		bundle string
+		// requested is the value of AnnotationRotate.
+		requested string
 		// wantCA and wantLeaf are part of the reason to make one; none is due
 		// if empty. wantLeaf is decided only where no authority is due.
 		wantCA, wantLeaf string
@@ -158,6 +160,22 @@ func TestDecide(t *testing.T) {
 		"a serving certificate of an authority that nobody trusts": {
 			now: rotated, ca: caData(ca, rotated), leaf: leafData(oldLeaf), wantLeaf: "no authority that is trusted",
 		},
+		"a rotation that an administrator requests": {
+			now: t0.Add(day), ca: caData(old, t0), requested: "1", wantCA: "annotation policygate.io/rotate",
+		},
+		"a second request": {
+			now: t0.Add(day), ca: with(caData(old, t0), keyRotated, "1"), requested: "2", wantCA: "annotation policygate.io/rotate",
+		},
+		"a request that was met": {
+			now: rotated.Add(2 * day), ca: with(caData(ca, rotated), keyRotated, "1"), leaf: leafData(leaf), requested: "1",
+		},
+		"a request that was met and taken back": {
+			now: rotated.Add(2 * day), ca: with(caData(ca, rotated), keyRotated, "1"), leaf: leafData(leaf),
+		},
+		"a request waits while a rotation is under way": {
+			now: rotated.Add(day - time.Second), ca: caData(ca, rotated, old), leaf: leafData(oldLeaf), requested: "1",
+			wantPrevious: []*pair{old},
+		},
 		"a serving certificate that lacks a name": {
 			now: t0, ca: caData(old, t0), leaf: leafData(leafAt(t, old, t0, "policygate-webhook.policygate-system.svc")),
 			wantLeaf: "not for the name policygate-webhook.policygate-system.svc.cluster.local",
@@ -171,7 +189,7 @@ func TestDecide(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := testOptions()
 			m := readMaterial(tc.ca, tc.leaf, tc.bundle)
-			why := m.authorityDue(tc.now)
+			why := m.authorityDue(tc.now, tc.requested)
 			if (why == "") != (tc.wantCA == "") || !strings.Contains(why, tc.wantCA) {
 				t.Errorf("a new authority is due because %q, want %q", why, tc.wantCA)
 			}
@@ -277,7 +295,7 @@ func FuzzReadMaterial(f *testing.F) {
 	f.Fuzz(func(t *testing.T, cert, key, previous []byte, bundle string) {
 		data := map[string][]byte{keyCert: cert, keyKey: key, keyPrevious: previous, keyPublished: previous}
 		m := readMaterial(data, map[string][]byte{keyTLSCert: cert, keyTLSKey: key}, bundle)
-		if m.ca == nil && m.authorityDue(epoch()) == "" {
+		if m.ca == nil && m.authorityDue(epoch(), "") == "" {
 			t.Error("no authority, and none is due")
 		}
 		if m.ca != nil && !m.ca.cert.IsCA {

@@ -82,12 +82,13 @@ func (w *writer) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.
 	}
 
 	m := readMaterial(ca.Data, leaf.Data, bundle.Data[BundleKey])
-	if why := m.authorityDue(now); why != "" {
+	requested := bundle.Annotations[AnnotationRotate]
+	if why := m.authorityDue(now, requested); why != "" {
 		authority, err := newAuthority(now, w.options.CALife)
 		if err != nil {
 			return reconcile.Result{}, fmt.Errorf("make a certificate authority: %w", err)
 		}
-		m = m.withAuthority(authority)
+		m = m.withAuthority(authority, requested)
 		logger.Info("Made a certificate authority", "reason", why, "former", len(m.previous))
 	}
 	m = m.prune(now, w.options.Overlap)
@@ -134,6 +135,9 @@ func (w *writer) storeAuthority(ctx context.Context, secret *corev1.Secret, m ma
 	}
 	if !m.published.IsZero() {
 		data[keyPublished] = []byte(m.published.UTC().Format(time.RFC3339))
+	}
+	if m.rotated != "" {
+		data[keyRotated] = []byte(m.rotated)
 	}
 	return w.store(ctx, secret, data)
 }

@@ -275,6 +275,60 @@ func TestLostAuthorityDoesNotLockClientsOut(t *testing.T) {
 	}
 }
 
+// requestRotation does what the documentation tells an administrator to do.
+func (c *cluster) requestRotation(t *testing.T, value string) {
+	t.Helper()
+	var bundle corev1.ConfigMap
+	c.get(t, ConfigMapCA, &bundle)
+	metav1.SetMetaDataAnnotation(&bundle.ObjectMeta, AnnotationRotate, value)
+	if err := c.client.Update(t.Context(), &bundle); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A request is met once, by a whole rotation; one that comes meanwhile waits.
+func TestRotationByRequest(t *testing.T) {
+	c := newCluster(shipped()...)
+	authorities := func() int { return len(parseBundle(c.bundle(t))) }
+	c.requestRotation(t, "0")
+	c.reconcile(t)
+	if authorities() != 1 {
+		t.Fatalf("%d authorities after the first start, want one whatever is requested", authorities())
+	}
+	first, leaf := c.bundle(t), c.served(t)
+	now := epoch().Add(day)
+	for _, value := range []string{"1", "2"} {
+		c.clock.SetTime(now)
+		c.requestRotation(t, value)
+		c.reconcile(t)
+		if authorities() != 2 {
+			t.Fatalf("%d authorities after request %s, want two", authorities(), value)
+		}
+		if err := verify(c.bundle(t), leaf, now); err != nil {
+			t.Errorf("what is served is refused after request %s: %v", value, err)
+		}
+		before := c.updates
+		c.requestRotation(t, value+" again")
+		c.requestRotation(t, value)
+		c.reconcile(t)
+		if c.updates != before+2 { // the requests themselves
+			t.Errorf("%d writes after requests in the middle of a rotation, want none", c.updates-before-2)
+		}
+		for range 2 { // the new authority signs, the former one goes
+			now = now.Add(testOptions().Overlap)
+			c.clock.SetTime(now)
+			c.reconcile(t)
+		}
+		if authorities() != 1 || c.served(t).Equal(leaf) {
+			t.Errorf("%d authorities, another serving certificate %t: want one and another", authorities(), !c.served(t).Equal(leaf))
+		}
+		leaf = c.served(t)
+	}
+	if bytes.Equal(c.bundle(t), first) {
+		t.Error("the first authority is still there")
+	}
+}
+
 func TestWriterHealsWhatOthersSpoil(t *testing.T) {
 	c := newCluster(shipped()...)
 	c.reconcile(t)
