@@ -16,10 +16,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A field that no validation names could be written by any agent's token, so a
-// Kubernetes release that adds one must fail here first.
-func TestStatusWritersNamesEveryField(t *testing.T) {
-	text, err := os.ReadFile("status_writers.yaml")
+// read returns the policy of a file.
+func read(t *testing.T, name string) *admissionregistrationv1.ValidatingAdmissionPolicy {
+	t.Helper()
+	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,8 +28,14 @@ func TestStatusWritersNamesEveryField(t *testing.T) {
 	if err := yaml.UnmarshalStrict(document, &policy); err != nil {
 		t.Fatal(err)
 	}
+	return &policy
+}
+
+// A field that no validation names could be written by any agent's token, so a
+// Kubernetes release that adds one must fail here first.
+func TestStatusWritersNamesEveryField(t *testing.T) {
 	compared := map[string]bool{}
-	for _, v := range policy.Spec.Validations {
+	for _, v := range read(t, "status_writers.yaml").Spec.Validations {
 		compared[v.Expression] = true
 	}
 
@@ -37,7 +43,7 @@ func TestStatusWritersNamesEveryField(t *testing.T) {
 	// that no client can send.
 	exempt := map[string]string{
 		"metadata.annotations":     "compared key by key",
-		"metadata.managedFields":   "the server's record of this very write",
+		"metadata.managedFields":   "the server's record of this very write; who resets it gains no right",
 		"metadata.resourceVersion": "the server's, and a precondition only",
 		"metadata.selfLink":        "never set since Kubernetes 1.20",
 		"status.conditions":        "compared without our own",
@@ -52,6 +58,33 @@ func TestStatusWritersNamesEveryField(t *testing.T) {
 			want := "object." + path + ".?" + name + " == oldObject." + path + ".?" + name
 			if compared[want] == (exempt[full] != "") {
 				t.Errorf("%s: validation %q present: %t, exempt: %q", full, want, compared[want], exempt[full])
+			}
+		}
+	}
+}
+
+// A field that is not compared could be changed by the manager's token, and has
+// the API server send it what it is not meant to see.
+func TestWebhookWritersNamesEveryField(t *testing.T) {
+	var compared []string
+	for _, v := range read(t, "webhook_writers.yaml").Spec.Validations {
+		compared = append(compared, strings.Fields(v.Expression)...)
+	}
+	text := strings.NewReplacer("(", " ", ")", " ").Replace(strings.Join(compared, " ")) + " "
+	exempt := map[string]string{
+		".name":                  "what webhooks are told apart by; their list is compared",
+		".clientConfig":          "compared field by field",
+		".clientConfig.caBundle": "the manager's to write",
+	}
+	for path, kind := range map[string]reflect.Type{
+		"":              reflect.TypeFor[admissionregistrationv1.MutatingWebhook](),
+		".clientConfig": reflect.TypeFor[admissionregistrationv1.WebhookClientConfig](),
+	} {
+		for field := range kind.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			want := " w" + path + ".?" + name + " == o" + path + ".?" + name + " "
+			if full := path + "." + name; strings.Contains(text, want) == (exempt[full] != "") {
+				t.Errorf("%s: comparison %q present: %t, exempt: %q", full, want, strings.Contains(text, want), exempt[full])
 			}
 		}
 	}
