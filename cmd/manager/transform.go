@@ -27,7 +27,7 @@ func trim(obj any) (any, error) {
 		trimPod(o)
 	case *corev1.Node:
 		o.ObjectMeta = meta(&o.ObjectMeta)
-		o.Spec = corev1.NodeSpec{PodCIDRs: o.Spec.PodCIDRs}
+		o.Spec = corev1.NodeSpec{PodCIDRs: o.Spec.PodCIDRs, Taints: o.Spec.Taints}
 		status := corev1.NodeStatus{
 			Addresses: o.Status.Addresses,
 			NodeInfo:  corev1.NodeSystemInfo{BootID: o.Status.NodeInfo.BootID, OperatingSystem: o.Status.NodeInfo.OperatingSystem},

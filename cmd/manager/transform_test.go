@@ -89,10 +89,10 @@ func TestTrim(t *testing.T) {
 			in:   &corev1.Pod{Spec: corev1.PodSpec{OS: &corev1.PodOS{Name: corev1.Linux}}},
 			want: &corev1.Pod{},
 		},
-		"a Node keeps its addresses, boot and readiness": {
+		"a Node keeps its addresses, boot, readiness and taints": {
 			in: &corev1.Node{
 				ObjectMeta: meta(false, false),
-				Spec:       corev1.NodeSpec{PodCIDR: "10.0.0.0/24", PodCIDRs: []string{"10.0.0.0/24"}, ProviderID: "p"},
+				Spec:       corev1.NodeSpec{PodCIDR: "10.0.0.0/24", PodCIDRs: []string{"10.0.0.0/24"}, ProviderID: "p", Taints: []corev1.Taint{{Key: "t"}}},
 				Status: corev1.NodeStatus{
 					Addresses:  []corev1.NodeAddress{{Address: "192.0.2.1"}},
 					NodeInfo:   corev1.NodeSystemInfo{BootID: "b", KernelVersion: "6.18", OperatingSystem: "linux"},
@@ -102,7 +102,7 @@ func TestTrim(t *testing.T) {
 			},
 			want: &corev1.Node{
 				ObjectMeta: meta(true, false),
-				Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.0.0.0/24"}},
+				Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.0.0.0/24"}, Taints: []corev1.Taint{{Key: "t"}}},
 				Status: corev1.NodeStatus{
 					Addresses:  []corev1.NodeAddress{{Address: "192.0.2.1"}},
 					NodeInfo:   corev1.NodeSystemInfo{BootID: "b", OperatingSystem: "linux"},

@@ -4,6 +4,7 @@
 package gate
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -90,6 +91,10 @@ type Options struct {
 	Warnings *Warnings
 	// ConditionType is the type of the readiness gate.
 	ConditionType corev1.PodConditionType
+	// StalledAfter is how long a node may confirm nothing while Pods wait for
+	// it until it binds only its own Pods: MinStalledAfter or more, or 0 for
+	// DefaultStalledAfter.
+	StalledAfter time.Duration
 }
 
 // Ledger holds every gated Pod and opens gates. Its exported methods may be
@@ -105,6 +110,7 @@ type Ledger struct {
 	clock         clock.Clock
 	log           logr.Logger
 	conditionType corev1.PodConditionType
+	stalledAfter  time.Duration
 
 	// inbox is what is to be done by the goroutine of Start.
 	inbox *queue.Inbox
@@ -146,6 +152,7 @@ func New(o Options) *Ledger {
 		clock:         o.Clock,
 		log:           o.Log,
 		conditionType: o.ConditionType,
+		stalledAfter:  cmp.Or(o.StalledAfter, DefaultStalledAfter),
 		inbox:         queue.NewInbox(),
 		entries:       map[types.UID]*entry{},
 		names:         map[types.NamespacedName]*entry{},

@@ -14,10 +14,14 @@ import (
 	"github.com/policygate/policygate/controllers/queue"
 )
 
+// DefaultStalledAfter and MinStalledAfter are the default and the least of
+// Options.StalledAfter: nothing is said of a node sooner than by a witness.
 const (
-	// stallAfter is how long a node may confirm nothing while Pods wait for it
-	// until it binds only its own Pods.
-	stallAfter = 2 * time.Minute
+	DefaultStalledAfter = 2 * time.Minute
+	MinStalledAfter     = witnessAfter
+)
+
+const (
 	// witnessAfter is how long Pods of one namespace must have waited for a
 	// stalled node before they, too, say that it is. A Pod that comes during
 	// an engine's sync waits for the next, and the longest that was measured
@@ -97,11 +101,11 @@ func (n *node) quarantined(namespace string) bool { return n.stalled || n.stalle
 // inspect puts the node into quarantine, if it has come to that, and reports
 // whether it has for anybody for whom it was not.
 //
-// A node stalls once Pods have waited for it all of stallAfter and it has
-// confirmed none. It stalls for the namespaces whose own Pods have waited for
+// A node stalls once Pods have waited for it for so long and it has confirmed
+// none. It stalls for the namespaces whose own Pods have waited for
 // it for witnessAfter, and for all if these are two: one namespace's Pods
 // alone say nothing to others, as it may be they that can never be confirmed.
-func (n *node) inspect(now time.Time) bool {
+func (n *node) inspect(now time.Time, stalledAfter time.Duration) bool {
 	stalls := n.stalls()
 	waited := func(w *wait) time.Duration {
 		if w.since.Before(n.confirmed) {
@@ -110,7 +114,7 @@ func (n *node) inspect(now time.Time) bool {
 		return now.Sub(w.since)
 	}
 	for _, w := range n.waits {
-		stalls = stalls || waited(w) >= stallAfter
+		stalls = stalls || waited(w) >= stalledAfter
 	}
 	if !stalls {
 		return false
@@ -172,7 +176,7 @@ func (l *Ledger) warn(name string, n *node) {
 		l.warnings.Warn(Warning{
 			Object: nodeReference(name), Reason: ReasonStalled,
 			Note: fmt.Sprintf("nothing was confirmed here for %s although Pods waited for it: "+
-				"until it confirms one, Pods of other nodes may start without it", stallAfter),
+				"until it confirms one, Pods of other nodes may start without it", l.stalledAfter),
 		})
 	}
 }
@@ -199,7 +203,7 @@ func (l *Ledger) quarantine(now time.Time) {
 			delete(l.nodes, name)
 			continue
 		}
-		if n.inspect(now) {
+		if n.inspect(now, l.stalledAfter) {
 			l.reckon(n)
 			l.log.Info("node is stalled: it binds only its own pods until it confirms one", "node", name,
 				"namespaces", len(n.stalledFor), "all", n.stalled)

@@ -101,7 +101,7 @@ func TestANodeThatConfirmsNothing(t *testing.T) {
 		min, max time.Duration
 	}{
 		"holds nobody longer than two minutes": {
-			min: stallAfter, max: stallAfter + inspectInterval,
+			min: DefaultStalledAfter, max: DefaultStalledAfter + inspectInterval,
 		},
 		"holds another's Pods until they have waited themselves, if one tenant's Pods alone waited": {
 			lead: patient, others: []string{"crowd"}, min: witnessAfter, max: witnessAfter + inspectInterval,
@@ -113,7 +113,7 @@ func TestANodeThatConfirmsNothing(t *testing.T) {
 			lead: patient, others: []string{"shop"}, max: inspectInterval,
 		},
 		"holds nobody longer than two minutes, whoever began to wait when": {
-			lead: time.Minute, others: []string{"crowd"}, min: witnessAfter, max: stallAfter + inspectInterval,
+			lead: time.Minute, others: []string{"crowd"}, min: witnessAfter, max: DefaultStalledAfter + inspectInterval,
 		},
 		"is awaited as long as it confirms others": {
 			lead: patient, others: []string{"crowd", "third"}, alive: true, min: patient / 2, max: patient,
@@ -175,7 +175,7 @@ func TestANodeThatConfirmsNothing(t *testing.T) {
 func TestANodeThatConfirmsLeavesQuarantine(t *testing.T) {
 	b := newBench(t)
 	b.waiting()
-	for range stallAfter/inspectInterval + 1 {
+	for range DefaultStalledAfter/inspectInterval + 1 {
 		b.clock.Step(inspectInterval)
 		b.settled()
 	}

@@ -221,7 +221,7 @@ func TestANodeThatStallsIsWarnedAbout(t *testing.T) {
 	b, w := newWarningBench(t)
 	b.waiting()
 	stall := func() {
-		for range stallAfter/inspectInterval + 1 {
+		for range DefaultStalledAfter/inspectInterval + 1 {
 			b.clock.Step(inspectInterval)
 			b.settled()
 		}
