@@ -326,14 +326,17 @@ func (r *Reporter) note(uid string, opens gate, patch []byte) {
 		}
 	}
 	o := r.opened[uid]
-	if o.identity != opens.identity {
+	_, repeated := r.recent[opens]
+	if !repeated {
+		r.recent[opens] = writing{patch: patch, at: now}
+	}
+	if !repeated || o.identity != opens.identity {
+		// Also of a gate that was opened before: a new sandbox can have the
+		// addresses of the former one, and its kubelet may have to be woken.
 		o = opened{identity: opens.identity, at: now}
 	}
 	o.written = now
 	r.opened[uid] = o
-	if _, known := r.recent[opens]; !known {
-		r.recent[opens] = writing{patch: patch, at: r.options.Clock.Now()}
-	}
 }
 
 func (r *Reporter) count(result string) { r.patches.WithLabelValues(result).Inc() }

@@ -352,3 +352,38 @@ func TestOnlyAGateThatThisAgentOpenedIsWrittenAgain(t *testing.T) {
 		}
 	})
 }
+
+// A new sandbox can have the addresses of the former one: its hold waits for
+// another value than the one that stands, which is asked for as of the first.
+func TestAGateThatIsOpenedAnewIsWrittenAgainAsAnyOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := &subjects{stale: []bool{false}, holds: true}, &pods{errs: []error{nil}}
+		r := start(t, s, p)
+		again := release()
+		again.Again = 1
+		for round := range 2 {
+			r.Release(release())
+			pass(time.Second)
+			r.Release(again)
+			pass(rememberFor - 10*time.Second)
+			got := p.taken()
+			if len(got) != 2*round+2 || !strings.Contains(got[2*round+1], ";again=1") {
+				t.Fatalf("patches %q, want one that opens and one with another annotation each time", got)
+			}
+			if at := transition(t, got[2*round]); transition(t, got[2*round+1]) != at {
+				t.Errorf("waking the kubelet changed since when the gate is open, from %s: %s", at, got[2*round+1])
+			}
+		}
+	})
+}
+
+// transition returns since when the condition of a patch holds.
+func transition(t *testing.T, patch string) string {
+	t.Helper()
+	_, text, _ := strings.Cut(patch, " ")
+	var body statusPatch
+	if err := json.Unmarshal([]byte(text), &body); err != nil || len(body.Status.Conditions) != 1 {
+		t.Fatalf("patch %q: %v", patch, err)
+	}
+	return body.Status.Conditions[0].LastTransitionTime.String()
+}

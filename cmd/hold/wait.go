@@ -31,6 +31,11 @@ type hold struct {
 	// ticks carries the present time, as a time.Ticker's channel does.
 	ticks <-chan time.Time
 	log   *log.Logger
+
+	// started is true once the file was read, and before is what it held then:
+	// whoever wrote that knew nothing of this hold.
+	started bool
+	before  string
 }
 
 // wait returns the exit status: exitOpen once the file holds the identity, or
@@ -82,11 +87,19 @@ func (h *hold) look() (open bool, trouble string) {
 	if err != nil {
 		return false, fmt.Sprintf("cannot read the annotation: %v", err)
 	}
-	switch text := strings.TrimSpace(string(content)); {
-	case h.identity.Matches(text):
-		return true, ""
+	text := strings.TrimSpace(string(content))
+	if !h.started {
+		h.started, h.before = true, text
+	}
+	switch {
 	case text == "":
 		return false, ""
+	case h.identity.Matches(text) && text != h.before:
+		return true, ""
+	case h.identity.Matches(text):
+		// A new sandbox can get the address of the former one, while the rules
+		// for it are gone.
+		return false, "the gate was opened before this hold started, perhaps for an earlier sandbox: waiting for it to be opened anew"
 	default:
 		// A new sandbox or a reboot re-runs init containers while the old
 		// annotation still stands.

@@ -46,13 +46,37 @@ func TestWait(t *testing.T) {
 		wantAt   time.Duration
 		wantLog  []string
 	}{
-		"a gate that is open already": {
+		"a gate that was opened before is waited for to be opened anew": {
 			options:  options{timeout: time.Minute},
-			steps:    []step{{content: mine}},
+			steps:    []step{{content: mine}, {at: 2 * time.Second, content: mine + ";again=1"}},
 			wantCode: 0,
+			wantAt:   2 * time.Second,
 			wantLog: []string{
 				"waiting up to 1m0s for network policies to be in force for " + mine,
-				"gate opened after 0s",
+				"the gate was opened before this hold started, perhaps for an earlier sandbox: waiting for it to be opened anew",
+				"gate opened after 2s",
+			},
+		},
+		"a gate that was opened again before is, too": {
+			options:  options{timeout: time.Minute},
+			steps:    []step{{content: mine + ";again=1"}, {at: 2 * time.Second, content: mine}},
+			wantCode: 0,
+			wantAt:   2 * time.Second,
+			wantLog: []string{
+				"waiting up to 1m0s for network policies to be in force for " + mine,
+				"the gate was opened before this hold started, perhaps for an earlier sandbox: waiting for it to be opened anew",
+				"gate opened after 2s",
+			},
+		},
+		"a gate that nobody opens anew is waited for until the timeout": {
+			options:  options{timeout: 5 * time.Second},
+			steps:    []step{{content: mine}},
+			wantCode: 0,
+			wantAt:   5 * time.Second,
+			wantLog: []string{
+				"waiting up to 5s for network policies to be in force for " + mine,
+				"the gate was opened before this hold started, perhaps for an earlier sandbox: waiting for it to be opened anew",
+				"gate still shut after 5s: starting all the same (on-timeout is start)",
 			},
 		},
 		"a gate that opens, with a line every ten seconds": {
@@ -69,11 +93,12 @@ func TestWait(t *testing.T) {
 		},
 		"an annotation that was written again opens the gate": {
 			options:  options{timeout: time.Minute},
-			steps:    []step{{content: mine + ";again=2"}},
+			steps:    []step{{}, {at: time.Second, content: mine + ";again=2"}},
 			wantCode: 0,
+			wantAt:   time.Second,
 			wantLog: []string{
 				"waiting up to 1m0s for network policies to be in force for " + mine,
-				"gate opened after 0s",
+				"gate opened after 1s",
 			},
 		},
 		"an annotation for other addresses opens nothing and is told once": {
@@ -103,7 +128,7 @@ func TestWait(t *testing.T) {
 		},
 		"a file that cannot be read is waited for": {
 			options:  options{timeout: time.Minute},
-			steps:    []step{{err: errors.New("no such file")}, {at: time.Second, content: mine}},
+			steps:    []step{{err: errors.New("no such file")}, {at: time.Second / 2}, {at: time.Second, content: mine}},
 			wantCode: 0,
 			wantAt:   time.Second,
 			wantLog: []string{

@@ -43,8 +43,8 @@ type state struct {
 	// current is true if the span and its assignments were computed after the
 	// barrier passed for the Pod.
 	current bool
-	// moved is true if the gate was opened for other addresses or an earlier
-	// boot of the node.
+	// moved is true if the gate was opened for other addresses, an earlier
+	// sandbox or an earlier boot of the node.
 	moved bool
 	// suspected is true if it was already suspected that a rule is not realized
 	// for anybody.
@@ -134,7 +134,7 @@ func decide(s state, now time.Time) decision {
 	case s.moved:
 		d.shut = &outcome{
 			reason:  v1alpha1.ReasonAddressChanged,
-			message: "the Pod's addresses or its node's boot changed after the gate had opened: " + s.waiting(awaited),
+			message: "the Pod's sandbox, its addresses or its node's boot changed after the gate had opened: " + s.waiting(awaited),
 		}
 		d.urgent = true
 		d.next = deadline

@@ -220,7 +220,7 @@ func TestDecide(t *testing.T) {
 		"a changed address is told at once": {
 			state: but(pod(own, farWaits), func(s *state) { s.moved = true }),
 			want: decision{urgent: true, next: t0.Add(half), shut: &outcome{v1alpha1.ReasonAddressChanged,
-				"the Pod's addresses or its node's boot changed after the gate had opened: " + waiting}},
+				"the Pod's sandbox, its addresses or its node's boot changed after the gate had opened: " + waiting}},
 		},
 		"halfway to the timeout a rule is suspected, if a node has answered": {
 			state: pod(own, with(farWaits, func(n *spanNode) { n.answered = true })),

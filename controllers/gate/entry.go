@@ -35,6 +35,9 @@ type entry struct {
 	addressed time.Time
 	// known are the last addresses that were seen.
 	known []string
+	// outlived is the hold that a gate stood open before, and since when that
+	// did.
+	outlived struct{ held, opened time.Time }
 	// former is when the hold of the former addresses or boot started: the
 	// kubelet goes on to show it until the new one runs.
 	former time.Time
@@ -70,6 +73,8 @@ type entry struct {
 	resend   time.Time
 	attempts int
 	released bool
+	// releasedTo is when the hold had started that the release was sent for.
+	releasedTo time.Time
 	// wakes is how often the kubelet was woken.
 	wakes uint32
 }
@@ -107,7 +112,7 @@ func (l *Ledger) review(e *entry, held time.Time) {
 	ips := text(e.pod.ips)
 	bootID := l.node(e.pod.node).bootID
 	moved := len(ips) > 0 && !slices.Equal(ips, e.known)
-	if e.pod.open(bootID) {
+	if e.open(bootID) {
 		e.known = ips
 		if _, shut := l.shut[uid]; shut {
 			l.opened(e, now)
@@ -156,6 +161,32 @@ func (l *Ledger) review(e *entry, held time.Time) {
 		l.outdated(e)
 	}
 	l.touch(e, queue.Usual)
+}
+
+// open reports whether the gate is open for the Pod as it is now, its present
+// hold included.
+func (e *entry) open(bootID string) bool {
+	if !e.pod.open(bootID) {
+		return false
+	}
+	held, opened := e.pod.held, e.pod.condition.LastTransitionTime.Time
+	switch {
+	case !e.pod.outlived():
+		return true
+	case e.outlived.held.Equal(held):
+		// It was opened since, whatever the clock says.
+		return !e.outlived.opened.Equal(opened)
+	case e.released && e.releasedTo.Equal(held):
+		// For this hold, before which the clock was set back.
+		return true
+	}
+	e.outlived.held, e.outlived.opened = held, opened
+	return false
+}
+
+// renewed reports whether the gate stood open before the Pod's present hold.
+func (e *entry) renewed() bool {
+	return !e.pod.held.IsZero() && e.outlived.held.Equal(e.pod.held)
 }
 
 // opened counts a gate that is seen open, and warns of one that opened without

@@ -205,6 +205,8 @@ func opened(ip, boot string) func(*corev1.Pod) {
 		p.Annotations[v1alpha1.KeyProgrammed] = id.String()
 		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{
 			Type: v1alpha1.ConditionProgrammed, Status: corev1.ConditionTrue, Reason: v1alpha1.ReasonConfirmed,
+			// After every hold began of which the tests tell.
+			LastTransitionTime: metav1.NewTime(time.Unix(2000, 0)),
 		})
 	}
 }

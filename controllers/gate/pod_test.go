@@ -60,7 +60,7 @@ func TestAnotherAddressShutsTheGate(t *testing.T) {
 	b.ledger.PodChanged(b.pod(opened("10.0.0.1", "boot-1"), "10.0.0.2"))
 	b.step()
 	b.wantSent("assign p to n1 own basis=6")
-	b.wantTold("AddressChanged: the Pod's addresses or its node's boot changed after the gate had opened: waiting for n1: its agent has not answered yet")
+	b.wantTold("AddressChanged: the Pod's sandbox, its addresses or its node's boot changed after the gate had opened: waiting for n1: its agent has not answered yet")
 	b.report("n1", true)
 	b.step()
 	b.wantSent() // not behind a barrier that is younger than the address
@@ -147,6 +147,78 @@ func TestARebootShutsTheGate(t *testing.T) {
 	b.wantSent("assign p to n1 own basis=6")
 	if !strings.HasPrefix(b.teller["p"], "AddressChanged: ") {
 		t.Errorf("told %q, want AddressChanged", b.teller["p"])
+	}
+}
+
+// openedAt makes the gate one that opened then, and by that again of its
+// annotation.
+func openedAt(at time.Time, again string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		opened("10.0.0.1", "boot-1")(p)
+		p.Annotations[v1alpha1.KeyProgrammed] += again
+		p.Status.Conditions[len(p.Status.Conditions)-1].LastTransitionTime = metav1.NewTime(at)
+	}
+}
+
+// The sandbox is new and has the address of the former one, so the annotation
+// still names the Pod as it is; the rules may be gone.
+func TestANewHoldAtTheSameAddressShutsTheGate(t *testing.T) {
+	t0 := time.Unix(1000, 0)
+	const told = "AddressChanged: the Pod's sandbox, its addresses or its node's boot changed after the gate had opened: " +
+		"waiting for n1: its agent has not answered yet"
+	released := "release p at 10.0.0.1 on n1 basis=6: Confirmed: confirmed on 1/1 node in 0s"
+	b := newBench(t)
+	b.ledger.PodChanged(b.pod(both(holding(t0), openedAt(t0.Add(time.Second), "")), "10.0.0.1"))
+	b.demand("10.0.0.1", 6, 80, "n1")
+	b.step()
+	b.wantSent()
+
+	again := t0.Add(time.Minute)
+	b.ledger.PodChanged(b.pod(both(holding(again), openedAt(t0.Add(time.Second), "")), "10.0.0.1"))
+	b.step()
+	b.wantSent("assign p to n1 own basis=6")
+	b.wantTold(told)
+	b.barrier.pass("p")
+	b.report("n1", true)
+	b.settled()
+	b.wantSent(released)
+
+	// The old opening still stands, in another version of the Pod.
+	b.ledger.PodChanged(b.pod(both(holding(again), openedAt(t0.Add(time.Second), "")), "10.0.0.1"))
+	b.clock.Step(resendFirst)
+	b.settled()
+	if len(b.hub.sent) != 1 || !strings.HasPrefix(b.hub.sent[0], "release p at 10.0.0.1 on n1") {
+		t.Fatalf("sent %q, want another release", b.hub.sent)
+	}
+	b.hub.sent = nil
+
+	// The node's clock was set back meanwhile.
+	for name, at := range map[string]time.Time{"later": again.Add(time.Second), "earlier": t0.Add(-time.Hour)} {
+		t.Run("opened "+name, func(t *testing.T) {
+			b.ledger.PodChanged(b.pod(both(holding(again), openedAt(at, ";again=1")), "10.0.0.1"))
+			b.settled()
+			if _, shut := b.ledger.shut["p"]; shut {
+				t.Error("the gate that was opened anew is taken for shut")
+			}
+		})
+	}
+}
+
+// The clock of the node was set back between the start of the hold and the
+// opening of its gate.
+func TestAClockThatWasSetBackShutsNoGate(t *testing.T) {
+	b := newBench(t)
+	started := time.Unix(1000, 0)
+	b.demand("10.0.0.1", 6, 80, "n1")
+	b.ledger.PodChanged(b.pod(holding(started), "10.0.0.1"))
+	b.step()
+	b.barrier.pass("p")
+	b.report("n1", true)
+	b.settled()
+	b.ledger.PodChanged(b.pod(both(holding(started), openedAt(started.Add(-time.Hour), "")), "10.0.0.1"))
+	b.settled()
+	if _, shut := b.ledger.shut["p"]; shut {
+		t.Error("the gate is taken for one that was open before")
 	}
 }
 

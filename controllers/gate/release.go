@@ -86,7 +86,7 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
 			level = 0
 			l.metrics.notAsked.Add(float64(e.assignment.NotAsked))
 		}
-		e.released = true
+		e.released, e.releasedTo = true, e.pod.held
 		l.log.V(level).Info("gate is released", "pod", e.pod.namespace+"/"+e.pod.name, "node", e.pod.node,
 			"reason", o.reason, "message", o.message, "attempt", e.attempts)
 	}
@@ -110,7 +110,7 @@ func (l *Ledger) state(e *entry) state {
 		timeout:   e.pod.settings.Timeout,
 		onTimeout: e.pod.settings.OnTimeout,
 		current:   e.current && !e.stale,
-		moved:     e.pod.moved(l.node(e.pod.node).bootID),
+		moved:     e.renewed() || e.pod.moved(l.node(e.pod.node).bootID),
 		suspected: e.suspected,
 		obscure: slices.ContainsFunc(e.notes, func(n expect.Note) bool {
 			return n.Kind == expect.PolicyNotUnderstood

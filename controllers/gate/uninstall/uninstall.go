@@ -158,7 +158,7 @@ func held(p *corev1.Pod, conditionType corev1.PodConditionType, bootID string) b
 		return c.Type == conditionType && c.Status == corev1.ConditionTrue
 	})
 	id, err := identity(p, bootID)
-	return !open || err != nil || !id.Matches(p.Annotations[v1alpha1.KeyProgrammed])
+	return !open || err != nil || !id.Matches(p.Annotations[v1alpha1.KeyProgrammed]) || gate.Outlived(p, conditionType)
 }
 
 func identity(p *corev1.Pod, bootID string) (programmed.Identity, error) {
@@ -180,10 +180,15 @@ func release(ctx context.Context, o Options, p *corev1.Pod, bootID string) (bool
 		// It has no address or no node yet: it is looked at again.
 		return false, nil //nolint:nilerr // the next round is the answer
 	}
+	value := id.String()
+	if value == p.Annotations[v1alpha1.KeyProgrammed] {
+		// A hold that found it when it started waits for another.
+		value = id.Again(1)
+	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{
 			"uid":         p.UID,
-			"annotations": map[string]string{v1alpha1.KeyProgrammed: id.String()},
+			"annotations": map[string]string{v1alpha1.KeyProgrammed: value},
 		},
 		"status": map[string]any{"conditions": []corev1.PodCondition{{
 			Type:               o.ConditionType,

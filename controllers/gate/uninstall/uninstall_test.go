@@ -4,6 +4,7 @@
 package uninstall
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"testing"
@@ -29,7 +30,7 @@ const (
 
 func pod(change func(p *corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "job", UID: "p"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "job", UID: "p", ResourceVersion: "7"},
 		Spec: corev1.PodSpec{
 			NodeName:       "n1",
 			ReadinessGates: []corev1.PodReadinessGate{{ConditionType: gateType}},
@@ -81,6 +82,7 @@ func TestReleaseHeld(t *testing.T) {
 		wantReleased int
 		wantErr      string
 		wantOpen     bool
+		wantValue    string // the annotation's if open, wantIdentity if empty
 	}{
 		"a held Pod is let go": {
 			pod:          pod(func(*corev1.Pod) {}),
@@ -94,6 +96,19 @@ func TestReleaseHeld(t *testing.T) {
 			}),
 			wantReleased: 1,
 			wantOpen:     true,
+		},
+		"a Pod whose hold began after its gate had opened is let go, by another value": {
+			pod: pod(func(p *corev1.Pod) {
+				p.Annotations = map[string]string{v1alpha1.KeyProgrammed: wantIdentity}
+				p.Status.Conditions[0].Status = corev1.ConditionTrue
+				p.Status.InitContainerStatuses = []corev1.ContainerStatus{{
+					Name:  v1alpha1.HoldContainerName,
+					State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(time.Unix(900, 0))}},
+				}}
+			}),
+			wantReleased: 1,
+			wantOpen:     true,
+			wantValue:    wantIdentity + ";again=1",
 		},
 		"a Pod whose gate is open is left alone": {
 			pod: pod(func(p *corev1.Pod) {
@@ -127,7 +142,7 @@ func TestReleaseHeld(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			open := got.Status.Conditions[0].Status == corev1.ConditionTrue && got.Annotations[v1alpha1.KeyProgrammed] == wantIdentity
+			open := got.Status.Conditions[0].Status == corev1.ConditionTrue && got.Annotations[v1alpha1.KeyProgrammed] == cmp.Or(tc.wantValue, wantIdentity)
 			if open != tc.wantOpen {
 				t.Errorf("open = %v, want %v: %v %v", open, tc.wantOpen, got.Annotations, got.Status.Conditions)
 			}
