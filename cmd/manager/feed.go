@@ -22,6 +22,7 @@ import (
 
 // index is told what expectations are computed from.
 type index interface {
+	Listed()
 	SetPod(p *corev1.Pod)
 	DeletePod(uid types.UID)
 	SetNamespace(ns *corev1.Namespace)
@@ -200,5 +201,6 @@ func (a *afterFeed) Start(ctx context.Context) error {
 	if !toolscache.WaitForCacheSync(ctx.Done(), a.feed.synced...) {
 		return nil
 	}
+	a.feed.index.Listed()
 	return a.run.Start(ctx)
 }

@@ -34,6 +34,7 @@ func (r *recorder) add(format string, args ...any) {
 	r.events = append(r.events, fmt.Sprintf(format, args...))
 }
 
+func (r *recorder) Listed()                                 { r.add("index: listed") }
 func (r *recorder) SetPod(p *corev1.Pod)                    { r.add("index: set pod %s", p.UID) }
 func (r *recorder) DeletePod(uid types.UID)                 { r.add("index: delete pod %s", uid) }
 func (r *recorder) SetNamespace(o *corev1.Namespace)        { r.add("index: set namespace %s", o.UID) }
@@ -230,7 +231,8 @@ func TestADeletionThatTheWatchMissedCounts(t *testing.T) {
 
 func TestNothingRunsBeforeTheCachesAreComplete(t *testing.T) {
 	complete := make(chan struct{})
-	f := &feed{synced: []toolscache.InformerSynced{func() bool {
+	told := &recorder{}
+	f := &feed{index: told, synced: []toolscache.InformerSynced{func() bool {
 		select {
 		case <-complete:
 			return true
@@ -258,6 +260,9 @@ func TestNothingRunsBeforeTheCachesAreComplete(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"index: listed"}, told.events); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	if err := f.ready(); err != nil {
 		t.Error(err)

@@ -36,7 +36,7 @@ func newAPI() *api {
 	o := DefaultOptions()
 	o.Clock = a.clock
 	a.x = New(o)
-	a.clock.Step(time.Minute) // every Pod is created after the index
+	a.x.Listed()
 	return a
 }
 
@@ -95,13 +95,20 @@ func annotated(key, value string) podChange {
 	return func(p *corev1.Pod) { p.Annotations = map[string]string{key: value} }
 }
 
-// pod writes a Pod whose UID is its name.
+// before does write as if it were among what was there at the start.
+func (a *api) before(write func()) {
+	a.x.listed = false
+	write()
+	a.x.Listed()
+}
+
+// pod writes a Pod whose UID is its name, and then its addresses if it has any.
 func (a *api) pod(name, node, ips string, changes ...podChange) *corev1.Pod {
 	ns, short, _ := strings.Cut(name, "/")
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: ns, Name: short, UID: types.UID(name), ResourceVersion: a.next(), Generation: 1,
-			CreationTimestamp: metav1.NewTime(epoch.Add(time.Duration(a.version) * time.Second)),
+			CreationTimestamp: metav1.NewTime(epoch.Add(time.Duration(a.version)*time.Second - 24*time.Hour)),
 			Labels:            map[string]string{"app": short},
 		},
 		Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c"}}},
@@ -111,6 +118,11 @@ func (a *api) pod(name, node, ips string, changes ...podChange) *corev1.Pod {
 	}
 	for _, c := range changes {
 		c(p)
+	}
+	if _, known := a.x.pods[p.UID]; !known && a.x.listed && len(p.Status.PodIPs) > 0 {
+		young := p.DeepCopy()
+		young.Status.PodIPs = nil
+		a.x.SetPod(young)
 	}
 	a.x.SetPod(p)
 	return p

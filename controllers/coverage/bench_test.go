@@ -197,13 +197,16 @@ func nodeNotReady(c *city) func() {
 	i := 0
 	return func() {
 		i++
-		c.node("n50", "10.0.50.0/24", func(n *corev1.Node) {
-			if i%2 == 0 {
-				return
-			}
-			n.Status.Conditions = []corev1.NodeCondition{{
-				Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastTransitionTime: metav1.NewTime(epoch.Add(-time.Hour)),
-			}}
+		if i%2 == 0 {
+			c.node("n50", "10.0.50.0/24")
+			return
+		}
+		c.before(func() {
+			c.node("n50", "10.0.50.0/24", func(n *corev1.Node) {
+				n.Status.Conditions = []corev1.NodeCondition{{
+					Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastTransitionTime: metav1.NewTime(epoch.Add(-time.Hour)),
+				}}
+			})
 		})
 	}
 }

@@ -127,9 +127,6 @@ func (h *history) newPod() {
 			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: h.one("db", "web"), ContainerPort: 3306 + h.r.Int32N(2)}}
 		})
 	}
-	if h.oneIn(8) {
-		changes = append(changes, func(p *corev1.Pod) { p.CreationTimestamp = metav1.NewTime(epoch.Add(-time.Hour)) })
-	}
 	if h.oneIn(12) {
 		changes = append(changes, func(p *corev1.Pod) { p.Spec.HostNetwork = true })
 	}
@@ -138,6 +135,10 @@ func (h *history) newPod() {
 	}
 	if h.oneIn(8) {
 		changes = append(changes, annotated(v1alpha1.KeyScope, v1alpha1.ScopeLocal))
+	}
+	if h.oneIn(8) {
+		h.before(func() { h.pods[name] = h.pod(name, node, ips, changes...) })
+		return
 	}
 	h.pods[name] = h.pod(name, node, ips, changes...)
 }

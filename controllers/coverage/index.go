@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 
@@ -58,7 +59,12 @@ type Index struct {
 	// policyWake is what PolicyWake returns.
 	policyWake chan struct{}
 
-	mu      sync.Mutex // guards what follows
+	mu sync.Mutex // guards what follows
+	// listed is true once all that was there at the start is known, and newest
+	// is the latest time of creation that the API server gave to anything.
+	listed bool
+	newest time.Time
+
 	cluster *expect.Cluster
 	pods    map[types.UID]*pod
 	byName  map[types.NamespacedName]types.UID
@@ -99,6 +105,27 @@ type Index struct {
 	// true is for what has changed in its meaning.
 	allChanged bool
 	changed    map[types.NamespacedName]bool
+}
+
+// Listed says that all that was there at the start has been given to the index.
+// What is first seen before, nobody knows since when it is there. No clock can
+// tell instead: that of the API server, which dates objects, may differ from
+// one's own by any amount.
+func (x *Index) Listed() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.listed {
+		return
+	}
+	x.listed = true
+	x.notReadyBefore()
+}
+
+// date notes when an object was created.
+func (x *Index) date(o metav1.Object) {
+	if created := o.GetCreationTimestamp().Time; created.After(x.newest) {
+		x.newest = created
+	}
 }
 
 // New returns an Index that holds nothing.

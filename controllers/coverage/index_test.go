@@ -319,6 +319,121 @@ func TestANodeThatIsNotReadyForTooLongLeavesTheSpan(t *testing.T) {
 	}
 }
 
+// The clocks of others: the API server's, which dates Nodes and Pods, may be
+// behind this process' own or ahead of it by any amount.
+func TestHowLongANodeHasNotBeenReadyIsNotReadOffAnotherClock(t *testing.T) {
+	for name, skew := range map[string]time.Duration{
+		"the API server's clock is right": 0, "it is an hour ahead": time.Hour, "it is an hour behind": -time.Hour,
+	} {
+		unready := func(w *town, since time.Duration) {
+			w.node("n2", "10.0.2.0/24", func(n *corev1.Node) {
+				n.Status.Conditions = []corev1.NodeCondition{{
+					Type: corev1.NodeReady, Status: corev1.ConditionUnknown,
+					LastTransitionTime: metav1.NewTime(w.clock.Now().Add(skew - since)),
+				}}
+			})
+		}
+		span := func(w *town) int {
+			w.settled()
+			a, _ := w.x.Assignment("db/backup")
+			return len(a.Span)
+		}
+		t.Run(name, func(t *testing.T) {
+			w := newTown(t)
+			unready(w, 0)
+			if got := span(w); got != 2 {
+				t.Errorf("%d nodes at once, want the one that is not ready among them", got)
+			}
+			w.clock.Step(DefaultNotReadyLimit - time.Second)
+			unready(w, 0) // it says another time, and is as unready as before
+			if got := span(w); got != 2 {
+				t.Errorf("%d nodes before the limit, want 2", got)
+			}
+			w.clock.Step(time.Second)
+			if got := span(w); got != 1 {
+				t.Errorf("%d nodes after the limit, want 1", got)
+			}
+		})
+		t.Run(name+", and a replica starts", func(t *testing.T) {
+			for since, want := range map[time.Duration]int{10 * time.Second: 2, DefaultNotReadyLimit: 1} {
+				w := newTown(t)
+				w.before(func() {
+					unready(w, since)
+					w.pod("db/newest", "n1", "10.0.1.90", func(p *corev1.Pod) {
+						p.CreationTimestamp = metav1.NewTime(w.clock.Now().Add(skew))
+					})
+				})
+				if got := span(w); got != want {
+					t.Errorf("%d nodes after %s, want %d", got, since, want)
+				}
+			}
+		})
+	}
+}
+
+func TestWhatWasThereAtTheStartIsNotReadOffAnotherClock(t *testing.T) {
+	for name, skew := range map[string]time.Duration{
+		"the API server's clock is right": 0, "it is an hour ahead": time.Hour, "it is an hour behind": -time.Hour,
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI()
+			created := func(p *corev1.Pod) { p.CreationTimestamp = metav1.NewTime(a.clock.Now().Add(skew)) }
+			a.before(func() {
+				a.pod("db/backup", "n1", "10.0.1.20", gated, created)
+				a.pod("db/mysql", "n2", "10.0.2.20", created)
+			})
+			a.pod("db/late", "n2", "10.0.2.21", app("mysql"), created)
+			a.node("n1", "10.0.1.0/24")
+			a.node("n2", "10.0.2.0/24")
+			a.namespace("db")
+			a.policy("db/allow", "mysql", pods("backup"))
+			a.settle(t)
+			got, _ := a.x.Assignment("db/backup")
+			if n2 := asked(got.PerNode["n2"]); !strings.Contains(n2, "10.0.1.20 -> 10.0.2.20:3306") || strings.Contains(n2, "10.0.1.20 -> 10.0.2.21:3306") {
+				t.Errorf("n2 is asked for what was there at the start:\n%s\nwant the server that was there too, and not the later one", n2)
+			}
+		})
+	}
+}
+
+// What a list after a gap of the watch brings, it brings in the order of names:
+// of whom it comes first says nothing.
+func TestPodsThatCameInAGapOfTheWatchWaitForEachOther(t *testing.T) {
+	for name, order := range map[string][]string{
+		"the client is listed first": {"db/backup", "db/mysql"},
+		"the server is listed first": {"db/mysql", "db/backup"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI()
+			a.node("n1", "10.0.1.0/24")
+			a.node("n2", "10.0.2.0/24")
+			a.namespace("db")
+			a.policy("db/allow", "mysql", pods("backup"))
+			a.pod("db/former", "n2", "10.0.2.19", app("mysql"))
+			elsewhere := newAPI() // makes the objects
+			listed := map[string]*corev1.Pod{
+				"db/backup": elsewhere.pod("db/backup", "n1", "10.0.1.20", gated),
+				"db/mysql":  elsewhere.pod("db/mysql", "n2", "10.0.2.20"),
+			}
+			for _, name := range order {
+				a.x.SetPod(listed[name])
+			}
+			a.settle(t)
+			got, _ := a.x.Assignment("db/backup")
+			n2 := asked(got.PerNode["n2"])
+			for _, server := range []string{"10.0.2.19", "10.0.2.20"} {
+				if !strings.Contains(n2, "10.0.1.20 -> "+server+":3306") {
+					t.Errorf("n2 is asked:\n%s\nwant that the client is let in to %s", n2, server)
+				}
+			}
+			a.pod("db/later", "n2", "10.0.2.21", app("mysql"))
+			if got := a.x.Affected(); len(got) > 0 {
+				t.Errorf("a younger server affects %v", got)
+			}
+		})
+	}
+}
+
 func TestOnlyAutoLetsNodesLeaveOutAFamily(t *testing.T) {
 	for families, want := range map[expect.Families]bool{
 		"": true, expect.FamiliesAuto: true,
@@ -373,10 +488,9 @@ func TestPodsOfUnknownAgeWaitForEachOther(t *testing.T) {
 	a.node("n2", "10.0.2.0/24")
 	a.namespace("db")
 	a.policy("db/allow", "mysql", pods("backup"))
-	before := func(p *corev1.Pod) { p.CreationTimestamp = metav1.NewTime(epoch.Add(-time.Hour)) }
-	a.pod("db/backup", "n1", "10.0.1.20", gated, before)
+	a.before(func() { a.pod("db/backup", "n1", "10.0.1.20", gated) })
 	a.settle(t)
-	a.pod("db/mysql", "n2", "10.0.2.20", gated, before)
+	a.before(func() { a.pod("db/mysql", "n2", "10.0.2.20", gated) })
 	if got := a.x.Affected(); !cmp.Equal(got, []types.UID{"db/mysql", "db/backup"}) {
 		t.Fatalf("affected %v, want both", got)
 	}

@@ -18,11 +18,15 @@ type node struct {
 	cidrs     []netip.Prefix
 	addresses []netip.Addr
 	bootID    string
-	// notReadySince is zero while the node is ready.
-	notReadySince time.Time
+	// notReadySince is since when the node has not been ready, by the index's
+	// clock, zero while it is; transition is the same by the API server's, which
+	// may differ by any amount.
+	notReadySince, transition time.Time
 }
 
-func newNode(n *corev1.Node) *node {
+// newNode returns what the index keeps of n, as the successor of before, which
+// may be nil.
+func newNode(n *corev1.Node, before *node, now time.Time) *node {
 	out := &node{bootID: n.Status.NodeInfo.BootID}
 	for _, text := range n.Spec.PodCIDRs {
 		if cidr, err := netip.ParsePrefix(text); err == nil {
@@ -37,7 +41,10 @@ func newNode(n *corev1.Node) *node {
 	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
-			out.notReadySince = c.LastTransitionTime.Time
+			out.notReadySince, out.transition = now, c.LastTransitionTime.Time
+			if before != nil && !before.notReadySince.IsZero() {
+				out.notReadySince = before.notReadySince
+			}
 		}
 	}
 	return out
@@ -52,19 +59,42 @@ func (n *node) same(b *node) bool {
 func (x *Index) SetNode(n *corev1.Node) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	before, next := x.nodes[n.Name], newNode(n)
+	x.date(n)
+	before := x.nodes[n.Name]
+	next := newNode(n, before, x.options.Clock.Now())
 	x.nodes[n.Name] = next
 	if before == nil || !next.same(before) {
-		delete(x.expiring, n.Name)
-		x.meet(x.placeNode(n.Name))
-		now := x.options.Clock.Now()
-		if out := next.notReadySince.Add(x.options.NotReadyLimit); !next.notReadySince.IsZero() && now.Before(out) {
-			x.expiring[n.Name] = struct{}{}
-			x.schedule(out, now)
-		}
+		x.awaitReady(n.Name)
 	}
 	if before == nil || before.bootID != next.bootID {
 		x.reviewBoot(n.Name)
+	}
+}
+
+// awaitReady puts a node into the cluster as it is now, and minds the time if
+// it is not ready.
+func (x *Index) awaitReady(name string) {
+	delete(x.expiring, name)
+	x.meet(x.placeNode(name))
+	n, now := x.nodes[name], x.options.Clock.Now()
+	if out := n.notReadySince.Add(x.options.NotReadyLimit); !n.notReadySince.IsZero() && now.Before(out) {
+		x.expiring[name] = struct{}{}
+		x.schedule(out, now)
+	}
+}
+
+// notReadyBefore has the nodes that are not ready count as such from when they
+// were not, as far as that can be told: by the API server's own times it is at
+// least as late as when it created anything.
+func (x *Index) notReadyBefore() {
+	for name, n := range x.nodes {
+		if n.notReadySince.IsZero() || n.transition.IsZero() || !n.transition.Before(x.newest) {
+			continue
+		}
+		if since := x.options.Clock.Now().Add(n.transition.Sub(x.newest)); since.Before(n.notReadySince) {
+			n.notReadySince = since
+			x.awaitReady(name)
+		}
 	}
 }
 

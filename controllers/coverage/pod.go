@@ -45,6 +45,7 @@ type gate struct {
 
 // newPod returns what the index keeps of p, as the successor of what it has.
 func (x *Index) newPod(p *corev1.Pod) *pod {
+	x.date(p)
 	next := &pod{Pod: expect.NewPod(p)}
 	if slices.ContainsFunc(p.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool {
 		return g.ConditionType == x.options.ConditionType
@@ -57,9 +58,12 @@ func (x *Index) newPod(p *corev1.Pod) *pod {
 	case stays:
 		next.Seq = before.Seq
 	case len(next.IPs) == 0:
-	case before == nil && next.Created.Before(x.started):
-		// It had its address before anybody looked, nobody knows since when:
-		// it counts as older than all, and all of its kind wait for each other.
+	case before == nil || !x.listed:
+		// It had its address before anybody looked, nobody knows since when, as
+		// what is there at the start, or came while the watch was interrupted:
+		// it counts as old as the youngest that is known, and all of its kind
+		// wait for each other.
+		next.Seq = x.sequence
 	default:
 		x.sequence++
 		next.Seq = x.sequence

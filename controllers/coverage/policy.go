@@ -196,7 +196,7 @@ func (x *Index) setPolicySubject(before *policy, np *networkingv1.NetworkPolicy)
 		known:      x.sequence,
 	}
 	known := before != nil && before.uid == np.UID
-	if !known && np.CreationTimestamp.Time.Before(x.started) {
+	if !known && !x.listed {
 		next.since = time.Time{}
 	}
 	if known && before.computed {

@@ -281,24 +281,24 @@ func TestSinceWhenAGenerationIsKnown(t *testing.T) {
 		a, _ := w.x.PolicyAssignment(key(name))
 		return a.Subject.Since
 	}
-	created := func(at time.Time, uid types.UID, generation int64) *networkingv1.NetworkPolicy {
+	written := func(uid types.UID, generation int64) *networkingv1.NetworkPolicy {
 		return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
-			Namespace: "db", Name: "q", UID: uid, Generation: generation, CreationTimestamp: metav1.NewTime(at),
+			Namespace: "db", Name: "q", UID: uid, Generation: generation,
 		}}
 	}
-	w.x.SetPolicy(created(epoch.Add(-time.Hour), "old", 3))
+	w.before(func() { w.x.SetPolicy(written("old", 3)) })
 	if got := since("db/q"); !got.IsZero() {
 		t.Errorf("since %s for what was there before, want zero", got)
 	}
 	w.clock.Step(time.Minute)
 	edited := w.clock.Now()
-	w.x.SetPolicy(created(epoch.Add(-time.Hour), "old", 4))
+	w.x.SetPolicy(written("old", 4))
 	w.clock.Step(time.Minute)
-	w.x.SetPolicy(created(epoch.Add(-time.Hour), "old", 4))
+	w.x.SetPolicy(written("old", 4))
 	if got := since("db/q"); !got.Equal(edited) {
 		t.Errorf("since %s for a generation seen at %s", got, edited)
 	}
-	w.x.SetPolicy(created(w.clock.Now(), "new", 1))
+	w.x.SetPolicy(written("new", 1))
 	if got := since("db/q"); !got.Equal(w.clock.Now()) {
 		t.Errorf("since %s for a policy made anew at %s", got, w.clock.Now())
 	}

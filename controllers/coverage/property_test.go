@@ -117,9 +117,11 @@ func (h *history) gate() {
 func (h *history) afresh() *Index {
 	o := h.x.options
 	x := New(o)
-	x.started = h.x.started
-	for _, n := range h.nodes {
+	x.started, x.listed = h.x.started, true
+	for name, n := range h.nodes {
 		x.SetNode(n)
+		x.nodes[name].notReadySince = h.x.nodes[name].notReadySince
+		x.awaitReady(name)
 	}
 	for _, ns := range h.namespaces {
 		x.SetNamespace(ns)

@@ -58,7 +58,7 @@ func (x *Index) SetService(s *corev1.Service) {
 		return // its status, labels, ports
 	case known:
 		x.touchService(key.Namespace, before)
-	case s.CreationTimestamp.Time.Before(x.started):
+	case !x.listed:
 		return // what the first list says is no event
 	}
 	x.touchService(key.Namespace, next)

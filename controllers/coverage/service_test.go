@@ -19,7 +19,6 @@ func (a *api) service(name, selected string, changes ...func(*corev1.Service)) *
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: ns, Name: short, UID: types.UID("svc " + name),
-			CreationTimestamp: metav1.NewTime(a.clock.Now()),
 		},
 		Spec: corev1.ServiceSpec{ClusterIPs: []string{"10.96.0.7"}},
 	}
@@ -61,7 +60,7 @@ func TestWhomAServiceAffects(t *testing.T) {
 		},
 		"one that was there before anybody looked": {
 			func(w *town) {
-				w.service("db/s", "mysql", func(s *corev1.Service) { s.CreationTimestamp = metav1.NewTime(epoch.AddDate(0, 0, -1)) })
+				old(w)
 			}, []types.UID{},
 		},
 		"one that selects other pods than before": {
@@ -115,8 +114,9 @@ func TestWhomAServiceAffects(t *testing.T) {
 }
 
 // old writes a Service that was there before anybody looked.
-func old(w *town) *corev1.Service {
-	return w.service("db/s", "mysql", func(s *corev1.Service) { s.CreationTimestamp = metav1.NewTime(epoch.AddDate(0, 0, -1)) })
+func old(w *town) (s *corev1.Service) {
+	w.before(func() { s = w.service("db/s", "mysql") })
+	return s
 }
 
 func TestABurstOfServicesTouchesASubjectOnce(t *testing.T) {

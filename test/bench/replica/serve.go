@@ -157,6 +157,7 @@ func (p *process) receive(ctx context.Context, group *errgroup.Group) error {
 			}
 		case opComplete:
 			// As the manager does: gates are opened once all is known.
+			p.index.Listed()
 			group.Go(func() error { return p.ledger.Start(ctx) })
 			group.Go(func() error { return p.announce(ctx) })
 		case opLead:
