@@ -52,6 +52,8 @@ type Options struct {
 	Database bool
 	// Keep leaves the cluster after the process ends.
 	Keep bool
+	// APIServerArgs is appended to kube-apiserver's arguments.
+	APIServerArgs []string
 	// Progress receives lines for the person who waits. Nil: none.
 	Progress io.Writer
 }
@@ -84,7 +86,7 @@ func Start(ctx context.Context, o Options) (_ *Testbed, err error) {
 	t.progress("starting the cluster")
 	t.Cluster, err = cluster.Start(ctx, cluster.Options{
 		Name: o.Name, Nodes: o.Nodes, LateNodes: o.LateNodes, DualStack: o.DualStack, IPTables: o.IPTables, Keep: o.Keep,
-		KubeBinary: filepath.Join(t.artifacts.kube, "kube"), Progress: o.Progress,
+		KubeBinary: filepath.Join(t.artifacts.kube, "kube"), Progress: o.Progress, APIServerArgs: o.APIServerArgs,
 	})
 	if err != nil {
 		return nil, err
@@ -143,10 +145,16 @@ func (t *Testbed) Make(ctx context.Context, target string) error {
 	return nil
 }
 
-// Kubectl returns what kubectl prints for args.
-func (t *Testbed) Kubectl(ctx context.Context, args ...string) (string, error) {
+// KubectlCommand returns a command that runs kubectl with args.
+func (t *Testbed) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(t.artifacts.kube, "bin", "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+t.Cluster.Kubeconfig())
+	return cmd
+}
+
+// Kubectl returns what kubectl prints for args.
+func (t *Testbed) Kubectl(ctx context.Context, args ...string) (string, error) {
+	cmd := t.KubectlCommand(ctx, args...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %w\n%s", cmd, err, out)
