@@ -8,6 +8,7 @@ replace (
 )
 
 require (
+	github.com/google/go-cmp v0.7.0
 	github.com/policygate/policygate v0.0.0
 	github.com/policygate/policygate/test/cluster v0.0.0
 	golang.org/x/sys v0.49.0
