@@ -7,7 +7,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/events"
 
+	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/gate"
+	"github.com/policygate/policygate/controllers/ungated"
 )
 
 const (
@@ -15,6 +17,8 @@ const (
 	reportingController = "policygate.io/manager"
 	// confirming is what the manager was doing when it met what it warns of.
 	confirming = "Confirming"
+	// reasonUngated: the Pod should have a gate and has none.
+	reasonUngated = "Ungated"
 )
 
 // Warns of timeouts at the Pods that met them, of policies at these, and of
@@ -32,4 +36,23 @@ type eventRecorder struct{ events.EventRecorder }
 // Warn implements gate.Recorder.
 func (r eventRecorder) Warn(w gate.Warning) {
 	r.Eventf(&w.Object, nil, corev1.EventTypeWarning, w.Reason, confirming, "%s", w.Note)
+}
+
+// ungatedTeller warns at Pods that have no gate.
+type ungatedTeller struct{ warnings *gate.Warnings }
+
+var _ ungated.Teller = ungatedTeller{}
+
+// TellUngated implements ungated.Teller.
+func (u ungatedTeller) TellUngated(p ungated.Pod) {
+	why := "its namespace has the label " + v1alpha1.KeyInject + "=" + v1alpha1.InjectNamespace + ": it is older than the label, or"
+	if p.Asks {
+		why = "it has the annotation " + v1alpha1.KeyInject + ": it"
+	}
+	u.warnings.Warn(gate.Warning{
+		Object: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+		Reason: reasonUngated,
+		Note: "This Pod has no readiness gate, though " + why + " was created while Policy Gate could not be asked. " +
+			"It did not and does not wait for network policies. Create it anew to have it gated.",
+	})
 }

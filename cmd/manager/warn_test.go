@@ -4,7 +4,10 @@
 package main
 
 import (
+	"context"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -14,8 +17,10 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/controllers/gate"
+	"github.com/policygate/policygate/controllers/ungated"
 )
 
 func TestAWarningBecomesAnEvent(t *testing.T) {
@@ -60,6 +65,43 @@ func TestAWarningBecomesAnEvent(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				t.Error("nothing was written")
 			}
+		})
+	}
+}
+
+// recorded are the warnings that a recorder was given.
+type recorded chan gate.Warning
+
+func (r recorded) Warn(w gate.Warning) { r <- w }
+
+func TestThePeopleOfAPodWithoutAGateAreTold(t *testing.T) {
+	cases := map[string]struct {
+		asks bool
+		want string
+	}{
+		"that is in a labelled namespace": {false, "has the label policygate.io/inject=enabled: it is older than the label, or was created while"},
+		"that asks itself":                {true, "has the annotation policygate.io/inject: it was created while"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				told := make(recorded, 1)
+				warnings := gate.NewWarnings(told, clock.RealClock{})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- warnings.Start(ctx) }()
+				synctest.Wait()
+				ungatedTeller{warnings}.TellUngated(ungated.Pod{Namespace: "shop", Name: "p", UID: "1", Asks: tc.asks})
+				got := <-told
+				want := corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: "shop", Name: "p", UID: "1"}
+				if got.Object != want || got.Reason != "Ungated" || !strings.Contains(got.Note, tc.want) {
+					t.Errorf("warned of %+v, want one of Pod p that says %q", got, tc.want)
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
 		})
 	}
 }

@@ -182,7 +182,8 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		}
 		errs = append(errs, mgr.Add(events.after(questions)))
 	}
-	for _, r := range append(policies.runnables(events), ordered, events.after(gates), sessions, messages, warnings) {
+	notifier := ungated.NewNotifier(withoutGate, ungatedTeller{warnings}, clock.RealClock{})
+	for _, r := range append(policies.runnables(events), ordered, events.after(gates), sessions, messages, warnings, notifier) {
 		errs = append(errs, mgr.Add(r))
 	}
 	check := func(f func() error) healthz.Checker { return func(*http.Request) error { return f() } }

@@ -5,15 +5,16 @@
 // none: they were created before their namespace was labelled, or while no
 // webhook answered, which lets Pods in.
 //
-// It is fed the events of Pods and namespaces and counts as it goes. It mirrors
-// which Pods config/webhook sends to be gated. It changes nothing, and knows
-// nothing of Pods that are gated.
+// An Index is fed the events of Pods and namespaces and counts as it goes. It
+// mirrors which Pods config/webhook sends to be gated. A Notifier has each told
+// once. The package changes nothing, and knows nothing of Pods that are gated.
 package ungated
 
 import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -39,7 +40,17 @@ type namespace struct {
 	labelled bool
 	// asking are the Pods that are annotated to be injected, silent the others,
 	// by name.
-	asking, silent map[string]struct{}
+	asking, silent map[string]Pod
+}
+
+// Pod is one that should have a gate and has none.
+type Pod struct {
+	Namespace, Name string
+	UID             types.UID
+	Created         time.Time
+	// Asks is set if it is annotated to be injected, and not only its namespace
+	// labelled.
+	Asks bool
 }
 
 // New returns an Index that holds nothing. Pods of the exempt namespaces never
@@ -62,9 +73,9 @@ func (x *Index) SetPod(p *corev1.Pod) {
 		switch {
 		case !wanted:
 		case asks:
-			n.asking[p.Name] = struct{}{}
+			n.asking[p.Name] = identity(p, true)
 		default:
-			n.silent[p.Name] = struct{}{}
+			n.silent[p.Name] = identity(p, false)
 		}
 	})
 }
@@ -127,6 +138,24 @@ func (x *Index) List(limit int) []types.NamespacedName {
 	return out
 }
 
+// All returns all of them, in no order.
+func (x *Index) All() []Pod {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	out := make([]Pod, 0, x.count)
+	for _, n := range x.namespaces {
+		out = slices.AppendSeq(out, maps.Values(n.asking))
+		if n.labelled {
+			out = slices.AppendSeq(out, maps.Values(n.silent))
+		}
+	}
+	return out
+}
+
+func identity(p *corev1.Pod, asks bool) Pod {
+	return Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Created: p.CreationTimestamp.Time, Asks: asks}
+}
+
 // asks reports whether p is annotated to be injected, and whether it would be
 // gated at all if its namespace were labelled. As for the webhook, any value
 // but "false" asks.
@@ -143,7 +172,7 @@ func (x *Index) asks(p *corev1.Pod) (asks, wanted bool) {
 func (x *Index) update(name string, change func(*namespace)) {
 	n := x.namespaces[name]
 	if n == nil {
-		n = &namespace{asking: map[string]struct{}{}, silent: map[string]struct{}{}}
+		n = &namespace{asking: map[string]Pod{}, silent: map[string]Pod{}}
 		x.namespaces[name] = n
 	}
 	x.count -= n.count()

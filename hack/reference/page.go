@@ -35,7 +35,7 @@ func groups() []group {
 	return []group{
 		{"Labels and annotations", "", api, "^Key[A-Z]", "key"},
 		{"The Pod condition", "Of type `policygate.io/PolicyProgrammed`. The reasons:", api, "^Reason[A-Z]", "reason"},
-		{"Events", "All are Warnings. Of Pods: `Timeout` and `PartiallyConfirmed`, as the condition says them. Of Nodes:", "controllers/gate", "^Reason[A-Z]", "reason"},
+		{"Events", "All are Warnings. Of Pods: `Timeout` and `PartiallyConfirmed`, as the condition says them, and `Ungated`, once, of one that should have a gate and has none. Of Nodes:", "controllers/gate", "^Reason[A-Z]", "reason"},
 		{"PolicyStatus: conditions", "", api, "^Policy(Programmed|Degraded)$", "condition"},
 		{"PolicyStatus: reasons", "Degraded has AsExpected, EngineDeviates, Unseen, Drifted and NotUnderstood; Programmed has the first six.", api, "^PolicyReason", "reason"},
 		{"PolicyStatus: reasons of a lagging node", "", api, "^Lag[A-Z]", "reason"},
