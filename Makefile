@@ -103,7 +103,7 @@ kube: deps
 
 .PHONY: test-apiserver
 test-apiserver: kube ## Tests against a real API server alone
-	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/... ./cmd/manager/... ./config/policy/... ./controllers/explain/... ./controllers/hub/... ./controllers/policystatus/... ./webhook ./test/bench/apiserver/...
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/... ./cmd/manager/... ./config/policy/... ./controllers/explain/... ./controllers/hub/... ./controllers/policystatus/... ./controllers/startup/... ./webhook ./test/bench/apiserver/...
 
 .PHONY: test-e2e
 test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
@@ -174,7 +174,7 @@ fmt: ## Format
 
 ##@ Deploy
 # An overlay that names the image for the Pods and for the hold, and takes in
-# COMPONENTS of config: fail, prometheus, prometheus/ports, services.
+# COMPONENTS of config: fail, prometheus, prometheus/ports, services, startup-taint.
 COMPONENTS ?=
 build/deploy/kustomization.yaml: FORCE
 	@mkdir -p $(@D)

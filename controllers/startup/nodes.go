@@ -15,6 +15,10 @@ import (
 // fieldManager names the writer in managedFields.
 const fieldManager = "policygate-manager"
 
+// Removes the start-up taint. The admission policy policygate-node-writers
+// forbids it everything else.
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=patch,roleName=policygate-manager-startup-taint
+
 // ClientNodes are the Nodes of a client, whose reads may come from a cache.
 type ClientNodes struct{ Client client.Client }
 
