@@ -41,7 +41,7 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -63,7 +63,7 @@ func (a *authority) roots() *x509.CertPool {
 	return pool
 }
 
-func (a *authority) leaf(t *testing.T, name string) tls.Certificate {
+func (a *authority) leaf(t testing.TB, name string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -272,7 +272,7 @@ func startBy(t *testing.T, traces Traces, clk clock.Clock, random func() float64
 	return f
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

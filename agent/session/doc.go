@@ -23,6 +23,9 @@
 // so that neither assignments nor releases wait for it, and answers wait for
 // reports.
 //
-// Each session reads the token anew and trusts the newest certificates. The
-// package decides nothing about assignments or releases.
+// Each session reads the token anew and trusts the newest certificates, for the
+// hub's name alone and with TLS 1.3: the token is sent to nobody else. What a
+// replica says is bounded in size and otherwise believed: it decides what is
+// asked of this node, and can keep it busy. The package decides nothing about
+// assignments or releases.
 package session

@@ -31,6 +31,9 @@ const (
 	// maxMessage is what a replica may send in one message. The largest is a
 	// description, of which the hub makes none over 1 MiB.
 	maxMessage = 4 << 20
+	// maxHeader bounds the headers with which a replica answers; a status is a
+	// few hundred bytes.
+	maxHeader = 16 << 10
 
 	// pingAfter and pingTimeout end a session with a replica that vanished.
 	// The hub allows a ping each 5 s.
@@ -184,6 +187,7 @@ func (l *link) session(ctx context.Context, address string, roots *x509.CertPool
 		})),
 		grpc.WithPerRPCCredentials(token{file: o.TokenFile}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithMaxHeaderListSize(maxHeader),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 		// Replicas are Pods: no proxy of the environment leads there.
 		grpc.WithNoProxy(),

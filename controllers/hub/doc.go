@@ -14,7 +14,24 @@
 // An agent presents a ServiceAccount token of the hub's audience as a bearer
 // token. A TokenReview says whose it is and, in an extra, on which node the
 // agent's Pod runs; nothing that the agent says of itself is believed. A
-// session ends when its token expires, so that the agent proves itself anew.
+// session ends when its token expires, so that the agent proves itself anew,
+// and within ten minutes of when the API server ceases to accept the token,
+// as it does of a Pod that is gone. An API server that does not answer ends no
+// session.
+//
+// # Strangers and liars
+//
+// Every Pod can reach the port. Connections that have proved no identity are
+// few, of which none of several sources can have all; their handshakes and the
+// reviews of their tokens are taken by turns of the sources; each has little
+// time, may send little, and gets one review. What a token says of itself is
+// looked at before, so that most that are no agent's cost none. Sources are
+// addresses: who shares an agent's shares its turn.
+//
+// Who has proved to be a node's agent can say what he wants of that node, and
+// of no other: a report counts if it answers what is assigned to the node, in
+// this session. How often he connects, how much he sends and what it takes to
+// decode is bounded, so that it does not keep other nodes' agents waiting.
 //
 // # Sessions
 //
@@ -44,7 +61,7 @@
 // When a replica goes, its agents all turn to the next. Each is told with
 // Synced how long the agents of a cluster may take to connect, by the number of
 // nodes that the hub has heard of, and draws a moment of that time. Whoever
-// comes in spite of it waits for one of few reviews of tokens in flight.
+// comes in spite of it waits for his turn, or is told to come again.
 //
 // # Questions
 //
