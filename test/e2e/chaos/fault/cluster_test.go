@@ -129,7 +129,7 @@ func (s scene) pod(t *testing.T, name string, n *cluster.Node) {
 		_, err := s.Client.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
 			Spec: corev1.PodSpec{
-				NodeSelector:                  map[string]string{corev1.LabelHostname: n.Name},
+				NodeSelector: map[string]string{corev1.LabelHostname: n.Name},
 				// Not 0: the Pod is gone when its address is free, and not before.
 				TerminationGracePeriodSeconds: new(int64(1)),
 				Containers: []corev1.Container{{
