@@ -179,13 +179,13 @@ func TestTheAccountOfAPod(t *testing.T) {
 					p.Status.InitContainerStatuses = []corev1.ContainerStatus{{
 						Name: v1alpha1.HoldContainerName,
 						State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{
-							StartedAt: metav1.NewTime(time.Unix(1010, 0)),
+							StartedAt: metav1.NewTime(time.Unix(995, 0)),
 						}},
 					}}
 				}, "10.0.0.1"))
 			},
 			with(asked, func(a *Account) {
-				a.Deadline = time.Unix(1010, 0).Add(v1alpha1.DefaultTimeout)
+				a.Deadline = time.Unix(995, 0).Add(v1alpha1.DefaultTimeout)
 				a.Reason, a.Message = "Waiting", "for n7"
 			}),
 		},

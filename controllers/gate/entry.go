@@ -38,6 +38,9 @@ type entry struct {
 	// outlived is the hold that a gate stood open before, and since when that
 	// did.
 	outlived struct{ held, opened time.Time }
+	// started is when the hold that the Pod shows started, by the ledger's
+	// clock; zero without one.
+	started time.Time
 	// former is when the hold of the former addresses or boot started: the
 	// kubelet goes on to show it until the new one runs.
 	former time.Time
@@ -94,6 +97,9 @@ func (l *Ledger) podChanged(p pod) {
 		l.names[types.NamespacedName{Namespace: p.namespace, Name: p.name}] = e
 	}
 	held := e.pod.held
+	if !ok || !p.held.Equal(held) {
+		e.started = holdStarted(&p, ok, l.clock.Now())
+	}
 	if before := e.pod.node; before != p.node || !ok {
 		if n := l.nodes[before]; n != nil {
 			delete(n.residents, p.uid)

@@ -93,13 +93,13 @@ func (l *Ledger) release(e *entry, o outcome, now time.Time) bool {
 	return true
 }
 
-// held returns when the hold of the Pod's present sandbox started; zero if it
-// did not.
+// held returns when the hold of the Pod's present sandbox started, by the
+// ledger's clock; zero if it did not.
 func (e *entry) held() time.Time {
 	if e.pod.held.Equal(e.former) {
 		return time.Time{}
 	}
-	return e.pod.held
+	return e.started
 }
 
 // state gathers what the decision about e is made of.
