@@ -47,6 +47,7 @@ type ledger interface {
 
 // feed passes the events of the caches on, to the index first.
 type feed struct {
+	// index is nil for objects that it does not know.
 	index  index
 	ledger ledger
 	// ungated is told of Pods and namespaces.
@@ -201,6 +202,8 @@ func (a *afterFeed) Start(ctx context.Context) error {
 	if !toolscache.WaitForCacheSync(ctx.Done(), a.feed.synced...) {
 		return nil
 	}
-	a.feed.index.Listed()
+	if a.feed.index != nil { // the feed of PolicyStatus objects has none
+		a.feed.index.Listed()
+	}
 	return a.run.Start(ctx)
 }

@@ -229,6 +229,15 @@ func TestADeletionThatTheWatchMissedCounts(t *testing.T) {
 	}
 }
 
+// PolicyStatuses are waited for, and are nothing to the index.
+func TestAFeedWithoutAnIndexRunsWhatIsBehindIt(t *testing.T) {
+	ran := false
+	r := (&feed{}).after(manager.RunnableFunc(func(context.Context) error { ran = true; return nil }))
+	if err := r.Start(t.Context()); err != nil || !ran {
+		t.Errorf("ran: %t, %v", ran, err)
+	}
+}
+
 func TestNothingRunsBeforeTheCachesAreComplete(t *testing.T) {
 	complete := make(chan struct{})
 	told := &recorder{}
@@ -266,5 +275,14 @@ func TestNothingRunsBeforeTheCachesAreComplete(t *testing.T) {
 	}
 	if err := f.ready(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAFeedWithoutAnIndexTellsNobodyThatItIsComplete(t *testing.T) {
+	started := false
+	objects := &feed{} // as of PolicyStatus
+	r := objects.after(manager.RunnableFunc(func(context.Context) error { started = true; return nil }))
+	if err := r.Start(t.Context()); err != nil || !started {
+		t.Errorf("%v, started %t, want that it starts", err, started)
 	}
 }
