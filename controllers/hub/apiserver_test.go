@@ -316,15 +316,15 @@ func (c *cluster) refusesTokens(t *testing.T, f *fixture, counted *askedServer, 
 func (f *fixture) refusesTransports(t *testing.T, counted *askedServer, tokenOfA string) {
 	before := counted.times.Load()
 	t.Run("plain TCP", func(t *testing.T) {
-		conn := f.from(t, "127.0.0.1")
+		conn := f.reach(t)
 		_, err := io.WriteString(conn, http2.ClientPreface)
 		must(t, err)
 		ended(t, conn)
 		t.Log("refused: the connection is closed")
 	})
 	t.Run("TLS 1.2", func(t *testing.T) {
-		err := tls.Client(f.from(t, "127.0.0.1"), &tls.Config{
-			RootCAs: f.roots, ServerName: "hub", MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, //nolint:gosec // the attempt
+		err := tls.Client(f.reach(t), &tls.Config{
+			RootCAs: f.roots, ServerName: "hub", MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
 		}).HandshakeContext(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "protocol version not supported") {
 			t.Errorf("error %v, want that the version is not supported", err)

@@ -434,6 +434,32 @@ func TestASessionEndsWhenItsTokenExpires(t *testing.T) {
 	}
 }
 
+// The API server finds the token good that this replica's clock, an hour ahead,
+// says has expired: the session must last, or the agent would connect without
+// end.
+func TestATokenThatWasFoundGoodIsBelievedAgainstTheClock(t *testing.T) {
+	clk := clocktesting.NewFakeClock(time.Unix(10_000, 0))
+	f := serve(t, clk, reviews{})
+	a := f.connect(t, claiming(`,"exp":6400`, "token-of-n1"))
+	a.expect("synced")
+	f.sink.await(t, `n1 connected boot=b unsupported=""`)
+	clk.Step(leastGood / 2)
+	f.Assign("n1", assign("a", 1), describe(t, "a"))
+	a.expect("assign a")
+	ended := make(chan struct{})
+	go func() { a.end(); close(ended) }()
+	for deadline := time.Now().Add(10 * time.Second); ; clk.Step(time.Second) {
+		select {
+		case <-ended:
+			return
+		case <-time.After(10 * time.Millisecond):
+			if time.Now().After(deadline) {
+				t.Fatal("the session is not ended by the clock either")
+			}
+		}
+	}
+}
+
 // certificate returns a self-signed certificate for "hub".
 func certificate(t testing.TB) (*tls.Certificate, *x509.CertPool) {
 	t.Helper()

@@ -33,8 +33,9 @@ const (
 	// reviewTimeout bounds one review with the wait for its turn.
 	reviewTimeout = 10 * time.Second
 	// maxSkew is how far this replica's clock may be ahead of the API server's:
-	// a token that has expired for longer is not reviewed.
-	maxSkew = 5 * time.Minute
+	// a token that has expired for longer is not reviewed. A clock that is an
+	// hour ahead, as by a wrong zone, must not lock all agents out.
+	maxSkew = 90 * time.Minute
 )
 
 // Identity is what a token proves.

@@ -38,6 +38,11 @@ const (
 	// revoked, by the deletion of the agent's Pod or ServiceAccount. A thousand
 	// agents cost a bit more than two reviews a second.
 	reviewInterval = 10 * time.Minute
+	// leastGood is for how long a token is taken to be good at least that the
+	// API server has just found so. If it has expired by one's own clock then
+	// that is wrong, and a session that ended for it would begin again at once.
+	// What comes later than it should by such a clock, reviewInterval finds.
+	leastGood = time.Minute
 )
 
 // session is one agent's connection. The queue and the questions are guarded
@@ -49,14 +54,16 @@ type session struct {
 	states    states
 	// replaced is closed when a newer session of the node has begun.
 	replaced chan struct{}
-	// sending is when the send in progress began, in Unix nanoseconds, or 0.
+	// sending is how long after began the send in progress did, or 0: a time
+	// of day could be set meanwhile.
 	sending atomic.Int64
+	began   time.Time
 }
 
 func (h *Hub) session(nodeName string) *session {
 	return &session{
 		node: h.node(nodeName), queue: newQueue(), questions: newQuestions(), states: states{clock: h.clock},
-		replaced: make(chan struct{}),
+		replaced: make(chan struct{}), began: h.clock.Now(),
 	}
 }
 
@@ -113,7 +120,7 @@ func (h *Hub) serve(ctx context.Context, p proof, s *session,
 	defer watch.Stop()
 	var expired <-chan time.Time
 	if !p.Expires.IsZero() {
-		timer := h.clock.NewTimer(lifetime(p.Expires.Sub(h.clock.Now()), h.random()))
+		timer := h.clock.NewTimer(lifetime(max(p.Expires.Sub(h.clock.Now()), leastGood), h.random()))
 		defer timer.Stop()
 		expired = timer.C()
 	}
@@ -139,7 +146,7 @@ func (h *Hub) serve(ctx context.Context, p proof, s *session,
 			}
 			stale = h.clock.NewTimer(reviewPause(h.random()))
 		case now := <-watch.C():
-			if began := s.sending.Load(); began != 0 && now.Sub(time.Unix(0, began)) > slowConsumer {
+			if after := s.sending.Load(); after != 0 && now.Sub(s.began)-time.Duration(after) > slowConsumer {
 				return endSlow, status.Errorf(codes.ResourceExhausted, "the agent has read nothing for %s: connect again", slowConsumer)
 			}
 		case <-s.states.due():
@@ -272,7 +279,7 @@ func (h *Hub) send(stream grpc.BidiStreamingServer[hubv1.AgentMessage, hubv1.Hub
 				break
 			}
 			for _, m := range batch {
-				s.sending.Store(h.clock.Now().UnixNano())
+				s.sending.Store(int64(max(h.clock.Since(s.began), 1)))
 				err := stream.Send(m)
 				s.sending.Store(0)
 				if err != nil {
@@ -337,7 +344,7 @@ func (h *Hub) reviewAgain(ctx context.Context, p proof) error {
 	case errors.As(err, &refused):
 		return status.Errorf(codes.Unauthenticated, "the token proves nothing any more: %v", refused)
 	case err != nil:
-		return nil
+		return nil //nolint:nilerr // an API server that does not answer takes nothing back
 	case id.Node != p.Node:
 		return status.Errorf(codes.Unauthenticated, "the token proves node %s by now, not %s", id.Node, p.Node)
 	}
