@@ -277,12 +277,3 @@ func TestNothingRunsBeforeTheCachesAreComplete(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestAFeedWithoutAnIndexTellsNobodyThatItIsComplete(t *testing.T) {
-	started := false
-	objects := &feed{} // as of PolicyStatus
-	r := objects.after(manager.RunnableFunc(func(context.Context) error { started = true; return nil }))
-	if err := r.Start(t.Context()); err != nil || !started {
-		t.Errorf("%v, started %t, want that it starts", err, started)
-	}
-}
