@@ -33,13 +33,14 @@ type Report struct {
 	// Founded is from then until nothing was written any more.
 	Founded     *Idle
 	Idle        *Idle
+	Admission   *Admission
 	Undisturbed *Loaded
 	// Killed is the load during which the leader was killed.
 	Killed *Loaded
 	Storm  *Storm
 }
 
-// Measure measures one thing after the other: nothing, a load, another one in
+// Measure measures one thing after the other: nothing, the webhook, a load, another one in
 // the middle of which the leader is killed, and a storm of agents.
 func Measure(ctx context.Context, c *Cluster, l Load, idle time.Duration) (*Report, error) {
 	o := &c.options
@@ -50,6 +51,10 @@ func Measure(ctx context.Context, c *Cluster, l Load, idle time.Duration) (*Repo
 	}
 	o.Progress(fmt.Sprintf("nothing happens for %s", idle))
 	if r.Idle, err = c.Idle(ctx, idle); err != nil {
+		return nil, err
+	}
+	o.Progress("Pods that are created in dry runs")
+	if r.Admission, err = c.Admission(ctx); err != nil {
 		return nil, err
 	}
 	o.Progress(fmt.Sprintf("%d gated Pods, %g a second", l.Pods, l.Rate))
@@ -89,6 +94,7 @@ func (r *Report) Print(out io.Writer) error {
 	line("from the first start to the last agent's session", "%s", r.InstalledIn.Round(time.Millisecond))
 	line("from then until every policy has its status", "%s, %s", r.Founded.Took.Round(time.Second), listed(r.Founded.Writes))
 	line("nothing happens", "%s: %s, CPU %s", r.Idle.Took, listed(r.Idle.Writes), perReplica(r.Idle.CPU))
+	r.Admission.print(line)
 	r.Undisturbed.print(line, r.Rate)
 	if k := r.Killed; k != nil {
 		during := func(g *Gated) bool {
