@@ -109,6 +109,12 @@ test-apiserver: kube ## Tests against a real API server alone
 test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
 	cd test/e2e && go test -count=1 -timeout 60m -p 1 -v ./...
 
+.PHONY: chaos
+chaos: NODES = 3
+chaos: kube ## Gates against an observer while parts fail (DURATION=10m NODES=3 SEED= ENGINE= VARIANT=host-firewall|no-bridge-nf|no-ipv6)
+	cd test/e2e && go run ./cmd/chaos -duration $(or $(DURATION),10m) -nodes $(NODES) \
+	  $(if $(SEED),-seed $(SEED)) $(if $(VARIANT),-variant $(VARIANT))
+
 .PHONY: lint
 lint: ## golangci-lint and the linter of API conventions, pinned in hack/*.mod
 	go tool -modfile=hack/lint.mod golangci-lint run ./...
