@@ -445,7 +445,7 @@ func TestATokenThatWasFoundGoodIsBelievedAgainstTheClock(t *testing.T) {
 	f.sink.await(t, `n1 connected boot=b unsupported=""`)
 	clk.Step(leastGood / 2)
 	f.Assign("n1", assign("a", 1), describe(t, "a"))
-	a.expect("assign a")
+	a.expect("describe", "assign a")
 	ended := make(chan struct{})
 	go func() { a.end(); close(ended) }()
 	for deadline := time.Now().Add(10 * time.Second); ; clk.Step(time.Second) {
