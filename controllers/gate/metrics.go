@@ -99,7 +99,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		shut:    gauge("policygate_gates_shut", "Gated Pods whose gate is shut at present."),
 		pending: gauge("policygate_expectations_pending", "Expectations about Pods whose gate is shut, on awaited nodes that have not confirmed all of theirs. Which of them hold by themselves is not told."),
 		stalled: gauge("policygate_nodes_stalled",
-			"Nodes that have confirmed nothing for two minutes while Pods waited for them; they bind only their own Pods."),
+			"Nodes that have confirmed nothing for as long as --node-stalled-after says while Pods waited for them; they bind only their own Pods."),
 		stale: gauge("policygate_subjects_stale",
 			"Gated Pods that wait for what must be confirmed of them to be computed again."),
 		deviates: gauge("policygate_deviations",
