@@ -16,6 +16,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/policygate/policygate/api/flow"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
@@ -385,6 +386,22 @@ func TestNothingThatIsToldHoldsAnothersSecrets(t *testing.T) {
 	for _, word := range []string{"a policy in another namespace", "SourceRewritten", "cannot be told", "Timeout", "EngineDeviates", "not understood", "Stalled"} {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(told)), func(text string) bool { return strings.Contains(text, word) }) {
 			t.Errorf("nothing of %d texts is about %q", len(told), word)
+		}
+	}
+}
+
+func TestHowLongANodeMayConfirmNothingIsAnOption(t *testing.T) {
+	for after, want := range map[time.Duration]time.Duration{
+		0: DefaultStalledAfter, MinStalledAfter: MinStalledAfter, 10 * time.Minute: 10 * time.Minute,
+	} {
+		l := New(Options{StalledAfter: after, Clock: clocktesting.NewFakeClock(time.Unix(1000, 0))})
+		n, began := l.node("n1"), l.clock.Now()
+		n.await("shop", began)
+		if n.inspect(began.Add(want-time.Second), l.stalledAfter) {
+			t.Errorf("%s: stalled a second before %s", after, want)
+		}
+		if !n.inspect(began.Add(want), l.stalledAfter) || !n.quarantined("shop") {
+			t.Errorf("%s: not stalled after %s", after, want)
 		}
 	}
 }
