@@ -452,7 +452,7 @@ func (s scene) sandboxView(t *testing.T) view {
 // addressView makes two Pods, one after the other, on the node.
 func (s scene) addressView(t *testing.T) view {
 	pods := 0
-	addresses := func(ctx context.Context, node string) (first, second string) {
+	addresses := func(node string) (first, second string) {
 		n := s.Cluster.Nodes()[slices.IndexFunc(s.Cluster.Nodes(), func(n *cluster.Node) bool { return n.Name == node })]
 		var got [2]string
 		for i := range got {
@@ -464,27 +464,28 @@ func (s scene) addressView(t *testing.T) view {
 				got[i], err = s.address(ctx, name)
 				return err
 			})
-			if err := s.Client.CoreV1().Pods(namespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+			if err := s.Client.CoreV1().Pods(namespace).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, name+" to be gone", func(ctx context.Context) error {
-				if _, err := s.address(ctx, name); !apierrors.IsNotFound(err) {
-					return fmt.Errorf("it is there: %v", err)
+				address, err := s.address(ctx, name)
+				if apierrors.IsNotFound(err) {
+					return nil
 				}
-				return nil
+				return errors.Join(fmt.Errorf("it is there, with the address %q", address), err)
 			})
 		}
 		return got[0], got[1]
 	}
 	return view{
-		disturbed: func(ctx context.Context, f *Fault) error {
-			if first, second := addresses(ctx, f.Target); first != second {
+		disturbed: func(_ context.Context, f *Fault) error {
+			if first, second := addresses(f.Target); first != second {
 				return fmt.Errorf("the address %s was not reused: the next is %s", first, second)
 			}
 			return nil
 		},
-		back: func(ctx context.Context, f *Fault) error {
-			if first, second := addresses(ctx, f.Target); first == second {
+		back: func(_ context.Context, f *Fault) error {
+			if first, second := addresses(f.Target); first == second {
 				return fmt.Errorf("the address %s was reused", first)
 			}
 			return nil
