@@ -9,6 +9,7 @@
 //	                                        With -for, dial again every 100 ms that long
 //	probe serve ADDRESS...                  accept and close, until SIGTERM
 //	probe sleep DURATION
+//	probe bpf INTERFACE                     have a BPF program there, until SIGTERM
 package main
 
 import (
@@ -54,6 +55,8 @@ func run(args []string) int {
 		return dialAll(ctx, args[1:])
 	case "serve":
 		return serve(ctx, args[1:])
+	case "bpf":
+		return holdBPF(ctx, args[1])
 	case "sleep":
 		d, err := time.ParseDuration(args[1])
 		if err != nil {
@@ -69,7 +72,7 @@ func run(args []string) int {
 }
 
 func usage() int {
-	fmt.Fprintln(os.Stderr, "usage: probe dial [-for DURATION] ADDRESS... | serve ADDRESS... | sleep DURATION")
+	fmt.Fprintln(os.Stderr, "usage: probe dial [-for DURATION] ADDRESS... | serve ADDRESS... | sleep DURATION | bpf INTERFACE")
 	return 2
 }
 
