@@ -179,7 +179,7 @@ func (h History) void(o Opening, l Look) string {
 			margin = settleEnd
 		}
 		if !p.Gone.IsZero() && p.Gone.Before(l.Answered.Add(margin)) {
-			return p.Name + " is going"
+			return "one end of the flow is going"
 		}
 	}
 	for _, e := range h.Edits {
@@ -187,7 +187,7 @@ func (h History) void(o Opening, l Look) string {
 			continue
 		}
 		if e.End.IsZero() || e.End.After(o.Created) && e.End.Add(settleEdit).After(o.since()) {
-			return "the policies are being edited: " + e.What
+			return "the policies are being edited"
 		}
 	}
 	for _, f := range h.Faults {

@@ -79,11 +79,23 @@ func (r *record) see(pod *corev1.Pod, deleted bool, now time.Time) change {
 		l.Gone, c.gone = now, true
 	}
 	l.deleted = deleted
-	if deleted && !r.ended[pod.Labels[unitLabel]] {
+	if deleted && !r.ended[pod.Labels[unitLabel]] && !r.replaced(pod) {
 		r.report.Lost = append(r.report.Lost, fmt.Sprintf("Pod %s/%s vanished, and nobody has deleted it", pod.Namespace, pod.Name))
 	}
 	c.life, c.early = *l, l.Early()
 	return c
+}
+
+// replaced says whether the unit of a Pod that is no more has another one: of a
+// Job whose Pod's creation was not acknowledged its controller makes two, and
+// takes one away.
+func (r *record) replaced(pod *corev1.Pod) bool {
+	for _, l := range r.lives {
+		if l.Pod.Labels[unitLabel] == pod.Labels[unitLabel] && !l.deleted {
+			return true
+		}
+	}
+	return false
 }
 
 // gate notes what the condition says, and whether the gate has opened.
@@ -95,7 +107,7 @@ func (r *record) gate(l *Life, now time.Time) (opened bool) {
 	switch {
 	case condition == nil:
 		// A hold whose own timeout is over has decided.
-		if l.Gated() && l.Decided.IsZero() && !l.Started.IsZero() && l.Early() == "" {
+		if l.hold() != nil && l.Decided.IsZero() && !l.Started.IsZero() && l.Early() == "" {
 			l.Decided = now
 			r.report.TimedOut++
 		}

@@ -20,11 +20,11 @@ func stream(seed uint64, n uint64) *rand.Rand {
 }
 
 // Bounds of the pauses between faults and of what faults last. A fault and its
-// pause take 13 s or so, and as long again until what failed runs: 30 faults
-// and more in ten minutes.
+// pause take 11 s or so, and half as long again until what failed runs: 30
+// faults and more in ten minutes.
 const (
-	minCalm, maxCalm   = 4 * time.Second, 9 * time.Second
-	minFault, maxFault = 3 * time.Second, 9 * time.Second
+	minCalm, maxCalm   = 3 * time.Second, 8 * time.Second
+	minFault, maxFault = 3 * time.Second, 7 * time.Second
 )
 
 // schedule says which kind of fault comes next, when, and how long it lasts.

@@ -27,7 +27,7 @@ const (
 	callTimeout = 10 * time.Second
 	// pace is the time between two units: what two processors can start, with
 	// 1.3 Pods to a unit.
-	pace = 850 * time.Millisecond
+	pace = 750 * time.Millisecond
 	// maxWaiting is how many Pods may wait for their gates: faults are to meet
 	// many, and kubelets not to choke on them.
 	maxWaiting = 24
@@ -117,6 +117,7 @@ func (w *workload) next(ctx context.Context) {
 	})
 	ready := slices.DeleteFunc(slices.Clone(servers), func(l Life) bool { return l.Running().IsZero() })
 	spec.role = Client
+	dial := w.dial()
 	if w.random.IntN(6) == 0 && intent.Allows(Guest, Server, servedPort) {
 		spec.role = Guest
 	}
@@ -125,12 +126,13 @@ func (w *workload) next(ctx context.Context) {
 	draw := w.random.IntN(100)
 	switch {
 	case len(ready) > 0 && admitted && (draw < 60 || len(servers) >= maxServers && draw < 93):
-		spec.args = w.dials(ready[w.random.IntN(len(ready))], ready[len(ready)-1])
+		spec.args = append(dial, addresses(ready[w.random.IntN(len(ready))], ready[len(ready)-1])...)
 		w.create(ctx, shapeJob, spec, 0)
 	case draw >= 93 || len(servers) >= maxServers:
 		spec.args, spec.annotations[v1alpha1.KeyHold] = []string{"sleep", "10m"}, v1alpha1.ValueTrue
 		w.create(ctx, shapePod, spec, lasts)
 	case draw < 75 && admitted:
+		spec.args = dial
 		w.together(ctx, spec, lasts)
 	case draw < 86:
 		spec.role, spec.args, spec.annotations[v1alpha1.KeyHold] = Server, serves(), strconv.FormatBool(w.random.IntN(2) == 0)
@@ -144,23 +146,29 @@ func (w *workload) next(ctx context.Context) {
 
 func (w *workload) node() string { return w.nodes[w.random.IntN(len(w.nodes))] }
 
-// dials returns the arguments of a client that dials servers first of all.
-func (w *workload) dials(servers ...Life) []string {
-	args := []string{"dial"}
-	if w.patient {
-		args = append(args, "-for", (blink + time.Second).String())
-	} else if w.random.IntN(3) == 0 {
-		args = append(args, "-for", "2s")
+// dial returns the arguments of a client that dials first of all, but for whom.
+func (w *workload) dial() []string {
+	switch {
+	case w.patient:
+		return []string{"dial", "-for", (blink + time.Second).String()}
+	case w.random.IntN(3) == 0:
+		return []string{"dial", "-for", "2s"}
 	}
+	return []string{"dial"}
+}
+
+// addresses returns what to dial for servers.
+func addresses(servers ...Life) []string {
+	var all []string
 	for i, s := range servers {
 		if i > 0 && s.Pod.UID == servers[0].Pod.UID {
 			continue
 		}
 		for _, ip := range s.Pod.Status.PodIPs {
-			args = append(args, net.JoinHostPort(ip.IP, strconv.Itoa(servedPort)))
+			all = append(all, net.JoinHostPort(ip.IP, strconv.Itoa(servedPort)))
 		}
 	}
-	return args
+	return all
 }
 
 // together creates a server, whose gate alone holds nothing, and as soon as it
@@ -171,13 +179,12 @@ func (w *workload) together(ctx context.Context, client podSpec, lasts time.Dura
 	server.annotations = maps.Clone(client.annotations)
 	server.annotations[v1alpha1.KeyHold] = v1alpha1.ValueFalse
 	name := w.create(ctx, shapePod, server, lasts)
-	args := w.dials()
 	w.calls.Go(func() {
 		deadline := time.Now().Add(callTimeout)
 		for ctx.Err() == nil && time.Now().Before(deadline) {
 			found := w.record.pods(func(l Life) bool { return l.Pod.Labels[unitLabel] == name && !l.Addressed.IsZero() })
 			if len(found) > 0 {
-				client.args = append(args, w.dials(found[0])[1:]...)
+				client.args = append(client.args, addresses(found[0])...)
 				w.create(ctx, shapeJob, client, 0)
 				return
 			}

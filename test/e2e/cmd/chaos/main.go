@@ -35,6 +35,7 @@ func run() (err error) {
 	duration := flag.Duration("duration", 10*time.Minute, "for how long Pods and faults come and go")
 	nodes := flag.Int("nodes", 3, "nodes of the cluster, at least 3")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "what happens; the printed one repeats a run's choices") //nolint:gosec // any number does
+	name := flag.String("name", "chaos", "the cluster's name")
 	variant := flag.String("variant", "", "what is different about the nodes: host-firewall, no-bridge-nf or no-ipv6")
 	out := flag.String("out", filepath.Join("..", "..", "build", "chaos"), "where to save what is needed to understand a finding")
 	flag.Parse()
@@ -52,14 +53,14 @@ func run() (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	bed, err := testbed.Start(ctx, v.Testbed(testbed.Options{
-		Name: "chaos", Nodes: *nodes, Keep: os.Getenv("KEEP") != "", Progress: os.Stdout,
+		Name: *name, Nodes: *nodes, Keep: os.Getenv("KEEP") != "", Progress: os.Stdout,
 	}))
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if os.Getenv("KEEP") != "" {
-			fmt.Printf("the cluster is kept:\n  export KUBECONFIG=%s\n  make cluster-down CLUSTER=chaos   removes it\n", bed.Cluster.Kubeconfig())
+			fmt.Printf("the cluster is kept:\n  export KUBECONFIG=%s\n  make cluster-down CLUSTER=%s   removes it\n", bed.Cluster.Kubeconfig(), *name)
 			return
 		}
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
