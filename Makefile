@@ -51,6 +51,7 @@ cluster-down: ## Remove that cluster
 .PHONY: test
 test: deps ## Everything: lint, unit, kernel and end-to-end tests
 	$(MAKE) lint
+	$(MAKE) supply-chain
 	$(MAKE) test-unit
 	$(MAKE) test-oracle
 	$(MAKE) test-observe
@@ -93,6 +94,27 @@ test-kernel: deps ## Rules and packets in network namespaces (root, or a user wh
 fuzz-verdict: deps ## Verdicts on random rules against the kernel, for long (N=200000 SEED=...)
 	go run ./test/kernel/cmd/fuzz-verdict -n $(or $(N),200000) $(if $(SEED),-seed $(SEED))
 
+.PHONY: fuzz
+fuzz: ## Every Fuzz function of all modules, each for FUZZTIME=30s (FUZZ=FuzzVerdict for some)
+	go run ./hack/fuzz -time $(or $(FUZZTIME),30s) -run '$(FUZZ)'
+
+.PHONY: supply-chain
+supply-chain: vulncheck licences sbom ## Known vulnerabilities, licences and the bill of materials of what is shipped
+
+# Not test/cluster: it is Kubernetes itself, at the versions that Kubernetes asks for.
+.PHONY: vulncheck
+vulncheck: ## govulncheck; VULNCHECK=required fails without its database, GOVULNDB=file:///copy names another
+	go run ./hack/vulncheck . test/e2e test/oracle
+
+.PHONY: licences
+licences: ## Fails if anything is linked without a licence that hack/licence knows
+	@mkdir -p build && go run ./hack/licences >build/licences.txt
+	@echo build/licences.txt
+
+.PHONY: sbom
+sbom: ## What is linked into manager, agent, hold and plugin: CycloneDX, in build/sbom.cdx.json
+	go run ./hack/sbom -version $(VERSION) -o build/sbom.cdx.json
+
 .PHONY: test-cluster
 test-cluster: kube ## The cluster harness itself (root)
 	cd test/cluster && go test -count=1 -timeout 20m . ./image ./cmd/...
@@ -127,7 +149,7 @@ lint: ## golangci-lint and the linter of API conventions, pinned in hack/*.mod
 	go run ./hack/rbac -check
 
 .PHONY: bench
-bench: bench-packages bench-kernel bench-scale bench-apiserver ## All benchmarks (root; 50 minutes)
+bench: bench-packages bench-kernel bench-scale bench-apiserver ## All benchmarks (root; an hour)
 
 .PHONY: bench-packages
 bench-packages: ## Those of each package (6 minutes)
@@ -139,8 +161,9 @@ bench-kernel: deps ## The agent against a real kernel (root; 6 minutes)
 	go test -run '^$$' -bench . -benchmem -benchtime 1x -timeout 20m ./test/kernel
 
 .PHONY: bench-scale
-bench-scale: ## The manager with 100 and 1,000 agents on simulated kernels (30 minutes; SIMULATE="--scenario kill --for 60s")
+bench-scale: ## The manager with 100 and 1,000 agents on simulated kernels (40 minutes; SIMULATE="--scenario kill --for 60s")
 	go run ./test/bench/cmd/simulate $(SIMULATE)
+	$(if $(SIMULATE),,go run ./test/bench/cmd/simulate --scenario held --nodes 1000)
 
 .PHONY: bench-apiserver
 bench-apiserver: kube ## The manager's binary against a real API server with 100 and 1,000 fake nodes (8 minutes)
@@ -156,7 +179,7 @@ build: ## The binaries, into bin/; put kubectl-policygate into your PATH
 
 .PHONY: image
 image: ## One image with manager, agent and hold (docker; PLATFORMS=linux/amd64,linux/arm64 and PUSH=1 for a release)
-	docker buildx build $(if $(PLATFORMS),--platform $(PLATFORMS)) $(if $(PUSH),--push,--load) -t $(IMG) .
+	docker buildx build $(if $(PLATFORMS),--platform $(PLATFORMS)) $(if $(PUSH),--push,--load) --build-arg VERSION=$(VERSION) -t $(IMG) .
 
 .PHONY: generate
 generate: ## Generated code (needs protoc, Debian's protobuf-compiler)
