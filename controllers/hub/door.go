@@ -19,7 +19,7 @@ import (
 
 const (
 	// maxUnproven bounds the connections that have proved nothing yet: as many
-	// as get their turn within handshakeTimeout. One source may have as many
+	// as get their turn within 8 s, less than turnTimeout. One source may have as many
 	// as all others leave free, so at most half of them.
 	maxUnproven = 640
 	// handshakesPerSecond bounds the CPU time that strangers can have spent on
@@ -27,9 +27,8 @@ const (
 	// made, of which each connection gets one: the manager's client sends 100
 	// requests a second, these among them.
 	handshakesPerSecond = 80
-	// unprovenTime is how long a connection may take to prove an identity: the
-	// sum of handshakeTimeout, reviewTimeout and helloTimeout.
-	unprovenTime = 30 * time.Second
+	// unprovenTime is how long a connection may take to prove an identity.
+	unprovenTime = turnTimeout + handshakeTimeout + reviewTimeout + helloTimeout
 	// unprovenBytes is what it may send until then: a handshake takes 2 KiB, a
 	// token at most maxHeader, a Hello of the longest texts less than 10 KiB.
 	unprovenBytes = 64 << 10

@@ -56,7 +56,9 @@ const (
 	// what comes with them in one TLS record waits in that record's own buffer.
 	// What gRPC writes with is shared by all sessions that are silent.
 	readBuffer = 2 << 10
-	// handshakeTimeout bounds a connection that does not get to TLS and HTTP/2.
+	// turnTimeout is how long a connection may wait for its turn, and
+	// handshakeTimeout bounds the time from then until TLS and HTTP/2.
+	turnTimeout      = 10 * time.Second
 	handshakeTimeout = 10 * time.Second
 	// openInterval and openBurst bound the sessions of one node. An agent that
 	// is cut off again and again waits seconds before it comes anew.
@@ -298,7 +300,7 @@ func (h *Hub) Start(ctx context.Context) error {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
-		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.ConnectionTimeout(turnTimeout+handshakeTimeout),
 		grpc.ReadBufferSize(readBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),

@@ -53,7 +53,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Name: "policygate_hub_refused_total",
 			Help: "Connections and sessions that this replica of the manager did not let in, by reason: crowd (too many " +
 				"connections have proved nothing yet, of its address or of all), handshake (no TLS 1.3), late (no proof within " +
-				"half a minute), flood (more than 64 KiB before a proof), token (none, or one that says of itself that it is not " +
+				"40 seconds), flood (more than 64 KiB before a proof), token (none, or one that says of itself that it is not " +
 				"an agent's), identity (the API server says so), unreviewed (the API server did not answer in time), hello (a " +
 				"first message that is no valid hello), again (a second session on a connection, or too many of one node). Some " +
 				"of each reason are logged with the address.",

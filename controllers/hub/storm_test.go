@@ -49,7 +49,6 @@ func (g *gauged) Create(ctx context.Context, review *authenticationv1.TokenRevie
 }
 
 func TestAStormOfAgentsIsTakenInBoundedSteps(t *testing.T) {
-	t.Parallel()
 	const agents = 300
 	r := &gauged{full: make(chan struct{})}
 	f := serve(t, clock.RealClock{}, r)
@@ -136,7 +135,6 @@ func (f *fixture) comes(t *testing.T, number int, stop *atomic.Bool) (attempts i
 }
 
 func TestAgentsGetInBesideAnAttacker(t *testing.T) {
-	t.Parallel()
 	const agents = 1000
 	r := &only{}
 	f := serve(t, clock.RealClock{}, r)
