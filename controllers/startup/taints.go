@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -200,8 +201,8 @@ type operation struct {
 func removal(n *corev1.Node, key string) ([]byte, error) {
 	patch := []operation{{Op: "test", Path: "/metadata/uid", Value: n.UID}}
 	// From the end, as each removal moves those behind it.
-	for i := len(n.Spec.Taints) - 1; i >= 0; i-- {
-		if taint := n.Spec.Taints[i]; taint.Key == key {
+	for i, taint := range slices.Backward(n.Spec.Taints) {
+		if taint.Key == key {
 			path := fmt.Sprintf("/spec/taints/%d", i)
 			patch = append(patch, operation{Op: "test", Path: path, Value: taint}, operation{Op: "remove", Path: path})
 		}

@@ -55,7 +55,7 @@ func attachBPF(name string) (*os.File, error) {
 		kind: unix.BPF_PROG_TYPE_SCHED_CLS, count: uint32(len(program)),
 		program: address(&program), licence: address(&licence),
 	}
-	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load)) //nolint:gosec // the kernel reads the structure
+	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
 	runtime.KeepAlive(&program)
 	runtime.KeepAlive(&licence)
 	if err != nil {
@@ -64,9 +64,9 @@ func attachBPF(name string) (*os.File, error) {
 	defer unix.Close(fd) //nolint:errcheck // the link has it
 	// The part for BPF_LINK_CREATE.
 	create := struct{ program, target, attach, flags uint32 }{
-		program: uint32(fd), target: uint32(iface.Index), attach: unix.BPF_TCX_INGRESS, //nolint:gosec // descriptors and indices are positive
+		program: uint32(fd), target: uint32(iface.Index), attach: unix.BPF_TCX_INGRESS,
 	}
-	link, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&create), unsafe.Sizeof(create)) //nolint:gosec // as above
+	link, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&create), unsafe.Sizeof(create))
 	if err != nil {
 		return nil, fmt.Errorf("attach the program to %s: %w", name, err)
 	}
@@ -74,7 +74,7 @@ func attachBPF(name string) (*os.File, error) {
 }
 
 func address[T any](of *T) uint64 {
-	return uint64(uintptr(unsafe.Pointer(of))) //nolint:gosec // the kernel takes addresses as numbers
+	return uint64(uintptr(unsafe.Pointer(of)))
 }
 
 func bpf(command uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
