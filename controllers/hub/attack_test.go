@@ -18,6 +18,7 @@ import (
 
 	"github.com/go-logr/logr/funcr"
 	"golang.org/x/net/http2"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -468,4 +469,41 @@ func TestATokenThatCannotBeAnAgentsIsNotReviewed(t *testing.T) {
 	if got := f.refused(t, refusedToken); got != 5 || r.all.Load() != 0 {
 		t.Errorf("%v are refused, %d were reviewed: want 5 and none", got, r.all.Load())
 	}
+}
+
+func TestAnAgentThatSendsTooMuchIsSlowedDown(t *testing.T) {
+	clk := clocktesting.NewFakeClock(time.Unix(1000, 0))
+	f := serve(t, clk, reviews{})
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	c := &connection{
+		Conn: theirs, door: f.newDoor(t.Context()), proven: true, limiter: rate.NewLimiter(bytesPerSecond, bytesBurst),
+	}
+	const more = 3 * bytesPerSecond
+	go func() { _, _ = ours.Write(make([]byte, bytesBurst+more)) }()
+	var read atomic.Int64
+	go func() {
+		for chunk := make([]byte, 16<<10); ; {
+			n, err := c.Read(chunk)
+			if err != nil {
+				return
+			}
+			read.Add(int64(n))
+		}
+	}()
+	within(t, "the burst is read, and no more", func() bool { return read.Load() >= bytesBurst && clk.HasWaiters() })
+	for seconds := range 3 {
+		// A read that exceeds the rate is passed on after its wait.
+		if got, most := read.Load(), int64(bytesBurst+seconds*bytesPerSecond); got > most {
+			t.Fatalf("%d bytes were read within %d s, want %d at most", got, seconds, most)
+		}
+		for range 64 { // in steps of what one read takes
+			within(t, "the reader waits", clk.HasWaiters)
+			clk.Step(time.Second / 64)
+		}
+	}
+	within(t, "all is read, once there was the time", func() bool {
+		clk.Step(time.Second / 64)
+		return read.Load() == bytesBurst+more
+	})
 }
