@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -146,10 +147,10 @@ func (o *observer) log(ctx context.Context, l Life) ([]dial, error) {
 
 // states says where a Pod's containers stand.
 func states(p *corev1.Pod) string {
-	text := fmt.Sprintf("phase %s %s", p.Status.Phase, p.Status.Reason)
+	parts := []string{fmt.Sprintf("phase %s %s", p.Status.Phase, p.Status.Reason)}
 	for _, s := range append(slices.Clone(p.Status.InitContainerStatuses), p.Status.ContainerStatuses...) {
 		state, _ := json.Marshal(s.State)
-		text += fmt.Sprintf(", %s %s", s.Name, state)
+		parts = append(parts, fmt.Sprintf("%s %s", s.Name, state))
 	}
-	return text
+	return strings.Join(parts, ", ")
 }

@@ -99,7 +99,7 @@ func TestPoliciesSayWhatTheIntentDoes(t *testing.T) {
 // An edit that changed nothing, or more than it says, would void looks that
 // prove something, or judge ones that prove nothing.
 func TestAnEditChangesTheOnePolicyItNames(t *testing.T) {
-	random := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // repeated
+	random := rand.New(rand.NewPCG(1, 1))
 	intent := Intent{}
 	seen := map[Intent]bool{}
 	for range 1000 {

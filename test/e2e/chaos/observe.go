@@ -79,7 +79,7 @@ func (o *observer) before(ctx context.Context, l Life) {
 		return
 	}
 	look := o.ask(ctx, Look{From: from.Party(), To: l.Party(), Port: servedPort})
-	now, _ := o.record.life(l.Pod.UID)
+	now := o.record.life(l.Pod.UID)
 	if look.Got == packet.Admitted && !now.Open() && now.Gone.IsZero() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -97,7 +97,7 @@ func (o *observer) observe(ctx context.Context, l Life) {
 			return
 		case <-time.After(time.Until(start.Add(at))):
 		}
-		now, _ := o.record.life(l.Pod.UID)
+		now := o.record.life(l.Pod.UID)
 		if !now.Gone.IsZero() || now.Opened != l.Opened || o.record.over(opening, time.Now()) {
 			return
 		}

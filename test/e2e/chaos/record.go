@@ -165,14 +165,11 @@ func (r *record) known() map[types.UID]*corev1.Pod {
 	return all
 }
 
-// life returns what is known of a Pod; ok is false if nothing is.
-func (r *record) life(uid types.UID) (l Life, ok bool) {
+// life returns what is known by now of a Pod that was seen.
+func (r *record) life(uid types.UID) Life {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if found := r.lives[uid]; found != nil {
-		return *found, true
-	}
-	return Life{}, false
+	return *r.lives[uid]
 }
 
 // pods returns the Pods that keep says yes to, the oldest address first.

@@ -23,6 +23,7 @@ import (
 	"github.com/policygate/policygate/test/e2e/chaos/fault"
 	"github.com/policygate/policygate/test/e2e/chaos/packet"
 	"github.com/policygate/policygate/test/e2e/testbed"
+	"github.com/policygate/policygate/test/engine"
 )
 
 // Options of a run. All are required but Variant.
@@ -164,8 +165,30 @@ func (r *run) run(ctx context.Context) error {
 	return errors.Join(failed, ctx.Err())
 }
 
+// engineLag is how late the test engine is in each sync: what it takes the real
+// one with a few dozen Pods on a node.
+const engineLag = 400 * time.Millisecond
+
+// roughen makes test engines do what real ones do under churn: they are late,
+// and a new Pod is open to everybody until the sync after its first.
+func (r *run) roughen() error {
+	if r.Bed.EngineKind != testbed.EngineTest {
+		return nil
+	}
+	for _, node := range r.workload.nodes {
+		rough := engine.Control{HalfProgrammed: true, Lag: metav1.Duration{Duration: engineLag}}
+		if err := r.Bed.Engine(node).Set(rough); err != nil {
+			return fmt.Errorf("set the engine of %s: %w", node, err)
+		}
+	}
+	return nil
+}
+
 // settle makes namespaces, strangers and the policies to begin with.
 func (r *run) settle(ctx context.Context) error {
+	if err := r.roughen(); err != nil {
+		return err
+	}
 	client := r.Bed.Client
 	makeNamespace := func(name string, injected bool) error {
 		if _, err := client.CoreV1().Namespaces().Create(ctx, newNamespace(name, injected), metav1.CreateOptions{}); err != nil {

@@ -16,7 +16,7 @@ const (
 )
 
 func stream(seed uint64, n uint64) *rand.Rand {
-	return rand.New(rand.NewPCG(seed, n)) //nolint:gosec // repeated, not secret
+	return rand.New(rand.NewPCG(seed, n))
 }
 
 // Bounds of the pauses between faults and of what faults last. A fault and its

@@ -126,7 +126,7 @@ func (w *workload) next(ctx context.Context) {
 	draw := w.random.IntN(100)
 	switch {
 	case len(ready) > 0 && admitted && (draw < 60 || len(servers) >= maxServers && draw < 93):
-		spec.args = append(dial, addresses(ready[w.random.IntN(len(ready))], ready[len(ready)-1])...)
+		spec.args = slices.Concat(dial, addresses(ready[w.random.IntN(len(ready))], ready[len(ready)-1]))
 		w.create(ctx, shapeJob, spec, 0)
 	case draw >= 93 || len(servers) >= maxServers:
 		spec.args, spec.annotations[v1alpha1.KeyHold] = []string{"sleep", "10m"}, v1alpha1.ValueTrue

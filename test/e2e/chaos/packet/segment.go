@@ -53,7 +53,7 @@ func checksum(from, to netip.Addr, segment []byte) uint16 {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	return ^uint16(sum) //nolint:gosec // folded above
+	return ^uint16(sum)
 }
 
 // connection is a SYN that was sent, by what its answers say of it.

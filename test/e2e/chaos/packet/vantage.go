@@ -72,7 +72,7 @@ type Vantage struct {
 // an empty path is the caller's own. It stays usable, if useless, when the
 // namespace's interfaces are gone. Close it.
 func Open(path string, local netip.Addr) (*Vantage, error) {
-	v := &Vantage{local: local, next: firstPort + uint16(rand.N(lastPort-firstPort)), waiting: map[connection]chan Answer{}} //nolint:gosec // within the range of ports
+	v := &Vantage{local: local, next: firstPort + uint16(rand.N(lastPort-firstPort)), waiting: map[connection]chan Answer{}}
 	err := Inside(path, func() error {
 		var err error
 		if v.tcp, err = net.ListenIP("ip4:tcp", &net.IPAddr{IP: local.AsSlice()}); err != nil {
@@ -82,9 +82,9 @@ func Open(path string, local netip.Addr) (*Vantage, error) {
 			v.icmp, err = net.ListenIP("ip4:icmp", &net.IPAddr{IP: local.AsSlice()})
 		}
 		if err != nil {
-			v.tcp.Close()
+			return errors.Join(err, v.tcp.Close())
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s in network namespace %q: %w", local, path, err)
@@ -112,7 +112,7 @@ func own(conn *net.IPConn) error {
 	}
 	var set error
 	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, //nolint:gosec // a descriptor
+		set = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 	})
 	return errors.Join(err, set)
@@ -120,8 +120,8 @@ func own(conn *net.IPConn) error {
 
 // Close ends what still waits with Silent.
 func (v *Vantage) Close() {
-	v.tcp.Close()
-	v.icmp.Close()
+	// Nothing is left to be written.
+	_, _ = v.tcp.Close(), v.icmp.Close()
 }
 
 // Local returns the vantage's address.

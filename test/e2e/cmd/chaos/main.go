@@ -34,7 +34,7 @@ func main() {
 func run() (err error) {
 	duration := flag.Duration("duration", 10*time.Minute, "for how long Pods and faults come and go")
 	nodes := flag.Int("nodes", 3, "nodes of the cluster, at least 3")
-	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "what happens; the printed one repeats a run's choices") //nolint:gosec // any number does
+	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "what happens; the printed one repeats a run's choices")
 	name := flag.String("name", "chaos", "the cluster's name")
 	variant := flag.String("variant", "", "what is different about the nodes: host-firewall, no-bridge-nf or no-ipv6")
 	out := flag.String("out", filepath.Join("..", "..", "build", "chaos"), "where to save what is needed to understand a finding")
