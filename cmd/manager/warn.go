@@ -45,14 +45,14 @@ var _ ungated.Teller = ungatedTeller{}
 
 // TellUngated implements ungated.Teller.
 func (u ungatedTeller) TellUngated(p ungated.Pod) {
-	why := "its namespace has the label " + v1alpha1.KeyInject + "=" + v1alpha1.InjectNamespace + ": it is older than the label, or"
+	why := "its namespace has the label " + v1alpha1.KeyInject + "=" + v1alpha1.InjectNamespace
 	if p.Asks {
-		why = "it has the annotation " + v1alpha1.KeyInject + ": it"
+		why = "it has the annotation " + v1alpha1.KeyInject
 	}
 	u.warnings.Warn(gate.Warning{
 		Object: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
 		Reason: reasonUngated,
-		Note: "This Pod has no readiness gate, though " + why + " was created while Policy Gate could not be asked. " +
+		Note: "This Pod has no readiness gate, though " + why + ": it was created while Policy Gate could not be asked. " +
 			"It did not and does not wait for network policies. Create it anew to have it gated.",
 	})
 }

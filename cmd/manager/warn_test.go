@@ -79,7 +79,7 @@ func TestThePeopleOfAPodWithoutAGateAreTold(t *testing.T) {
 		asks bool
 		want string
 	}{
-		"that is in a labelled namespace": {false, "has the label policygate.io/inject=enabled: it is older than the label, or was created while"},
+		"that is in a labelled namespace": {false, "has the label policygate.io/inject=enabled: it was created while"},
 		"that asks itself":                {true, "has the annotation policygate.io/inject: it was created while"},
 	}
 	for name, tc := range cases {

@@ -6,8 +6,8 @@
 // webhook answered, which lets Pods in.
 //
 // An Index is fed the events of Pods and namespaces and counts as it goes. It
-// mirrors which Pods config/webhook sends to be gated. A Notifier has each told
-// once. The package changes nothing, and knows nothing of Pods that are gated.
+// mirrors which Pods config/webhook sends to be gated. A Notifier has those that
+// were missed told once. The package changes nothing, and knows nothing of Pods that are gated.
 package ungated
 
 import (
@@ -41,6 +41,9 @@ type namespace struct {
 	// asking are the Pods that are annotated to be injected, silent the others,
 	// by name.
 	asking, silent map[string]Pod
+	// gatedSince is when the oldest Pod with a gate was created that was seen
+	// here; zero if none was.
+	gatedSince time.Time
 }
 
 // Pod is one that should have a gate and has none.
@@ -51,6 +54,11 @@ type Pod struct {
 	// Asks is set if it is annotated to be injected, and not only its namespace
 	// labelled.
 	Asks bool
+	// Missed is set if it was to have a gate when it was created already: it
+	// asks, or is younger than one of its namespace that has a gate. One that is
+	// older than its namespace's label is not missed, and who labels a namespace
+	// knows of it.
+	Missed bool
 }
 
 // New returns an Index that holds nothing. Pods of the exempt namespaces never
@@ -67,10 +75,15 @@ func (x *Index) SetPod(p *corev1.Pod) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	asks, wanted := x.asks(p)
+	created := p.CreationTimestamp.Time
 	x.update(p.Namespace, func(n *namespace) {
 		delete(n.asking, p.Name)
 		delete(n.silent, p.Name)
 		switch {
+		case x.gated(p):
+			if n.gatedSince.IsZero() || created.Before(n.gatedSince) {
+				n.gatedSince = created
+			}
 		case !wanted:
 		case asks:
 			n.asking[p.Name] = identity(p, true)
@@ -106,7 +119,7 @@ func (x *Index) SetNamespace(ns *corev1.Namespace) {
 func (x *Index) DeleteNamespace(ns *corev1.Namespace) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.update(ns.Name, func(n *namespace) { n.labelled = false })
+	x.update(ns.Name, func(n *namespace) { n.labelled, n.gatedSince = false, time.Time{} })
 }
 
 // Len returns how many Pods should have a gate and have none.
@@ -144,9 +157,16 @@ func (x *Index) All() []Pod {
 	defer x.mu.Unlock()
 	out := make([]Pod, 0, x.count)
 	for _, n := range x.namespaces {
-		out = slices.AppendSeq(out, maps.Values(n.asking))
-		if n.labelled {
-			out = slices.AppendSeq(out, maps.Values(n.silent))
+		for _, p := range n.asking {
+			p.Missed = true
+			out = append(out, p)
+		}
+		if !n.labelled {
+			continue
+		}
+		for _, p := range n.silent {
+			p.Missed = !n.gatedSince.IsZero() && p.Created.After(n.gatedSince)
+			out = append(out, p)
 		}
 	}
 	return out
@@ -154,6 +174,10 @@ func (x *Index) All() []Pod {
 
 func identity(p *corev1.Pod, asks bool) Pod {
 	return Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Created: p.CreationTimestamp.Time, Asks: asks}
+}
+
+func (x *Index) gated(p *corev1.Pod) bool {
+	return slices.Contains(p.Spec.ReadinessGates, corev1.PodReadinessGate{ConditionType: x.conditionType})
 }
 
 // asks reports whether p is annotated to be injected, and whether it would be
@@ -165,7 +189,7 @@ func (x *Index) asks(p *corev1.Pod) (asks, wanted bool) {
 		p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || !inject.Gateable(p) {
 		return false, false
 	}
-	return annotated, !slices.Contains(p.Spec.ReadinessGates, corev1.PodReadinessGate{ConditionType: x.conditionType})
+	return annotated, !x.gated(p)
 }
 
 // update changes what is held of a namespace, and counts.
@@ -178,7 +202,7 @@ func (x *Index) update(name string, change func(*namespace)) {
 	x.count -= n.count()
 	change(n)
 	x.count += n.count()
-	if !n.labelled && len(n.asking)+len(n.silent) == 0 {
+	if !n.labelled && n.gatedSince.IsZero() && len(n.asking)+len(n.silent) == 0 {
 		delete(x.namespaces, name)
 	}
 }

@@ -14,11 +14,13 @@ import (
 
 const (
 	// pass is how often Pods are told, and perPass how many then at most: a
-	// third of the Events that the manager may write, as a namespace with a
-	// thousand Pods that is labelled must not keep anybody from hearing of a
-	// timeout.
+	// third of the Events that the manager may write, as what was missed in a
+	// long outage must not keep anybody from hearing of a timeout.
 	pass    = 10 * time.Second
 	perPass = 3
+	// perNamespace is how many are told of one at most, as long as they are
+	// there: its people then know, and doctor names the others.
+	perNamespace = 10
 )
 
 // Teller lets the people of a Pod's namespace know that it has no gate. It must
@@ -27,9 +29,8 @@ type Teller interface {
 	TellUngated(p Pod)
 }
 
-// Notifier has each Pod of an Index told once, the youngest first: what was
-// created while no webhook answered is news, what is older than its namespace's
-// label mostly is not.
+// Notifier has the Pods of an Index that were missed told once, the youngest
+// first.
 type Notifier struct {
 	index  *Index
 	teller Teller
@@ -62,17 +63,28 @@ func (n *Notifier) Start(ctx context.Context) error {
 // tell tells the next few, and forgets those that are gone.
 func (n *Notifier) tell() {
 	var next []Pod
-	still := make(map[types.UID]bool, len(n.told))
+	still, of := make(map[types.UID]bool, len(n.told)), make(map[string]int)
 	for _, p := range n.index.All() {
-		if n.told[p.UID] {
+		switch {
+		case n.told[p.UID]:
 			still[p.UID] = true
-		} else {
+			of[p.Namespace]++
+		case p.Missed:
 			next = append(next, p)
 		}
 	}
 	n.told = still
 	slices.SortFunc(next, func(a, b Pod) int { return b.Created.Compare(a.Created) })
-	for _, p := range next[:min(len(next), perPass)] {
+	told := 0
+	for _, p := range next {
+		if told == perPass {
+			return
+		}
+		if of[p.Namespace] == perNamespace {
+			continue
+		}
+		told++
+		of[p.Namespace]++
 		n.told[p.UID] = true
 		n.teller.TellUngated(p)
 	}

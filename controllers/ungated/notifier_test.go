@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/api/v1alpha1"
 )
 
 type teller struct{ told []string }
@@ -23,7 +25,7 @@ func (t *teller) TellUngated(p Pod) {
 	t.told = append(t.told, fmt.Sprintf("%s/%s %s %t", p.Namespace, p.Name, p.UID, p.Asks))
 }
 
-func TestEachPodIsToldOnceTheYoungestFirst(t *testing.T) {
+func TestMissedPodsAreToldOnceTheYoungestFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, heard := newIndex(), &teller{}
 		x.SetNamespace(space("shop", true))
@@ -34,10 +36,15 @@ func TestEachPodIsToldOnceTheYoungestFirst(t *testing.T) {
 			}))
 		}
 		plain := func(*corev1.Pod) {}
+		gated := func(p *corev1.Pod) {
+			p.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: v1alpha1.ConditionProgrammed}}
+		}
+		set("shop", "older-than-the-label", "0", 2*time.Hour, plain)
+		set("shop", "gated", "g", 90*time.Minute, gated)
 		set("shop", "old", "1", time.Hour, plain)
 		set("shop", "young", "2", time.Minute, plain)
 		set("bank", "asks", "3", 2*time.Minute, annotated("true"))
-		set("bank", "does-not", "4", time.Second, plain)
+		set("bank", "does-not", "4", time.Hour, plain)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- NewNotifier(x, heard, clock.RealClock{}).Start(ctx) }()
@@ -59,18 +66,33 @@ func TestEachPodIsToldOnceTheYoungestFirst(t *testing.T) {
 		set("shop", "young", "2", time.Minute, plain)
 		want("later nothing is news", hears(10*pass))
 		x.SetNamespace(space("bank", true))
-		want("a namespace is labelled", hears(pass), "bank/does-not 4 false")
+		want("a namespace is labelled", hears(pass))
+		set("bank", "gated", "h", time.Minute, gated)
+		x.DeletePod(pod("bank", "gated", plain))
+		want("it has a Pod with a gate for a while", hears(pass))
+		set("bank", "later", "6", time.Second, plain)
+		want("a Pod without one comes after that", hears(pass), "bank/later 6 false")
 		x.DeletePod(pod("shop", "young", plain))
 		set("shop", "young", "5", 0, plain)
 		want("another Pod of the same name", hears(pass), "shop/young 5 false")
-		for i := range 2*perPass + 1 {
-			set("shop", fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), time.Hour, plain)
+		// Two of shop, older and young, were told before.
+		for i := range 2 * perNamespace {
+			set("shop", fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), time.Minute, plain)
 		}
-		for i, n := range []int{perPass, perPass, 1, 0} {
+		left := perNamespace - 2
+		for left > 0 {
+			n := min(left, perPass)
 			if got := len(hears(pass)); got != n {
-				t.Errorf("pass %d over many tells %d, want %d", i, got, n)
+				t.Errorf("a pass over many tells %d, want %d", got, n)
 			}
+			left -= n
 		}
+		want("a namespace knows enough", hears(10*pass))
+		for i := range 2 * perNamespace {
+			x.DeletePod(pod("shop", fmt.Sprintf("p%d", i), plain))
+		}
+		set("shop", "again", "7", 0, plain)
+		want("those that were told are gone", hears(pass), "shop/again 7 false")
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -147,6 +147,11 @@ func refusedUnderFail(t *testing.T, f fixture) {
 func ungatedAreFound(t *testing.T, f fixture) {
 	labelled, plain := f.namespace(t, injected), f.namespace(t, nil)
 	f.failurePolicy(t, admissionregistrationv1.Ignore)
+	// By which the manager knows that the others were missed, and are not older
+	// than the label. Times of creation are in seconds.
+	f.refusesNothing(t, labelled)
+	f.create(t, labelled, pod{name: "gated", labels: otherLabels, args: []string{"sleep", "10m"}})
+	f.await(t, labelled, "gated", time.Minute, "is open", isOpen)
 	f.scale(t, 0)
 	missed := f.create(t, labelled, pod{name: "missed", labels: otherLabels, args: []string{"sleep", "10m"}})
 	asked := f.create(t, plain, pod{
