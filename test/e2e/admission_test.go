@@ -12,15 +12,12 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/test/e2e/testbed"
@@ -233,116 +230,6 @@ func kubectlShows(t *testing.T, f fixture) {
 	column := strings.Index(header, "READINESS GATES")
 	if column < 0 || !strings.HasPrefix(row[min(column, len(row)):], "1/1") {
 		t.Errorf("kubectl get pod -o wide shows no READINESS GATES 1/1:\n%s", out)
-	}
-}
-
-// agentClient returns a client with the token of the agent on a node, as
-// somebody who broke into it would have.
-func (f fixture) agentClient(t *testing.T, node string) kubernetes.Interface {
-	t.Helper()
-	pods, err := f.Client.CoreV1().Pods(testbed.Namespace).List(t.Context(), metav1.ListOptions{
-		LabelSelector: "app.kubernetes.io/name=policygate-agent", FieldSelector: "spec.nodeName=" + node,
-	})
-	if err != nil || len(pods.Items) != 1 {
-		t.Fatalf("the agent on %s: %v, %d Pods", node, err, len(pods.Items))
-	}
-	token, err := f.Client.CoreV1().ServiceAccounts(testbed.Namespace).CreateToken(t.Context(), "policygate-agent", &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{
-			Kind: "Pod", APIVersion: "v1", Name: pods.Items[0].Name, UID: pods.Items[0].UID,
-		}},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := rest.AnonymousClientConfig(f.Config)
-	config.BearerToken = token.Status.Token
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return client
-}
-
-func stolenToken(t *testing.T, f fixture) {
-	ns := f.namespace(t, injected)
-	server := f.server(t, ns, "server", f.serverNode, serverLabels)
-	f.apply(t, ns, policy("allow-client", networkingv1.PolicyTypeIngress, serverLabels, clientLabels))
-	f.settled(t, ns, server)
-	f.freeze(t, f.serverNode)
-	f.create(t, ns, pod{
-		name: "victim", node: f.clientNode, labels: clientLabels, args: []string{"sleep", "10m"},
-		annotations: map[string]string{"example.org/kept": "1"},
-		change:      func(p *corev1.Pod) { p.Finalizers = []string{"example.org/kept"} },
-	})
-	t.Cleanup(func() {
-		_, err := f.Client.CoreV1().Pods(ns).Patch(context.Background(), "victim", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
-		if err != nil {
-			t.Error(err)
-		}
-	})
-	victim := f.await(t, ns, "victim", 20*time.Second, "is held", isHeld)
-	own, foreign := f.agentClient(t, f.clientNode.Name), f.agentClient(t, f.serverNode.Name)
-
-	condition := func(kind, status string) string {
-		return fmt.Sprintf(`"status":{"conditions":[{"type":%q,"status":%q,"reason":"Confirmed","message":"m","lastTransitionTime":"2026-01-02T03:04:05Z"}]}`, kind, status)
-	}
-	ours := string(v1alpha1.ConditionProgrammed)
-	annotation := fmt.Sprintf(`"metadata":{"uid":%q,"annotations":{%q:"uid=%s;ips=%s;boot=x"}}`, victim.UID, v1alpha1.KeyProgrammed, victim.UID, victim.Status.PodIP)
-	for name, tc := range map[string]struct {
-		client kubernetes.Interface
-		patch  string
-		sub    []string
-	}{
-		"another node's gate":              {client: foreign, patch: `{` + annotation + `,` + condition(ours, "True") + `}`},
-		"the gate as False":                {client: own, patch: `{` + annotation + `,` + condition(ours, "False") + `}`},
-		"the gate without the annotation":  {client: own, patch: `{` + condition(ours, "True") + `}`},
-		"an annotation for another UID":    {client: own, patch: `{"metadata":{"annotations":{"` + v1alpha1.KeyProgrammed + `":"uid=other;ips=1.2.3.4;boot=x"}},` + condition(ours, "True") + `}`},
-		"the Ready condition":              {client: own, patch: `{` + annotation + `,` + condition("Ready", "True") + `}`},
-		"a label":                          {client: own, patch: `{"metadata":{"labels":{"app":"server"}}}`},
-		"deleting a label":                 {client: own, patch: `{"metadata":{"labels":{"app":null}}}`},
-		"another annotation":               {client: own, patch: `{"metadata":{"annotations":{"example.org/new":"1"}}}`},
-		"deleting another annotation":      {client: own, patch: `{"metadata":{"annotations":{"example.org/kept":null}}}`},
-		"finalizers":                       {client: own, patch: `{"metadata":{"finalizers":null}}`},
-		"the phase":                        {client: own, patch: `{"status":{"phase":"Failed"}}`},
-		"the status' reason":               {client: own, patch: `{"status":{"reason":"Evicted"}}`},
-		"container statuses":               {client: own, patch: `{"status":{"initContainerStatuses":null}}`},
-		"the Pod's addresses":              {client: own, patch: `{"status":{"podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}}`},
-		"the Pod itself, not its status":   {client: own, patch: `{"metadata":{"labels":{"app":"server"}}}`, sub: []string{}},
-		"the Pod of another node, labels ": {client: foreign, patch: `{"metadata":{"labels":{"app":"server"}}}`},
-	} {
-		sub := []string{"status"}
-		if tc.sub != nil {
-			sub = tc.sub
-		}
-		_, err := tc.client.CoreV1().Pods(ns).Patch(t.Context(), "victim", types.MergePatchType, []byte(tc.patch), metav1.PatchOptions{}, sub...)
-		if strings.Contains(tc.patch, "conditions") {
-			// A merge patch would replace the whole list.
-			_, err = tc.client.CoreV1().Pods(ns).Patch(t.Context(), "victim", types.StrategicMergePatchType, []byte(tc.patch), metav1.PatchOptions{}, sub...)
-		}
-		switch {
-		case err == nil:
-			t.Errorf("%s: accepted", name)
-		case !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err):
-			t.Errorf("%s: refused for another cause: %v", name, err)
-		default:
-			t.Logf("%s: %v", name, err)
-		}
-	}
-	if _, err := own.CoreV1().Pods(ns).Get(t.Context(), "victim", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
-		t.Errorf("reading a Pod: %v, want forbidden", err)
-	}
-	if err := own.CoreV1().Pods(ns).Delete(t.Context(), "victim", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
-		t.Errorf("deleting a Pod: %v, want forbidden", err)
-	}
-	after := f.get(t, ns, "victim")
-	if isOpen(after) || !isHeld(after) || after.Labels["app"] != "client" || after.Annotations["example.org/kept"] != "1" || len(after.Finalizers) != 1 {
-		t.Errorf("the Pod was changed: %+v; %s", after.ObjectMeta, describe(after))
-	}
-	// The same token does what it is for, so that the refusals above are not
-	// for want of any right.
-	good := `{` + annotation + `,` + condition(ours, "True") + `}`
-	if _, err := own.CoreV1().Pods(ns).Patch(t.Context(), "victim", types.StrategicMergePatchType, []byte(good), metav1.PatchOptions{}, "status"); err != nil {
-		t.Errorf("the agent's own patch: %v", err)
 	}
 }
 
