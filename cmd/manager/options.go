@@ -109,7 +109,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.startupTaint, "startup-taint", o.startupTaint,
 		"Key of the taint that kubelets register their nodes with, which is removed once a node's agent is connected and sees the dataplane; none by default. The component config/startup-taint sets it, and gives the right to.")
 	fs.DurationVar(&o.notReadyLimit, "node-not-ready-limit", o.notReadyLimit,
-		"How long a node may be NotReady until Pods of other nodes no longer wait for it; up to 1h. It is counted from the Node's condition.")
+		"How long a node may be NotReady until Pods of other nodes no longer wait for it; up to 1h. One whose agent answers is waited for all the same.")
 	fs.DurationVar(&o.stalledAfter, "node-stalled-after", o.stalledAfter,
 		"How long a node may confirm nothing while Pods wait for it, until Pods of other nodes no longer do: it is Stalled then. 30s, twice the longest sync that was seen of an engine, to 1h.")
 	fs.DurationVar(&o.defaultTimeout, "default-timeout", o.defaultTimeout,

@@ -69,6 +69,8 @@ type Index struct {
 	pods    map[types.UID]*pod
 	byName  map[types.NamespacedName]types.UID
 	nodes   map[string]*node
+	// reached are the nodes of which Reach says so.
+	reached map[string]struct{}
 	// expiring are the nodes that are not ready, but not for too long yet.
 	expiring map[string]struct{}
 	// namespaces has the UID of the namespace of each name.
@@ -139,6 +141,7 @@ func New(o Options) *Index {
 		pods:        map[types.UID]*pod{},
 		byName:      map[types.NamespacedName]types.UID{},
 		nodes:       map[string]*node{},
+		reached:     map[string]struct{}{},
 		expiring:    map[string]struct{}{},
 		namespaces:  map[string]types.UID{},
 		held:        map[types.UID]*held{},

@@ -319,6 +319,41 @@ func TestANodeThatIsNotReadyForTooLongLeavesTheSpan(t *testing.T) {
 	}
 }
 
+func TestANodeThatAnswersStaysInTheSpanWhateverItsNodeSays(t *testing.T) {
+	w := newTown(t)
+	span := func() []string {
+		w.settled()
+		a, _ := w.x.Assignment("db/backup")
+		return a.Span
+	}
+	both, own := []string{"n1", "n2"}, []string{"n1"}
+	want := func(when string, want []string) {
+		t.Helper()
+		if got := span(); !cmp.Equal(got, want) {
+			t.Errorf("%s: span %v, want %v", when, got, want)
+		}
+	}
+	w.x.Reach("n2", true)
+	w.node("n2", "10.0.2.0/24", func(n *corev1.Node) {
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}
+	})
+	w.clock.Step(DefaultNotReadyLimit)
+	want("not ready for long, and answers", both)
+	w.x.Reach("n2", false)
+	if got := w.x.Affected(); !slices.Contains(got, "db/backup") {
+		t.Errorf("affected %v by its agent's end, want the subject that waits for the node", got)
+	}
+	want("it does not answer any more", own)
+	w.x.Reach("n2", true)
+	want("it answers again", both)
+	w.x.Reach("n2", true)
+	if got := w.x.Affected(); len(got) > 0 {
+		t.Errorf("affected %v by what was known", got)
+	}
+	w.x.Reach("n9", true) // not known yet
+	w.x.Reach("n9", false)
+}
+
 // The clocks of others: the API server's, which dates Nodes and Pods, may be
 // behind this process' own or ahead of it by any amount.
 func TestHowLongANodeHasNotBeenReadyIsNotReadOffAnotherClock(t *testing.T) {

@@ -120,6 +120,32 @@ func (x *Index) DeleteNode(name string) {
 	x.reviewBoot(name)
 }
 
+// Reach says whether a node can be asked, whatever its Node says: one that can
+// be does not leave the spans of others for not being ready. An API server that
+// was away has all nodes be not ready, though all of them enforce what they did.
+func (x *Index) Reach(name string, reached bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, was := x.reached[name]; was == reached {
+		return
+	}
+	if reached {
+		x.reached[name] = struct{}{}
+	} else {
+		delete(x.reached, name)
+	}
+	if n := x.nodes[name]; n != nil && !n.notReadySince.IsZero() {
+		x.meet(x.placeNode(name))
+	}
+}
+
+// out reports whether nobody on another node waits for the node any more.
+func (x *Index) out(name string) bool {
+	n := x.nodes[name]
+	_, reached := x.reached[name]
+	return !reached && !n.notReadySince.IsZero() && x.options.Clock.Since(n.notReadySince) >= x.options.NotReadyLimit
+}
+
 // placeNode puts a node into the cluster as it is now, and returns what that
 // changed.
 func (x *Index) placeNode(name string) expect.Footprint {
@@ -128,6 +154,6 @@ func (x *Index) placeNode(name string) expect.Footprint {
 		Name:      name,
 		PodCIDRs:  n.cidrs,
 		Addresses: n.addresses,
-		Out:       !n.notReadySince.IsZero() && x.options.Clock.Since(n.notReadySince) >= x.options.NotReadyLimit,
+		Out:       x.out(name),
 	})
 }

@@ -39,6 +39,7 @@ type fakeCoverage struct {
 	// compute, if not nil, is called for each computation.
 	compute   func(types.UID)
 	suspected []types.UID
+	reached   map[string]bool
 }
 
 func (c *fakeCoverage) Wake() <-chan struct{} { return nil }
@@ -64,6 +65,13 @@ func (c *fakeCoverage) Standing(uid types.UID) (*hubv1.Basis, bool) {
 		return nil, false
 	}
 	return last.Basis, true
+}
+
+func (c *fakeCoverage) Reach(node string, reached bool) {
+	if c.reached == nil {
+		c.reached = map[string]bool{}
+	}
+	c.reached[node] = reached
 }
 
 func (c *fakeCoverage) Suspect(uid types.UID) { c.suspected = append(c.suspected, uid) }

@@ -49,6 +49,8 @@ type Coverage interface {
 	// Suspect has the assignments of uid ask of older Pods as well, from now
 	// on, whether the rules that it waits for are realized for anybody.
 	Suspect(uid types.UID)
+	// Reach says whether a node's agent has a session.
+	Reach(node string, reached bool)
 }
 
 // Barrier says whether all that existed before a Pod was seen is known.
@@ -210,6 +212,7 @@ func (l *Ledger) Connected(name string, hello hub.Hello) {
 	l.inbox.Post(func() {
 		n := l.node(name)
 		n.connected = true
+		l.coverage.Reach(name, true)
 		l.look(name, n, hello.State)
 		l.forgetAnswers(n)
 	})
@@ -221,6 +224,7 @@ func (l *Ledger) Disconnected(name string) {
 	l.inbox.Post(func() {
 		n := l.node(name)
 		n.connected = false
+		l.coverage.Reach(name, false)
 		l.reckon(n)
 		l.forgetAnswers(n)
 	})

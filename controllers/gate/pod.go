@@ -97,17 +97,17 @@ func (p *pod) open(bootID string) bool {
 	return p.condition.Status == corev1.ConditionTrue && p.programmed(bootID)
 }
 
-// outlived reports whether the gate stands open since before the hold that ran
-// last began, by the clock of their node. It was opened for an earlier sandbox,
-// then, whose rules may be gone, though the new one got the same addresses; or
-// for this one before its hold could be started. Either way the hold waits for
-// it to be opened anew.
+// outlived reports whether the gate stands open since before the hold that runs
+// began, by the clock of their node. It was opened for an earlier sandbox, then,
+// whose rules may be gone, though the new one got the same addresses; or for
+// this one before its hold could be started. Either way the hold waits for it to
+// be opened anew. A hold that has ended waits for nothing.
 func (p *pod) outlived() bool {
-	return p.condition.Status == corev1.ConditionTrue && p.held.After(p.condition.LastTransitionTime.Time)
+	return p.holding && p.condition.Status == corev1.ConditionTrue && p.held.After(p.condition.LastTransitionTime.Time)
 }
 
-// Outlived reports whether p's gate stands open since before its hold began:
-// the hold waits for it to be opened anew.
+// Outlived reports whether p's gate stands open since before its hold began,
+// which runs: it waits for the gate to be opened anew.
 func Outlived(p *corev1.Pod, conditionType corev1.PodConditionType) bool {
 	view, err := newPod(p, conditionType)
 	return err == nil && view.outlived()

@@ -204,6 +204,22 @@ func TestANewHoldAtTheSameAddressShutsTheGate(t *testing.T) {
 	}
 }
 
+// Nobody is held by it, and the Pod runs.
+func TestAHoldThatEndedShutsNoGate(t *testing.T) {
+	b := newBench(t)
+	opening := time.Unix(1000, 0)
+	ended := func(p *corev1.Pod) {
+		holding(opening.Add(time.Minute))(p)
+		state := &p.Status.InitContainerStatuses[0].State
+		state.Terminated = &corev1.ContainerStateTerminated{StartedAt: state.Running.StartedAt}
+		state.Running = nil
+	}
+	b.ledger.PodChanged(b.pod(both(ended, openedAt(opening, "")), "10.0.0.1"))
+	b.demand("10.0.0.1", 6, 80, "n1")
+	b.step()
+	b.wantSent()
+}
+
 // The clock of the node was set back between the start of the hold and the
 // opening of its gate.
 func TestAClockThatWasSetBackShutsNoGate(t *testing.T) {
