@@ -25,17 +25,7 @@ func delayedPolicyWatch(t *testing.T, f fixture) {
 	const watchDelay = 5 * time.Second
 	ns := f.namespace(t, injected)
 	forbidden := f.server(t, ns, "forbidden", f.serverNode, serverLabels)
-	proxy, err := delayproxy.Start(t.Context(), f.Cluster.HostIPs()[0], filepath.Dir(f.Cluster.Kubeconfig()), f.Config.Host, "networkpolicies", watchDelay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.manager(t, 1, fmt.Sprintf(`{"name":"KUBERNETES_SERVICE_HOST","value":%q},{"name":"KUBERNETES_SERVICE_PORT","value":"%d"}`, f.Cluster.HostIPs()[0], proxy.Port()))
-	t.Cleanup(func() {
-		f.manager(t, 2, `{"name":"KUBERNETES_SERVICE_HOST","$patch":"delete"},{"name":"KUBERNETES_SERVICE_PORT","$patch":"delete"}`)
-		if err := proxy.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	f.behindProxy(t, "networkpolicies", watchDelay)
 	for n := range 3 {
 		labels := map[string]string{"app": fmt.Sprintf("late-%d", n)}
 		f.slow(t, f.clientNode, 4*time.Second)
@@ -52,6 +42,25 @@ func delayedPolicyWatch(t *testing.T, f fixture) {
 		}
 		f.calm(t)
 	}
+}
+
+// behindProxy leaves one replica of the manager, which sees the resource
+// through a proxy, its watches late by delay.
+func (f fixture) behindProxy(t *testing.T, resource string, delay time.Duration) *delayproxy.Proxy {
+	t.Helper()
+	host := f.Cluster.HostIPs()[0]
+	proxy, err := delayproxy.Start(t.Context(), host, filepath.Dir(f.Cluster.Kubeconfig()), f.Config.Host, resource, delay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.manager(t, 2, `{"name":"KUBERNETES_SERVICE_HOST","$patch":"delete"},{"name":"KUBERNETES_SERVICE_PORT","$patch":"delete"}`)
+		if err := proxy.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	f.manager(t, 1, fmt.Sprintf(`{"name":"KUBERNETES_SERVICE_HOST","value":%q},{"name":"KUBERNETES_SERVICE_PORT","value":"%d"}`, host, proxy.Port()))
+	return proxy
 }
 
 // manager sets the number of replicas and changes their environment, and waits

@@ -3,7 +3,8 @@
 
 // Package delayproxy stands between a client and the API server and delivers
 // the watch events of one kind late, in order and whole, as a slow network or a
-// busy server would. Everything else passes at once, consistent lists too.
+// busy server would; or leaves a gap in them, after which the client has to list
+// anew. Everything else passes at once, consistent lists too.
 package delayproxy
 
 import (
@@ -14,7 +15,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -25,13 +28,25 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 // Proxy serves until Close.
 type Proxy struct {
 	server   *http.Server
 	listener net.Listener
+	resource string
+
+	mu sync.Mutex // guards the following
+	// interrupted is true while nothing of the resource passes.
+	interrupted bool
+	// expired is true once a watch would have to begin before the gap.
+	expired bool
+	watches map[io.Closer]struct{}
 }
 
 // Start listens at a free port of host, with a certificate signed by the
@@ -50,23 +65,21 @@ func Start(ctx context.Context, host, pkiDir, target, resource string, delay tim
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{
-		listener: listener,
-		server: &http.Server{
-			TLSConfig:         &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
-			ReadHeaderTimeout: 10 * time.Second,
-			Handler: &httputil.ReverseProxy{
-				Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to); r.Out.Host = r.In.Host },
-				Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
-				FlushInterval: -1,
-				ModifyResponse: func(r *http.Response) error {
-					if strings.HasSuffix(r.Request.URL.Path, "/"+resource) && isWatch(r.Request.URL.Query()) {
-						r.Body = late(r.Body, delay)
-					}
-					return nil
-				},
+	p := &Proxy{listener: listener, resource: resource, watches: map[io.Closer]struct{}{}}
+	p.server = &http.Server{
+		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
+		ReadHeaderTimeout: 10 * time.Second,
+		Handler: p.gap(&httputil.ReverseProxy{
+			Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to); r.Out.Host = r.In.Host },
+			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+			FlushInterval: -1,
+			ModifyResponse: func(r *http.Response) error {
+				if p.concerns(r.Request.URL) && isWatch(r.Request.URL.Query()) {
+					r.Body = p.watched(late(r.Body, delay))
+				}
+				return nil
 			},
-		},
+		}),
 	}
 	go p.server.ServeTLS(listener, "", "") //nolint:errcheck // ends with Close
 	return p, nil
@@ -77,6 +90,86 @@ func (p *Proxy) Port() int { return p.listener.Addr().(*net.TCPAddr).Port }
 
 // Close ends it and every watch that goes through it.
 func (p *Proxy) Close() error { return p.server.Close() }
+
+// Interrupt ends every watch of the resource and lets none of it pass, lists
+// neither. Resume lets all pass again, but answers the watches that would go on
+// where they were interrupted that this is too long ago, until one has listed.
+func (p *Proxy) Interrupt() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.interrupted, p.expired = true, true
+	for w := range p.watches {
+		_ = w.Close() // the reader is told
+	}
+	clear(p.watches)
+}
+
+// Resume ends what Interrupt began.
+func (p *Proxy) Resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.interrupted = false
+}
+
+func (p *Proxy) concerns(u *url.URL) bool { return strings.HasSuffix(u.Path, "/"+p.resource) }
+
+// gap answers what Interrupt forbids, and passes on the rest.
+func (p *Proxy) gap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.concerns(r.URL) {
+			if refusal := p.refusal(r.URL.Query()); refusal != nil {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(int(refusal.ErrStatus.Code))
+				_ = json.NewEncoder(w).Encode(refusal.ErrStatus) // the client has gone, then
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (p *Proxy) refusal(q url.Values) *apierrors.StatusError {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// A list, or a watch that begins with one.
+	anew := !isWatch(q) || q.Get("sendInitialEvents") == "true"
+	switch {
+	case p.interrupted:
+		return apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "get", schema.GroupResource{Resource: p.resource}, "", "interrupted", 1, false)
+	case p.expired && !anew:
+		return apierrors.NewResourceExpired("too old resource version")
+	}
+	p.expired = p.expired && !anew
+	return nil
+}
+
+// watched returns body such that Interrupt ends it.
+func (p *Proxy) watched(body io.ReadCloser) io.ReadCloser {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.interrupted { // since it was asked for
+		_ = body.Close() // the reader is told
+	}
+	r, w := io.Pipe()
+	p.watches[body] = struct{}{}
+	go func() {
+		_, err := io.Copy(w, body)
+		w.CloseWithError(err)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.watches, body)
+	}()
+	return readEnd{r, body}
+}
+
+// readEnd reads from a pipe and closes what feeds it, too.
+type readEnd struct {
+	*io.PipeReader
+	source io.Closer
+}
+
+// Close implements io.Closer.
+func (e readEnd) Close() error { return errors.Join(e.PipeReader.Close(), e.source.Close()) }
 
 func isWatch(q url.Values) bool {
 	return q.Get("watch") == "true" || q.Get("watch") == "1"

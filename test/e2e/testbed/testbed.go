@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,6 +55,10 @@ type Options struct {
 	Keep bool
 	// APIServerArgs is appended to kube-apiserver's arguments.
 	APIServerArgs []string
+	// ControllerManagerArgs is appended to kube-controller-manager's arguments.
+	ControllerManagerArgs []string
+	// Components are those of config that are deployed beside prometheus/ports.
+	Components []string
 	// Progress receives lines for the person who waits. Nil: none.
 	Progress io.Writer
 }
@@ -87,6 +92,7 @@ func Start(ctx context.Context, o Options) (_ *Testbed, err error) {
 	t.Cluster, err = cluster.Start(ctx, cluster.Options{
 		Name: o.Name, Nodes: o.Nodes, LateNodes: o.LateNodes, DualStack: o.DualStack, IPTables: o.IPTables, Keep: o.Keep,
 		KubeBinary: filepath.Join(t.artifacts.kube, "kube"), Progress: o.Progress, APIServerArgs: o.APIServerArgs,
+		ControllerManagerArgs: o.ControllerManagerArgs,
 	})
 	if err != nil {
 		return nil, err
@@ -134,9 +140,14 @@ func (t *Testbed) Stop(ctx context.Context) error {
 }
 
 // Make runs one of the Makefile's deployment targets against the cluster.
-func (t *Testbed) Make(ctx context.Context, target string) error {
-	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", target,
-		"IMG="+GateImage, "COMPONENTS=prometheus/ports", "KUBECTL="+filepath.Join(t.artifacts.kube, "bin", "kubectl"))
+// Variables, as NAME=VALUE, overrule what it gives by itself.
+func (t *Testbed) Make(ctx context.Context, target string, variables ...string) error {
+	args := []string{
+		"--no-print-directory", target,
+		"IMG=" + GateImage, "COMPONENTS=" + strings.Join(append([]string{"prometheus/ports"}, t.options.Components...), " "),
+		"KUBECTL=" + filepath.Join(t.artifacts.kube, "bin", "kubectl"),
+	}
+	cmd := exec.CommandContext(ctx, "make", append(args, variables...)...)
 	cmd.Dir = t.artifacts.root
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+t.Cluster.Kubeconfig())
 	if out, err := cmd.CombinedOutput(); err != nil {
