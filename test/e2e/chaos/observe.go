@@ -157,6 +157,9 @@ func (o *observer) judge(ctx context.Context, opening Opening, l Look) Outcome {
 			return Void
 		}
 		l = o.hindsight(l)
+		if l.Want && l.Got == packet.Silent && l.Unproven == "" && !o.connected(ctx, l) {
+			l.Unproven = "the stranger does not get to anybody there"
+		}
 	}
 	if good && !l.Want && l.Unproven != "" {
 		o.record.tell(func(r *Report) { r.Void[l.Unproven]++ })
@@ -197,12 +200,17 @@ func (o *observer) hindsight(l Look) Look {
 			continue // not a Pod; and a client's end is what tells of its dials
 		}
 		owners := o.record.pods(func(owner Life) bool {
-			return slices.ContainsFunc(owner.Pod.Status.PodIPs, func(ip corev1.PodIP) bool { return ip.IP == p.IP.String() })
+			return owner.Party().Name == p.Name || slices.ContainsFunc(owner.Pod.Status.PodIPs, func(ip corev1.PodIP) bool {
+				return ip.IP == p.IP.String()
+			})
 		})
 		for _, owner := range owners {
 			switch {
 			case owner.Party().Name == p.Name:
 				p.Gone = owner.Gone
+				if owner.IP() != p.IP {
+					l.Unproven = "the Pod has got another address"
+				}
 			case owner.Addressed.After(l.Sent) || owner.Gone.IsZero():
 				l.Unproven = "the address has become another Pod's"
 			}
@@ -300,6 +308,21 @@ func (o *observer) ask(ctx context.Context, l Look) Look {
 		}
 	}
 	return l
+}
+
+// connected says whether the stranger of a flow that was not answered, if there
+// is one, is where it was thought to be: its node may have rebooted while nobody
+// could tell.
+func (o *observer) connected(ctx context.Context, l Look) bool {
+	stranger, other := l.From, l.To
+	if l.From.Role != Stranger {
+		stranger, other = l.To, l.From
+	}
+	if stranger.Role != Stranger || stranger.Node == "" {
+		return true
+	}
+	vantage, err := o.vantage(ctx, stranger)
+	return err == nil && o.passes(ctx, vantage, Look{From: stranger, To: other})
 }
 
 // passes says whether a stranger who was refused gets to a Pod beside, which

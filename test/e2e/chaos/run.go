@@ -278,10 +278,33 @@ func (r *run) fail(ctx context.Context, kind fault.Kind, lasts time.Duration, ra
 			}
 		}
 	}
+	if betweenWebhook(kind.Name) {
+		if err := r.managersReady(whole); err != nil {
+			return err
+		}
+	}
 	r.record.tell(func(report *Report) {
 		r.progress("end of: %s, %s; gates %d, wrong %d, stuck %d, lost %d", kind.Name, f.Target,
 			report.Gates(), len(report.Wrong), len(report.Stuck), len(report.Lost))
 	})
+	return nil
+}
+
+// managersReady waits until the webhook can be asked again.
+func (r *run) managersReady(ctx context.Context) error {
+	var last string
+	err := wait.PollUntilContextCancel(ctx, again, true, func(ctx context.Context) (bool, error) {
+		managers, err := r.Bed.Client.AppsV1().Deployments(testbed.Namespace).Get(ctx, "policygate-manager", metav1.GetOptions{})
+		if err != nil {
+			last = err.Error()
+			return false, nil
+		}
+		last = fmt.Sprintf("%d of %d are ready", managers.Status.ReadyReplicas, managers.Status.Replicas)
+		return managers.Status.ReadyReplicas == managers.Status.Replicas && managers.Status.Replicas > 0, nil
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the managers: %w: %s", err, last)
+	}
 	return nil
 }
 
