@@ -6,6 +6,7 @@ package ungated
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,9 +20,14 @@ import (
 	"github.com/policygate/policygate/api/v1alpha1"
 )
 
-type teller struct{ told []string }
+type teller struct {
+	mu   sync.Mutex // guards told
+	told []string
+}
 
 func (t *teller) TellUngated(p Pod) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.told = append(t.told, fmt.Sprintf("%s/%s %s %t", p.Namespace, p.Name, p.UID, p.Asks))
 }
 
@@ -52,6 +58,8 @@ func TestMissedPodsAreToldOnceTheYoungestFirst(t *testing.T) {
 		hears := func(after time.Duration) []string {
 			time.Sleep(after)
 			synctest.Wait()
+			heard.mu.Lock()
+			defer heard.mu.Unlock()
 			told := heard.told
 			heard.told = nil
 			return told
