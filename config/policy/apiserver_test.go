@@ -208,6 +208,21 @@ func TestAPIServer(t *testing.T) {
 		if _, err := s.as(t, agent).CoreV1().Pods("default").Patch(t.Context(), p.Name, types.StrategicMergePatchType, []byte(opening), metav1.PatchOptions{}, "status"); err != nil {
 			t.Error(err)
 		}
+		// The gate is as the agent may write it: what else it writes is refused for
+		// what it is.
+		for body, words := range map[string]string{
+			`{"metadata":{"labels":{"a":"b"}}}`:                             "metadata.labels may not be written",
+			`{"metadata":{"annotations":{"a":"b"}}}`:                        "no annotation but policygate.io/programmed",
+			`{"metadata":{"finalizers":["example.org/x"]}}`:                 "metadata.finalizers may not be written",
+			`{"status":{"phase":"Failed"}}`:                                 "status.phase may not be written",
+			`{"status":{"podIP":"10.0.0.2","podIPs":[{"ip":"10.0.0.2"}]}}`:  "status.podIP",
+			`{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`: "only the condition",
+		} {
+			refusedBy(t, words, func() error {
+				_, err := s.as(t, agent).CoreV1().Pods("default").Patch(t.Context(), p.Name, types.StrategicMergePatchType, []byte(body), metav1.PatchOptions{}, "status")
+				return err
+			})
+		}
 		refusedBy(t, "True only, the manager as False only", func() error {
 			_, err := s.as(t, manager).CoreV1().Pods("default").Patch(t.Context(), p.Name, types.StrategicMergePatchType, []byte(opening), metav1.PatchOptions{}, "status")
 			return err
