@@ -44,6 +44,7 @@ func TestRollout(t *testing.T) {
 	f := start(t, testbed.Options{Name: "rollout", Nodes: 3, IPTables: cluster.IPTablesNFT})
 	f.patchDeployment(t, fmt.Sprintf(`[{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"--certificate-overlap=%s"}]`, overlap))
 	f.rolledOut(t)
+	f.patient(t)
 	for _, scenario := range []struct {
 		name string
 		run  func(*testing.T, fixture)
@@ -375,6 +376,19 @@ func (f fixture) failurePolicy(t *testing.T, policy admissionregistrationv1.Fail
 		{"op":"replace","path":"/webhooks/0/failurePolicy","value":%q}]`, policy)
 	_, err := f.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Patch(context.WithoutCancel(t.Context()), "policygate",
 		types.JSONPatchType, []byte(patch), metav1.PatchOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// patient gives the webhook longer than the 2 s that it is shipped with, so that
+// a processor that is busy with other things is not taken for a request that was
+// lost: a connection that was cut fails at once, and one whose other end is gone
+// is only noticed after 45 s.
+func (f fixture) patient(t *testing.T) {
+	t.Helper()
+	const patch = `[{"op":"replace","path":"/webhooks/0/timeoutSeconds","value":10},{"op":"replace","path":"/webhooks/1/timeoutSeconds","value":10}]`
+	_, err := f.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Patch(t.Context(), "policygate", types.JSONPatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
