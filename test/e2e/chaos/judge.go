@@ -17,7 +17,7 @@ const (
 	// settleEdit is how long an edit may take to get to everybody: a watch
 	// event and a list, with a machine that is busy in between.
 	settleEdit = 2 * time.Second
-	// settleBegin is how long a fault may take to come about.
+	// settleBegin is how long a fault that is in force may take to come about.
 	settleBegin = time.Second
 	// settleFault is how long after its end a fault can still change rules or
 	// cut flows: what was restarted comes up and begins with its rules.
@@ -33,17 +33,18 @@ const (
 // Window is a fault and the time in which it was in force.
 type Window struct {
 	Kind, Target string
-	// Begin is before the fault could show, Ending before it is ended, End after
-	// what failed runs again; zero until then.
-	Begin, Ending, End time.Time
-	Severs             func(a, b string) bool
-	Rewrites           []string
+	// Begin is before the fault could show, Began when it was in force, Ending
+	// before it is ended, End after what failed runs again; zero until then.
+	// Before Began nobody can say what it does.
+	Begin, Began, Ending, End time.Time
+	Severs                    func(a, b string) bool
+	Rewrites                  []string
 }
 
 // rewrites says whether the fault may have changed rules in the time from one
 // to another: by its beginning or by its end. In between nobody does.
 func (w Window) rewrites(from, to time.Time) bool {
-	beginning := Window{Begin: w.Begin, End: w.Begin.Add(settleBegin)}
+	beginning := Window{Begin: w.Begin, End: w.Began.Add(settleBegin)}
 	ending := Window{Begin: w.Ending, End: w.End}
 	return beginning.meets(from, to, 0) || !w.Ending.IsZero() && ending.meets(from, to, settleFault)
 }
@@ -204,6 +205,9 @@ func (w Window) void(o Opening, l Look) string {
 	}
 	if !w.meets(o.since(), l.Answered, settleFault) {
 		return ""
+	}
+	if w.Began.IsZero() {
+		return "a fault is beginning: " + w.Kind
 	}
 	concerned := slices.Contains(w.Rewrites, l.From.Node) || slices.Contains(w.Rewrites, l.To.Node)
 	if concerned && w.rewrites(o.since(), l.Answered) {

@@ -77,43 +77,51 @@ func TestJudge(t *testing.T) {
 			look:    letIn, want: Void, why: "a fault has begun",
 		},
 		"a fault in which the gate opened excuses nobody": {
-			history: History{Faults: []Window{{Kind: "manager killed", Begin: at(-5)}}},
+			history: History{Faults: []Window{{Kind: "manager killed", Begin: at(-5), Began: at(-5)}}},
 			look:    letIn, want: Wrong,
+		},
+		"a fault that is still beginning may do anything": {
+			history: History{Faults: []Window{{Kind: "node rebooted", Begin: at(-5)}}},
+			look:    letIn, want: Void, why: "is beginning",
+		},
+		"a fault that took long to begin may have changed rules until then": {
+			history: History{Faults: []Window{{Kind: "node rebooted", Begin: at(-25), Began: at(0.5), Rewrites: []string{"n1"}}}},
+			look:    letIn, want: Void, why: "changes rules",
 		},
 		"a fault after the answer changes nothing": {
 			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(1.2), Rewrites: []string{"n1"}}}},
 			look:    letIn, want: Wrong,
 		},
 		"an engine that is dead changes no rules": {
-			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-5), Rewrites: []string{"n1"}}}},
+			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-5), Began: at(-5), Rewrites: []string{"n1"}}}},
 			look:    letIn, want: Wrong,
 		},
 		"an engine that is started may change rules": {
-			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-9), Ending: at(-3), End: at(-2), Rewrites: []string{"n1"}}}},
+			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-9), Began: at(-9), Ending: at(-3), End: at(-2), Rewrites: []string{"n1"}}}},
 			look:    letIn, want: Void, why: "changes rules",
 		},
 		"an engine that was started long ago does not": {
-			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-19), Ending: at(-9), End: at(-8), Rewrites: []string{"n1"}}}},
+			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-19), Began: at(-19), Ending: at(-9), End: at(-8), Rewrites: []string{"n1"}}}},
 			look:    letIn, want: Wrong,
 		},
 		"an engine of a node that is not concerned does not": {
-			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-9), Ending: at(-3), Rewrites: []string{"n3"}}}},
+			history: History{Faults: []Window{{Kind: "engine killed", Begin: at(-9), Began: at(-9), Ending: at(-3), Rewrites: []string{"n3"}}}},
 			look:    letIn, want: Wrong,
 		},
 		"a cut between the nodes keeps an answer away": {
-			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Severs: severs("n1", "n2")}}},
+			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Began: at(-5), Severs: severs("n1", "n2")}}},
 			look:    silent, want: Void, why: "cut off",
 		},
 		"a cut refuses nothing": {
-			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Severs: severs("n1", "n2")}}},
+			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Began: at(-5), Severs: severs("n1", "n2")}}},
 			look:    refused, want: Wrong,
 		},
 		"a cut elsewhere keeps nothing away": {
-			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Severs: severs("n2", "n3")}}},
+			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Began: at(-5), Severs: severs("n2", "n3")}}},
 			look:    silent, want: Wrong,
 		},
 		"a cut lets nobody in": {
-			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Severs: severs("n1", "n2")}}},
+			history: History{Faults: []Window{{Kind: "cut", Begin: at(-5), Began: at(-5), Severs: severs("n1", "n2")}}},
 			look:    letIn, want: Wrong,
 		},
 		"an edit after the opening ends the observation": {

@@ -263,7 +263,7 @@ func (r *run) fail(ctx context.Context, kind fault.Kind, lasts time.Duration, ra
 		r.record.tell(func(report *Report) { report.Failed[kind.Name]++ })
 		return nil
 	}
-	window(func(w *Window) { w.Target, w.Severs, w.Rewrites = f.Target, f.Severs, f.Rewrites })
+	window(func(w *Window) { w.Began, w.Target, w.Severs, w.Rewrites = time.Now(), f.Target, f.Severs, f.Rewrites })
 	r.record.tell(func(report *Report) { report.Faults[kind.Name]++ })
 	r.progress("fault: %s, %s", kind.Name, f.Target)
 	pause(ctx, max(lasts, kind.Least))
