@@ -40,7 +40,7 @@ func TestRun(t *testing.T) {
 		want int
 		says []string
 	}{
-		"every function of every module is run, and one that fails fails all": {
+		"every function of every module is run, and a failure of one is one of all": {
 			want: 1, says: []string{"1 of 2: FuzzHolds in example.com/a", "2 of 2: FuzzBreaks in example.com/b", "fuzz: FuzzBreaks"},
 		},
 		"functions that hold are no failure":      {args: []string{"-run", "Holds"}, says: []string{"1 of 1: FuzzHolds"}},

@@ -139,10 +139,11 @@ func list(ctx context.Context, root string, b Build) ([]goPackage, error) {
 // above it, up to its module's.
 func addFiles(files map[string]bool, dir, module string) error {
 	name := regexp.MustCompile(`(?i)^(licen[cs]e|copying|unlicense)([-._].*)?$`)
-	for ; ; dir = filepath.Dir(dir) {
-		if rest, err := filepath.Rel(module, dir); err != nil || !filepath.IsLocal(rest) {
-			return nil
-		}
+	within := func() bool {
+		rest, err := filepath.Rel(module, dir)
+		return err == nil && filepath.IsLocal(rest)
+	}
+	for ; within(); dir = filepath.Dir(dir) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err
@@ -153,6 +154,7 @@ func addFiles(files map[string]bool, dir, module string) error {
 			}
 		}
 	}
+	return nil
 }
 
 // licences returns all licences of some files.

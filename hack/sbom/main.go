@@ -182,7 +182,7 @@ func library(m linked.Module) (component, error) {
 	encoded, ok := strings.CutPrefix(m.Sum, "h1:")
 	sum, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil {
-		return component{}, fmt.Errorf("module %s: checksum %q: want one that begins with h1:", m.Path, m.Sum)
+		return component{}, fmt.Errorf("module %s: checksum %q: want h1 and base64", m.Path, m.Sum)
 	}
 	c.Hashes = []hash{{"SHA-256", hex.EncodeToString(sum)}}
 	return c, nil

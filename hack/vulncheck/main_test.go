@@ -61,7 +61,7 @@ func TestRun(t *testing.T) {
 		"a module that cannot be read fails":         {modules: []string{t.TempDir()}, env: map[string]string{"GOVULNDB": beyond}, want: 1, says: "vulncheck: module"},
 		"no module is a mistake":                     {want: 2, says: "want directories"},
 		"another word for it is a mistake":           {modules: []string{module}, env: map[string]string{"VULNCHECK": "yes"}, want: 2, says: `VULNCHECK="yes"`},
-		"one module that fails fails all":            {modules: []string{module, module}, env: map[string]string{"GOVULNDB": reached}, want: 1, says: "GO-2026-9999"},
+		"a failure of one module is one of all":      {modules: []string{module, module}, env: map[string]string{"GOVULNDB": reached}, want: 1, says: "GO-2026-9999"},
 		"a database that is named and is none fails": {modules: []string{module}, env: map[string]string{"GOVULNDB": "file:///no/such/database"}, want: 1, says: "vulncheck"},
 	}
 	t.Chdir("../..")

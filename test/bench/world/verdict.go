@@ -5,6 +5,7 @@ package world
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/policygate/policygate/api/flow"
@@ -25,10 +26,10 @@ type realized struct {
 }
 
 func seen[T any](r realized, h *history[T]) *T {
-	for i := len(h.versions) - 1; i >= 0; i-- {
+	for i, v := range slices.Backward(h.versions) {
 		done, ever := h.realized(i, r.delays.of(r.node, h.key, h.first+uint64(i)))
 		if ever && !done.After(r.at) {
-			return h.versions[i].state
+			return v.state
 		}
 	}
 	return nil
