@@ -41,7 +41,7 @@ func MetricNames(expr string) []string {
 				for i++; i < len(tokens) && tokens[i] != ")"; i++ {
 				}
 			}
-		case !name.MatchString(t) || slices.Contains(words, t):
+		case !name.MatchString(tokens[i]) || slices.Contains(words, t):
 		case next == "(" || slices.Contains(grouping, strings.ToLower(next)):
 			// A function, or an aggregation whose labels come first.
 		default:
