@@ -51,6 +51,13 @@ func (c *Cluster) powerOff(ctx context.Context, n *Node) error {
 	if err := c.network().unplug(n.Name); err != nil {
 		return err
 	}
+	if _, err := os.Stat(netnsPath(n.NetNS)); err == nil {
+		// The connections of those who are killed below wait for an answer, which cannot
+		// come, and keep the namespace with all its links: minutes by default.
+		if err := setSysctls(n.NetNS, map[string]string{"net/ipv4/tcp_orphan_retries": "1"}); err != nil {
+			return err
+		}
+	}
 	// The runtime first, which could start more containers.
 	if err := c.cgroups.killAll(ctx, c.cgroup(n.Name)); err != nil {
 		return err
