@@ -128,14 +128,6 @@ type Look struct {
 	Unproven string
 }
 
-// Finding is a look that shows that a gate opened wrongly.
-type Finding struct {
-	Opening Opening
-	Look    Look
-	// Near are the faults around it.
-	Near []Window
-}
-
 // Outcome is what a look says of an opening.
 type Outcome int
 

@@ -65,6 +65,16 @@ func (r Report) faults() (faults, kinds int) {
 	return faults, kinds
 }
 
+// finding is what went wrong in one way.
+type finding struct {
+	what  string
+	lines []string
+}
+
+func (r Report) findings() []finding {
+	return []finding{{"opened wrongly", r.Wrong}, {"stuck", r.Stuck}, {"lost", r.Lost}}
+}
+
 // What ten minutes have to show.
 const (
 	longRun   = 10 * time.Minute
@@ -76,9 +86,9 @@ const (
 // is enough for how long it took.
 func (r Report) Check() error {
 	var errs []error
-	for what, list := range map[string][]string{"opened wrongly": r.Wrong, "are stuck": r.Stuck, "are lost": r.Lost} {
-		if len(list) > 0 {
-			errs = append(errs, fmt.Errorf("%d %s", len(list), what))
+	for _, f := range r.findings() {
+		if len(f.lines) > 0 {
+			errs = append(errs, fmt.Errorf("%d %s", len(f.lines), f.what))
 		}
 	}
 	faults, _ := r.faults()
@@ -124,13 +134,15 @@ func (r Report) Write(w io.Writer) error {
 	fmt.Fprintf(&text, "strangers let in before a gate opened, and refused after it: %d\n", r.Retried)
 	fmt.Fprintf(&text, "first dials of Jobs: %d\n", r.Dials)
 	section("answers that were not as wanted and prove nothing", r.Void)
-	for title, took := range map[string][]time.Duration{"calm": r.Calm, "faults": r.Disturbed} {
+	latency := func(title string, took []time.Duration) {
 		fmt.Fprintf(&text, "address to open gate, in %s: p50 %.2f s, p99 %.2f s of %d\n", title,
 			percentile(took, 50).Seconds(), percentile(took, 99).Seconds(), len(took))
 	}
-	for title, list := range map[string][]string{"opened wrongly": r.Wrong, "stuck": r.Stuck, "lost": r.Lost} {
-		for _, line := range list {
-			fmt.Fprintf(&text, "%s: %s\n", title, line)
+	latency("calm", r.Calm)
+	latency("faults", r.Disturbed)
+	for _, f := range r.findings() {
+		for _, line := range f.lines {
+			fmt.Fprintf(&text, "%s: %s\n", f.what, line)
 		}
 	}
 	if r.Evidence != "" {

@@ -57,11 +57,11 @@ func TestReport(t *testing.T) {
 			last: "gates=500 opened_wrongly=1 stuck=0 lost=0 faults=30 kinds=2 seed=9",
 		},
 		"a stuck Pod": {
-			report: good(func(r *Report) { r.Stuck = []string{"x"} }), wantErr: "1 are stuck",
+			report: good(func(r *Report) { r.Stuck = []string{"x"} }), wantErr: "1 stuck",
 			last: "gates=500 opened_wrongly=0 stuck=1 lost=0 faults=30 kinds=2 seed=9",
 		},
 		"a lost Pod": {
-			report: good(func(r *Report) { r.Lost = []string{"x"} }), wantErr: "1 are lost",
+			report: good(func(r *Report) { r.Lost = []string{"x"} }), wantErr: "1 lost",
 			last: "gates=500 opened_wrongly=0 stuck=0 lost=1 faults=30 kinds=2 seed=9",
 		},
 		"too few gates":               {report: good(func(r *Report) { r.Openings["Confirmed"] = 9 }), wantErr: "10 gates opened"},

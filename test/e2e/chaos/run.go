@@ -134,6 +134,7 @@ func (r *run) run(ctx context.Context) error {
 	if err := r.settle(ctx); err != nil {
 		return err
 	}
+	began := time.Now()
 	r.progress("chaos for %v, seed %d", r.Duration, r.Seed)
 	working, stopWorking := context.WithCancel(ctx)
 	defer stopWorking()
@@ -141,9 +142,11 @@ func (r *run) run(ctx context.Context) error {
 	defer cancel()
 	var all sync.WaitGroup
 	all.Go(func() { r.workload.Run(until) })
-	var failed error
+	ended := make(chan error, 1)
 	all.Go(func() {
-		if failed = r.faults(until); failed != nil {
+		err := r.faults(until)
+		ended <- err
+		if err != nil {
 			cancel()
 		}
 	})
@@ -151,12 +154,13 @@ func (r *run) run(ctx context.Context) error {
 	<-until.Done()
 	// The workload and the last fault end by themselves; looking for the stuck
 	// does not, and takes what they leave.
-	if ctx.Err() == nil && failed == nil {
+	if ctx.Err() == nil && time.Since(began) >= r.Duration {
 		r.progress("no more Pods and faults; waiting for the last gates")
 		r.drain(ctx)
 	}
 	stopWorking()
 	all.Wait()
+	failed := <-ended
 	if failed == nil && ctx.Err() == nil {
 		for _, name := range r.workload.unborn() {
 			r.record.lost("%s never had a Pod", name)
