@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,7 +129,7 @@ func (f fixture) refuseAll(t *testing.T, ns, victim string, attempts []attempt) 
 			t.Errorf("%s: accepted", a.name)
 		case !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) && !a.harmless:
 			t.Errorf("%s: refused for another cause: %v", a.name, err)
-		case err != nil && apierrors.IsForbidden(err) && !strings.Contains(err.Error(), a.says):
+		case apierrors.IsForbidden(err) && !strings.Contains(err.Error(), a.says):
 			t.Errorf("%s: %v, want that it says %q", a.name, err, a.says)
 		default:
 			t.Logf("%s: %v", a.name, err)
@@ -160,14 +161,14 @@ func difference(before, after *corev1.Pod) string {
 }
 
 // victim makes a Pod on the client's node that is held, and whatever else a
-// thief may want to change.
-func (f fixture) victim(t *testing.T) (ns string, held *corev1.Pod) {
+// thief may want to change. What it waits for comes with thaw.
+func (f fixture) victim(t *testing.T) (ns string, held *corev1.Pod, thaw func()) {
 	t.Helper()
 	ns = f.namespace(t, injected)
 	server := f.server(t, ns, "server", f.serverNode, serverLabels)
 	f.apply(t, ns, policy("allow-client", networkingv1.PolicyTypeIngress, serverLabels, clientLabels))
 	f.settled(t, ns, server)
-	f.freeze(t, f.serverNode)
+	thaw = f.freeze(t, f.serverNode)
 	f.create(t, ns, pod{
 		name: "victim", node: f.clientNode, labels: clientLabels, args: []string{"sleep", "10m"},
 		annotations: map[string]string{"example.org/kept": "1", v1alpha1.KeyTimeout: "5m"},
@@ -179,7 +180,14 @@ func (f fixture) victim(t *testing.T) (ns string, held *corev1.Pod) {
 			t.Error(err)
 		}
 	})
-	return ns, f.await(t, ns, "victim", 30*time.Second, "is held and says so", func(p *corev1.Pod) bool { return isHeld(p) && isShut(p) })
+	held = f.await(t, ns, "victim", 30*time.Second, "is held and says so", func(p *corev1.Pod) bool { return isHeld(p) && isShut(p) })
+	return ns, held, thaw
+}
+
+func isReady(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 func setCondition(kind, value string) string {
@@ -195,7 +203,7 @@ func annotated(p *corev1.Pod) string {
 }
 
 func stolenAgentToken(t *testing.T, f fixture) {
-	ns, victim := f.victim(t)
+	ns, victim, thaw := f.victim(t)
 	own := f.withToken(t, f.tokenOf(t, agentAccount, f.clientNode.Name))
 	foreign := f.withToken(t, f.tokenOf(t, agentAccount, f.serverNode.Name))
 	unbound := f.withToken(t, f.requestToken(t, agentAccount, nil))
@@ -230,8 +238,10 @@ func stolenAgentToken(t *testing.T, f fixture) {
 	if err := good.try(t.Context()); err != nil {
 		t.Errorf("the agent's own patch: %v", err)
 	}
-	// Now that the gate is as the agent may write it, all else must not go with
-	// it.
+	// With the gate as the agent may leave it, what else it writes is refused
+	// for what it is.
+	thaw()
+	f.await(t, ns, "victim", 40*time.Second, "is open, and Ready", func(p *corev1.Pod) bool { return isOpen(p) && isReady(p) })
 	f.refuseAll(t, ns, "victim", append(onMetadata(own, path+"/status"), onStatus(own, path+"/status")...))
 }
 
@@ -347,7 +357,7 @@ func onCluster(as kubernetes.Interface) []attempt {
 }
 
 func stolenManagerToken(t *testing.T, f fixture) {
-	ns, victim := f.victim(t)
+	ns, victim, _ := f.victim(t)
 	as := f.withToken(t, f.tokenOf(t, managerAccount, ""))
 	path := "/api/v1/namespaces/" + ns + "/pods/victim"
 	hook := "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/policygate"
