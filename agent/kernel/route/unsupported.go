@@ -95,7 +95,9 @@ func (r *Reader) classifier(l link) (string, error) {
 }
 
 // tcxPrograms returns how many programs hang at an interface, 0 also where the
-// kernel has no tcx (before 6.6) or does not tell.
+// kernel has no tcx (before 6.6) or nobody tells: a runtime's default seccomp
+// profile keeps bpf(2) from containers without CAP_BPF or CAP_SYS_ADMIN, the
+// shipped agent's among them, and tcx shows nowhere else.
 func tcxPrograms(index int, attach uint32) uint32 {
 	// The query part of union bpf_attr.
 	query := struct {
