@@ -119,6 +119,10 @@ func (o *observer) dialLook(d dial, from Party, namespace string, later []dial) 
 	if running := server.Running(); running.IsZero() || look.Sent.Before(running.Add(2*time.Second)) {
 		look.Unproven = "the server's container did not run yet"
 	}
+	// The policies may have changed since the Job was made up.
+	if !o.record.intentAt(namespace, look.Sent).Allows(from.Role, server.RoleOf(), servedPort) {
+		look.Unproven = "the client is not to be let in any more"
+	}
 	return look
 }
 

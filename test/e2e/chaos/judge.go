@@ -60,8 +60,8 @@ type Edit struct {
 	Namespace string
 	// Begin is before the change, End after it; zero until then.
 	Begin, End time.Time
-	// What is the policy and the intent after it.
-	What string
+	// Before is the intent that it changes.
+	Before Intent
 }
 
 // History is what happened: faults and edits by their beginning.

@@ -172,6 +172,30 @@ func TestRecordTellsWhatIsNew(t *testing.T) {
 	}
 }
 
+func TestIntentAtATimeIsThatOfThen(t *testing.T) {
+	r := newRecord(Report{})
+	first, second, third := Intent{}, Intent{DenyAll: true}, Intent{DenyAll: true, AdmitClients: true}
+	r.intents["shop"], r.intents["bank"] = first, third
+	r.edit("shop", second)()
+	r.edit("bank", first)()
+	r.edit("shop", third)()
+	edits := r.past().Edits
+	for name, tc := range map[string]struct {
+		namespace string
+		at        time.Time
+		want      Intent
+	}{
+		"before any edit":           {"shop", edits[0].Begin.Add(-time.Second), first},
+		"between two":               {"shop", edits[1].Begin, second},
+		"after the last":            {"shop", time.Now(), third},
+		"of another namespace, too": {"bank", edits[0].Begin, third},
+	} {
+		if got := r.intentAt(tc.namespace, tc.at); got != tc.want {
+			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
+		}
+	}
+}
+
 func TestLost(t *testing.T) {
 	ungated := func(p *corev1.Pod) { p.Spec.ReadinessGates = nil }
 	for name, tc := range map[string]struct {

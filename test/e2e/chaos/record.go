@@ -212,13 +212,25 @@ func (r *record) intent(namespace string) (i Intent, settled bool) {
 	return r.intents[namespace], true
 }
 
+// intentAt returns the intent that a namespace had at a time.
+func (r *record) intentAt(namespace string, at time.Time) Intent {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.history.Edits {
+		if e.Namespace == namespace && e.Begin.After(at) {
+			return e.Before
+		}
+	}
+	return r.intents[namespace]
+}
+
 // edit notes that a namespace's policies are about to be changed, and returns
 // what notes that they are.
-func (r *record) edit(namespace string, after Intent, policy string) (done func()) {
+func (r *record) edit(namespace string, after Intent) (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := len(r.history.Edits)
-	r.history.Edits = append(r.history.Edits, Edit{Namespace: namespace, Begin: time.Now(), What: policy})
+	r.history.Edits = append(r.history.Edits, Edit{Namespace: namespace, Begin: time.Now(), Before: r.intents[namespace]})
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()

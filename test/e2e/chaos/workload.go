@@ -308,7 +308,7 @@ func (w *workload) unborn() []string {
 func (w *workload) edit(ctx context.Context, ns string, after Intent, policy string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	done := w.record.edit(ns, after, policy)
+	done := w.record.edit(ns, after)
 	policies := w.client.NetworkingV1().NetworkPolicies(ns)
 	for ctx.Err() == nil {
 		calling, cancel := context.WithTimeout(ctx, callTimeout)
