@@ -56,6 +56,8 @@ func apiServerGone(t *testing.T, f fixture) {
 	if state := failed.Status.InitContainerStatuses[0].State.Terminated; state == nil || state.ExitCode != v1alpha1.HoldTimeoutExitCode || isOpen(failed) {
 		t.Errorf("%s: want exit code %d, and its gate never opened", describe(failed), v1alpha1.HoldTimeoutExitCode)
 	}
+	// It is scheduled once the nodes, which nobody heard of, are ready again.
+	f.await(t, ns, "meanwhile", 2*time.Minute, "has an address", hasAddress)
 	f.awaits(t, ns, "meanwhile", f.serverNode)
 	f.stayHeld(t, ns, "client-0", "client-1", "meanwhile")
 	thaw()

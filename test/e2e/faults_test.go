@@ -6,6 +6,7 @@ package e2e
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -216,6 +217,15 @@ func upgraded(t *testing.T, f fixture) {
 		t.Fatal(err)
 	}
 	f.stayHeld(t, ns, "client-0", "client-1", "client-2")
+	// The former replicas admit Pods until they have ended.
+	eventually(t, 60*time.Second, "every manager is of the next image", func() (bool, string) {
+		pods, err := f.Client.CoreV1().Pods(testbed.Namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=policygate-manager"})
+		if err != nil {
+			return false, err.Error()
+		}
+		isFormer := func(p corev1.Pod) bool { return p.Spec.Containers[0].Image != next }
+		return !slices.ContainsFunc(pods.Items, isFormer), fmt.Sprintf("%d Pods", len(pods.Items))
+	})
 	f.create(t, ns, pod{name: "after", node: f.clientNode, labels: clientLabels, args: []string{"dial", at(server)}})
 	after := f.awaits(t, ns, "after", f.serverNode)
 	if got := after.Spec.InitContainers[0].Image; got != next {
