@@ -482,7 +482,11 @@ func nodeWithBPF(t *testing.T, f fixture) {
 	f.apply(t, ns, policy("allow-client", networkingv1.PolicyTypeIngress, serverLabels, clientLabels))
 	history.await(t, "is in force", inForceOn("1/1"))
 	detach := f.attachBPF(t, f.clientNode)
-	f.warned(t, metav1.NamespaceDefault, f.clientNode.Name, "tcx program")
+	// The agent looks for such every 15 s.
+	history.within(t, time.Minute, "says that the node is unsupported", func(s v1alpha1.PolicyStatus) bool {
+		return lags(s, f.clientNode.Name, v1alpha1.LagUnsupported)
+	})
+	f.warned(t, metav1.NamespaceDefault, f.clientNode.Name, "XDP program")
 	f.gated(t, ns, pod{name: "own", node: f.clientNode, labels: clientLabels, args: []string{"sleep", "1h"}, annotations: patient(nil)})
 	f.gated(t, ns, pod{name: "client", node: f.serverNode, labels: clientLabels, args: []string{"dial", at(server)}, annotations: patient(nil)})
 	f.await(t, ns, "client", 60*time.Second, "is let go without the node, which it names", func(p *corev1.Pod) bool {
@@ -492,16 +496,13 @@ func nodeWithBPF(t *testing.T, f fixture) {
 		return isHeld(p) && isShut(p) && strings.Contains(gateOf(p).Message, "the agent on "+f.clientNode.Name+" cannot see into that node's dataplane")
 	})
 	f.says(t, doctorFinds, []string{"doctor"}, "cannot be seen on "+f.clientNode.Name)
-	history.await(t, "says that it is unsupported", func(s v1alpha1.PolicyStatus) bool {
-		return lags(s, f.clientNode.Name, v1alpha1.LagUnsupported)
-	})
 	f.staysHeld(t, ns, "own")
 	detach()
 	f.await(t, ns, "own", 60*time.Second, "is open", isOpen)
-	history.await(t, "is in force again", inForceOn("1/1"))
+	history.within(t, time.Minute, "is in force again", inForceOn("1/1"))
 }
 
-// attachBPF has a BPF program of tcx on the bridge of a node until the returned
+// attachBPF has an XDP program on the bridge of a node until the returned
 // function is called or the test ends. It leaves all packets alone.
 func (f fixture) attachBPF(t *testing.T, node *cluster.Node) func() {
 	t.Helper()

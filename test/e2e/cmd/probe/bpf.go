@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdBPF has a BPF program of tcx on an interface, as an eBPF dataplane has
-// one, until ctx ends: the kernel takes it off with the last descriptor. The
-// program leaves every packet to what comes next.
+// holdBPF has an XDP program on an interface, as an eBPF dataplane has one, until
+// ctx ends: the kernel takes it off with the last descriptor. The program leaves
+// every packet to what comes next.
 func holdBPF(ctx context.Context, name string) int {
 	link, err := attachBPF(name)
 	if err != nil {
@@ -37,12 +37,12 @@ func attachBPF(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// struct bpf_insn of linux/bpf.h: r0 = TCX_NEXT; exit.
+	// struct bpf_insn of linux/bpf.h: r0 = XDP_PASS; exit.
 	program := [2]struct {
 		code, registers byte
 		offset          int16
 		immediate       int32
-	}{{code: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, immediate: -1}, {code: unix.BPF_JMP | unix.BPF_EXIT}}
+	}{{code: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, immediate: 2}, {code: unix.BPF_JMP | unix.BPF_EXIT}}
 	licence := [...]byte{'G', 'P', 'L', 0}
 	// The part of union bpf_attr for BPF_PROG_LOAD.
 	load := struct {
@@ -52,7 +52,7 @@ func attachBPF(name string) (*os.File, error) {
 		log               uint64
 		version, flags    uint32
 	}{
-		kind: unix.BPF_PROG_TYPE_SCHED_CLS, count: uint32(len(program)),
+		kind: unix.BPF_PROG_TYPE_XDP, count: uint32(len(program)),
 		program: address(&program), licence: address(&licence),
 	}
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
@@ -64,7 +64,8 @@ func attachBPF(name string) (*os.File, error) {
 	defer unix.Close(fd) //nolint:errcheck // the link has it
 	// The part for BPF_LINK_CREATE.
 	create := struct{ program, target, attach, flags uint32 }{
-		program: uint32(fd), target: uint32(iface.Index), attach: unix.BPF_TCX_INGRESS,
+		program: uint32(fd), target: uint32(iface.Index), attach: unix.BPF_XDP,
+		flags: unix.XDP_FLAGS_SKB_MODE, // any interface can have it
 	}
 	link, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&create), unsafe.Sizeof(create))
 	if err != nil {
