@@ -21,7 +21,7 @@ import (
 )
 
 // index is told what expectations are computed from.
-type index interface {
+type index interface { //nolint:interfacebloat // two methods for each kind of object, and one for the end of the first list
 	Listed()
 	SetPod(p *corev1.Pod)
 	DeletePod(uid types.UID)

@@ -242,7 +242,7 @@ func (o *options) run(ctx context.Context, log logr.Logger) error {
 	log.Info("manager starts", "version", version())
 	ctx, stop := ending.context()
 	defer stop()
-	return mgr.Start(ctx)
+	return mgr.Start(ctx) //nolint:contextcheck // it outlives the one that asks for the end
 }
 
 // certificates returns the options of the certificates.

@@ -140,7 +140,7 @@ func FuzzParse(f *testing.F) {
 	for _, line := range []string{
 		"--hold-image=i", "--hold-image=i --default-timeout=10m --default-on-timeout=fail --families=v6", "--webhook-port=0",
 		"--hold-image=i --hub-bind-address=[::1]:70000", "--hold-image=i --metrics-bind-address=0 --max-foreign-nodes=-1",
-		"release-held --timeout=1ns", "release-held release-held", "--namespace=\x00", "--", "-h", "",
+		"release-held --timeout=1ns", "release-held twice", "--namespace=\x00", "--", "-h", "",
 	} {
 		f.Add(line)
 	}

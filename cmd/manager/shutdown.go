@@ -108,7 +108,7 @@ func (d *drainingServer) Start(ctx context.Context) error {
 	defer close(d.shutdown.drained)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(d.shutdown.late, cancel)
+	stop := context.AfterFunc(d.shutdown.late, cancel) //nolint:contextcheck // whichever ends first
 	defer stop()
 	return d.Server.Start(ctx)
 }
