@@ -60,7 +60,8 @@
 // and reported by its reason.
 //
 // Lost is a Pod of an injected namespace that came without a gate while no
-// fault could keep the webhook from being asked, which lasts until all managers
-// are ready and 5 s longer (others are counted as ungated), a Job that never had a Pod, and what vanished though nobody
-// deleted it.
+// fault could keep the webhook from being asked (others are counted as
+// ungated), a Job that never had a Pod, and what vanished though nobody deleted
+// it. Such a fault lasts until the webhook has answered several times in a row,
+// and 5 s longer.
 package chaos

@@ -283,7 +283,7 @@ func (r *run) fail(ctx context.Context, kind fault.Kind, lasts time.Duration, ra
 		}
 	}
 	if betweenWebhook(kind.Name) {
-		if err := r.managersReady(whole); err != nil {
+		if err := r.webhookAnswers(whole); err != nil {
 			return err
 		}
 	}
@@ -294,20 +294,33 @@ func (r *run) fail(ctx context.Context, kind fault.Kind, lasts time.Duration, ra
 	return nil
 }
 
-// managersReady waits until the webhook can be asked again.
-func (r *run) managersReady(ctx context.Context) error {
-	var last string
-	err := wait.PollUntilContextCancel(ctx, again, true, func(ctx context.Context) (bool, error) {
-		managers, err := r.Bed.Client.AppsV1().Deployments(testbed.Namespace).Get(ctx, "policygate-manager", metav1.GetOptions{})
-		if err != nil {
-			last = err.Error()
-			return false, nil
+const (
+	// webhookTimeout is how long managers that run again may take until each
+	// Pod gets its gate: several times what it takes on a busy machine.
+	webhookTimeout = time.Minute
+	// asked is how many Pods in a row have to get one: each replica is asked
+	// half of the times.
+	asked = 6
+)
+
+// webhookAnswers waits until the webhook is asked again of each Pod.
+func (r *run) webhookAnswers(ctx context.Context) error {
+	ns := r.workload.namespaces[0]
+	try := podSpec{namespace: ns, name: "asks-for-a-gate", unit: "none", role: Client, args: serves(), restart: corev1.RestartPolicyNever}
+	inARow, last := 0, ""
+	err := wait.PollUntilContextTimeout(ctx, again, webhookTimeout, true, func(ctx context.Context) (bool, error) {
+		for inARow < asked {
+			pod, err := r.Bed.Client.CoreV1().Pods(ns).Create(ctx, try.pod(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			if err != nil || !(Life{Pod: pod}).Gated() {
+				inARow, last = 0, fmt.Sprint(err)
+				return false, nil
+			}
+			inARow++
 		}
-		last = fmt.Sprintf("%d of %d are ready", managers.Status.ReadyReplicas, managers.Status.Replicas)
-		return managers.Status.ReadyReplicas == managers.Status.Replicas && managers.Status.Replicas > 0, nil
+		return true, nil
 	})
 	if err != nil {
-		return fmt.Errorf("wait for the managers: %w: %s", err, last)
+		return fmt.Errorf("wait until each Pod gets a gate: %w, and at last %s", err, last)
 	}
 	return nil
 }
