@@ -45,6 +45,9 @@
 //     EngineDeviates, which say that there are such. Its strangers are refused
 //     like everybody's: the Pod's own node has confirmed.
 //   - A dial to a server whose container did not run yet.
+//   - No answer from an address that was another Pod's before: the node may send
+//     to that Pod's hardware address for some seconds. What an engine refuses is
+//     answered, by the engine.
 //
 // With the real kube-router an allowed flow that is refused is asked again for
 // 3 s: old rules with new sets refuse it for up to one sync (docs/limits.md:

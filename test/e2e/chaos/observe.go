@@ -213,6 +213,8 @@ func (o *observer) hindsight(l Look) Look {
 				}
 			case owner.Addressed.After(l.Sent) || owner.Gone.IsZero():
 				l.Unproven = "the address has become another Pod's"
+			case l.Want && l.Got == packet.Silent:
+				l.Unproven = "the address was another Pod's, whom its node may still send to"
 			}
 		}
 	}
