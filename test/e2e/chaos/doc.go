@@ -44,6 +44,9 @@
 //   - An allowed flow of a gate that opened as PartiallyConfirmed or
 //     EngineDeviates, which say that there are such. Its strangers are refused
 //     like everybody's: the Pod's own node has confirmed.
+//   - A flow that was let through by the removal of a policy of its other end,
+//     while a fault keeps that node's engine from carrying it out: a gate asks
+//     for what rules name, and no rule names the flow any more.
 //   - A dial to a server whose container did not run yet.
 //   - No answer from an address that was another Pod's before: the node may send
 //     to that Pod's hardware address for some seconds. What an engine refuses is

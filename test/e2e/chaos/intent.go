@@ -70,10 +70,14 @@ func (i Intent) Isolated(to Role) bool {
 	return to != Stranger && (i.DenyAll || to == Server && i.AdmitClients)
 }
 
+// Confined says whether a Pod of that role gets out to nobody but those who are
+// named.
+func (i Intent) Confined(from Role) bool { return from == Client && i.ConfineClients }
+
 // Out says whether a Pod of the role from is to be let out to one of the role
 // to.
 func (i Intent) Out(from, to Role, port uint16) bool {
-	return from != Client || !i.ConfineClients || to == Server && port == servedPort
+	return !i.Confined(from) || to == Server && port == servedPort
 }
 
 // Allows says whether a connection is to be made.

@@ -59,9 +59,16 @@ func (w Window) meets(from, to time.Time, after time.Duration) bool {
 type Edit struct {
 	Namespace string
 	// Begin is before the change, End after it; zero until then.
-	Begin, End time.Time
-	// Before is the intent that it changes.
-	Before Intent
+	Begin, End    time.Time
+	Before, After Intent
+}
+
+// unasked says whether the edit lets a flow through by taking away what kept it
+// from passing at the end that is not the gate's, and leaves no rule there that
+// names it: then there is nothing that a gate could ask for.
+func (e Edit) unasked(o Opening, l Look) bool {
+	named := l.To.IP != o.IP && e.After.Isolated(l.To.Role) || l.To.IP == o.IP && e.After.Confined(l.From.Role)
+	return !named && !e.Before.Allows(l.From.Role, l.To.Role, l.Port) && e.After.Allows(l.From.Role, l.To.Role, l.Port)
 }
 
 // History is what happened: faults and edits by their beginning.
@@ -182,6 +189,9 @@ func (h History) void(o Opening, l Look) string {
 		if e.End.IsZero() || e.End.After(o.Created) && e.End.Add(settleEdit).After(o.since()) {
 			return "the policies are being edited"
 		}
+		if l.Want && e.unasked(o, l) && h.late(e, o.since()) {
+			return "a policy was removed, which no gate waits for"
+		}
 	}
 	for _, f := range h.Faults {
 		if why := f.void(o, l); why != "" {
@@ -189,6 +199,13 @@ func (h History) void(o Opening, l Look) string {
 		}
 	}
 	return ""
+}
+
+// late says whether a fault kept an edit from being carried out until a time.
+func (h History) late(e Edit, until time.Time) bool {
+	return slices.ContainsFunc(h.Faults, func(w Window) bool {
+		return w.meets(e.Begin, e.End.Add(settleEdit), settleFault) && w.meets(until, until, settleFault)
+	})
 }
 
 func (w Window) void(o Opening, l Look) string {

@@ -24,7 +24,7 @@ func severs(x, y string) func(a, b string) bool {
 
 func TestJudge(t *testing.T) {
 	opening := Opening{
-		Namespace: "shop", Pod: "server", Node: "n1", Reason: v1alpha1.ReasonConfirmed,
+		Namespace: "shop", Pod: "server", Node: "n1", IP: netip.MustParseAddr("10.1.1.1"), Reason: v1alpha1.ReasonConfirmed,
 		Created: at(-10), Addressed: at(-8), At: at(0), Stamped: at(0.5),
 	}
 	self := Party{Name: "shop/server", Node: "n1", Role: Server, IP: netip.MustParseAddr("10.1.1.1")}
@@ -48,6 +48,12 @@ func TestJudge(t *testing.T) {
 		o.Reason = reason
 		return o
 	}
+	shopper := Opening{
+		Namespace: "shop", Pod: "client", Node: "n2", Reason: v1alpha1.ReasonConfirmed, IP: client.IP,
+		Created: at(-10), At: at(0), Stamped: at(0.5),
+	}
+	wrongPort := refused
+	wrongPort.Port, refused.Port = otherPort, servedPort
 	for name, tc := range map[string]struct {
 		history History
 		opening Opening
@@ -140,6 +146,28 @@ func TestJudge(t *testing.T) {
 			opening: Opening{Namespace: "shop", Node: "n1", Reason: v1alpha1.ReasonConfirmed, Created: at(-1), At: at(0), Stamped: at(0)},
 			history: History{Edits: []Edit{{Namespace: "shop", Begin: at(-1.2), End: at(-1.1)}}},
 			look:    letIn, want: Wrong,
+		},
+		"a server's isolation may outlive its policy while its engine is dead": {
+			opening: shopper,
+			history: History{
+				Faults: []Window{{Kind: "engine killed", Begin: at(-5), Began: at(-5), Rewrites: []string{"n1"}}},
+				Edits:  []Edit{{Namespace: "shop", Begin: at(-4), End: at(-3.9), Before: Intent{AdmitClients: true}}},
+			},
+			look: wrongPort, want: Void, why: "no gate waits for",
+		},
+		"a server's isolation goes with its policy otherwise": {
+			opening: shopper,
+			history: History{Edits: []Edit{{Namespace: "shop", Begin: at(-4), End: at(-3.9), Before: Intent{AdmitClients: true}}}},
+			look:    wrongPort, want: Wrong,
+		},
+		"who is admitted by a rule is waited for, dead engine or not": {
+			opening: shopper,
+			history: History{
+				Faults: []Window{{Kind: "engine killed", Begin: at(-5), Began: at(-5), Rewrites: []string{"n1"}}},
+				Edits: []Edit{{Namespace: "shop", Begin: at(-4), End: at(-3.9), Before: Intent{DenyAll: true},
+					After: Intent{DenyAll: true, AdmitClients: true}}},
+			},
+			look: refused, want: Wrong,
 		},
 		"an edit of another namespace concerns nobody": {
 			history: History{Edits: []Edit{{Namespace: "bank", Begin: at(0.5)}}},

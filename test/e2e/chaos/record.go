@@ -230,7 +230,7 @@ func (r *record) edit(namespace string, after Intent) (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := len(r.history.Edits)
-	r.history.Edits = append(r.history.Edits, Edit{Namespace: namespace, Begin: time.Now(), Before: r.intents[namespace]})
+	r.history.Edits = append(r.history.Edits, Edit{Namespace: namespace, Begin: time.Now(), Before: r.intents[namespace], After: after})
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
