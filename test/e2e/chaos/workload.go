@@ -202,7 +202,7 @@ func (w *workload) create(ctx context.Context, shape string, spec podSpec, lasts
 	spec.unit = spec.name
 	u := &unit{name: spec.name, namespace: spec.namespace, shape: shape, created: time.Now(), lasts: lasts}
 	w.units[u.name] = u
-	replicas := int32(1 + w.count%2) //nolint:gosec // 1 or 2
+	replicas := int32(1 + w.count%2)
 	w.mu.Unlock()
 	w.calls.Go(func() {
 		// What has begun when the run ends is finished.
