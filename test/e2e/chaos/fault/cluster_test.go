@@ -89,7 +89,7 @@ const namespace = "faults"
 
 func startScene(t *testing.T) scene {
 	t.Helper()
-	bed, err := testbed.Start(t.Context(), testbed.Options{Name: "faults", Nodes: 3, Progress: t.Output()})
+	bed, err := testbed.Start(t.Context(), testbed.Options{Name: "fault-kinds", Nodes: 3, Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
