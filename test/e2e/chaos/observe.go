@@ -264,7 +264,7 @@ func (o *observer) wrong(ctx context.Context, opening Opening, what string, near
 // strangers returns the living strangers of that name's kind, see newStranger.
 func (o *observer) strangers(kind string) []Life {
 	return o.record.pods(func(l Life) bool {
-		return l.RoleOf() == Stranger && l.Pod.Labels[unitLabel] == kind && l.Gone.IsZero() && !l.Running().IsZero()
+		return l.RoleOf() == Stranger && l.Pod.Labels[unitLabel] == kind && l.Gone.IsZero() && l.IP().IsValid() && !l.Running().IsZero()
 	})
 }
 

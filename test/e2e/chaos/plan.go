@@ -30,7 +30,7 @@ func plan(self Life, s surroundings) []Look {
 		// The younger waits for the older.
 		told := p.Order < self.Order || p.Open()
 		switch {
-		case p.Pod.UID == self.Pod.UID || !p.Gone.IsZero() || p.Addressed.IsZero() || !told:
+		case p.Pod.UID == self.Pod.UID || !p.Gone.IsZero() || !p.IP().IsValid() || !told:
 		case p.RoleOf() == Server:
 			servers = append(servers, p)
 		default:

@@ -78,6 +78,18 @@ func TestAskTellsWhatCameBack(t *testing.T) {
 	}
 }
 
+// A Pod of a node that reboots loses its address.
+func TestNoAddressIsAnError(t *testing.T) {
+	for _, addr := range []netip.Addr{{}, netip.IPv6Loopback()} {
+		if _, err := (&Vantage{}).Ask(t.Context(), netip.AddrPortFrom(addr, 80), time.Second); err == nil {
+			t.Errorf("a SYN was sent to %s", addr)
+		}
+		if _, err := Open("", addr); err == nil {
+			t.Errorf("%s is a vantage", addr)
+		}
+	}
+}
+
 func TestUnrelatedPacketsAreNoAnswers(t *testing.T) {
 	addr := netip.MustParseAddr("10.1.1.2")
 	segment := syn(netip.AddrPortFrom(addr, 80), netip.AddrPortFrom(addr, 10000), 7)

@@ -72,6 +72,9 @@ type Vantage struct {
 // an empty path is the caller's own. It stays usable, if useless, when the
 // namespace's interfaces are gone. Close it.
 func Open(path string, local netip.Addr) (*Vantage, error) {
+	if !local.Is4() {
+		return nil, fmt.Errorf("open %s in network namespace %q: want an IPv4 address", local, path)
+	}
 	v := &Vantage{local: local, next: firstPort + uint16(rand.N(lastPort-firstPort)), waiting: map[connection]chan Answer{}}
 	err := Inside(path, func() error {
 		var err error
@@ -128,8 +131,12 @@ func (v *Vantage) Close() {
 func (v *Vantage) Local() netip.Addr { return v.local }
 
 // Ask sends one SYN, from a port of its own, and waits that long for what
-// comes back. An error says that it could not be sent.
+// comes back. An error says that it could not be sent, to no IPv4 address for
+// one.
 func (v *Vantage) Ask(ctx context.Context, to netip.AddrPort, wait time.Duration) (Answer, error) {
+	if !to.Addr().Is4() {
+		return Answer{}, fmt.Errorf("send a SYN from %s to %s: want an IPv4 address", v.local, to)
+	}
 	c, answers := v.expect(to)
 	defer v.forget(c)
 	segment := syn(netip.AddrPortFrom(v.local, c.port), to, rand.Uint32())
