@@ -234,6 +234,9 @@ func (o *options) run(ctx context.Context, log logr.Logger) error {
 	if err != nil {
 		return fmt.Errorf("configure the client: %w", err)
 	}
+	if err := awaitAPIServer(ctx, config, o.healthAddress, log); err != nil {
+		return err
+	}
 	ending := newShutdown(ctx, o.shutdownDelay, clock.RealClock{})
 	mgr, err := newManager(ctx, config, o, ending, log)
 	if err != nil {
