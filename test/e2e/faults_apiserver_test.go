@@ -37,6 +37,7 @@ func apiServerGone(t *testing.T, f fixture) {
 	before := f.restarts(t)
 	f.create(t, ns, pod{name: "meanwhile", node: f.otherNode, labels: clientLabels, args: []string{"dial", at(server)},
 		annotations: map[string]string{v1alpha1.KeyTimeout: "5m"}})
+	f.await(t, ns, "meanwhile", 20*time.Second, "has a node", func(p *corev1.Pod) bool { return p.Spec.NodeName != "" })
 
 	if err := f.Cluster.StopAPIServer(t.Context()); err != nil {
 		t.Fatal(err)
@@ -58,8 +59,6 @@ func apiServerGone(t *testing.T, f fixture) {
 		t.Errorf("%s: want exit code %d, and its gate never opened", describe(failed), v1alpha1.HoldTimeoutExitCode)
 	}
 	thaw()
-	// The last is scheduled once the nodes, of which nobody heard, are ready
-	// again: by then the engine's node would count as stalled.
 	for _, name := range []string{"client-0", "client-1", "meanwhile"} {
 		allOK(t, name, f.dials(t, ns, name, 2*time.Minute))
 	}
