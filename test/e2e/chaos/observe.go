@@ -162,7 +162,7 @@ func (o *observer) judge(ctx context.Context, opening Opening, l Look) Outcome {
 		}
 	}
 	if good && !l.Want && l.Unproven != "" {
-		o.record.tell(func(r *Report) { r.Void[l.Unproven]++ })
+		o.record.tell(func(r *Report) { r.Void[l.Got.String()+": "+l.Unproven]++ })
 		return Void
 	}
 	history := o.record.past()
@@ -175,7 +175,7 @@ func (o *observer) judge(ctx context.Context, opening Opening, l Look) Outcome {
 				r.Refusals++
 			}
 		case Void:
-			r.Void[why]++
+			r.Void[l.Got.String()+": "+why]++
 		case Blinked:
 			r.Blinks++
 		case Wrong:

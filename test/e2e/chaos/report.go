@@ -30,7 +30,8 @@ type Report struct {
 	Wrong, Stuck, Lost []string
 	// Ungated are Pods that came without a gate during a fault, by its kind.
 	Ungated map[string]int
-	// Proven and Blinks count looks, Void too, by what they could not say. Refusals
+	// Proven and Blinks count looks, Void too, by what was seen and why it proves
+	// nothing. Refusals
 	// counts the proven ones that were to be refused.
 	Proven, Refusals, Blinks int
 	Void                     map[string]int
@@ -133,7 +134,7 @@ func (r Report) Write(w io.Writer) error {
 	fmt.Fprintf(&text, "packets that proved something: %d, of them refusals: %d; blinks of the engine: %d\n", r.Proven, r.Refusals, r.Blinks)
 	fmt.Fprintf(&text, "strangers let in before a gate opened, and refused after it: %d\n", r.Retried)
 	fmt.Fprintf(&text, "first dials of Jobs: %d\n", r.Dials)
-	section("answers that were not as wanted and prove nothing", r.Void)
+	section("answers that prove nothing", r.Void)
 	latency := func(title string, took []time.Duration) {
 		fmt.Fprintf(&text, "address to open gate, in %s: p50 %.2f s, p99 %.2f s of %d\n", title,
 			percentile(took, 50).Seconds(), percentile(took, 99).Seconds(), len(took))
