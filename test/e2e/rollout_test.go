@@ -219,8 +219,9 @@ func (f fixture) createSteadily(t *testing.T, ns string) *stream {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				// One that is slow must not keep the next from its turn.
-				s.running.Go(func() { s.create(t.Context(), f, n) })
+				// One that is slow must not keep the next from its turn, and
+				// what was begun is finished.
+				s.running.Go(func() { s.create(context.WithoutCancel(ctx), f, n) })
 			}
 		}
 	})
