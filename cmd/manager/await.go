@@ -42,11 +42,11 @@ func awaitAPIServer(ctx context.Context, config *rest.Config, healthAddress stri
 	ask := func(ctx context.Context) error {
 		return clients.Discovery().RESTClient().Get().AbsPath("/readyz").Timeout(askTimeout).Do(ctx).Error()
 	}
-	return awaitReady(ctx, ask, healthAddress, clock.RealClock{}, log)
+	return awaitReady(ctx, ask, healthAddress, log)
 }
 
-// awaitReady is awaitAPIServer for a way to ask and a clock.
-func awaitReady(ctx context.Context, ask func(context.Context) error, healthAddress string, clk clock.Clock, log logr.Logger) (err error) {
+// awaitReady is awaitAPIServer for a way to ask.
+func awaitReady(ctx context.Context, ask func(context.Context) error, healthAddress string, log logr.Logger) (err error) {
 	var health *http.Server
 	defer func() {
 		if health != nil {
@@ -70,7 +70,7 @@ func awaitReady(ctx context.Context, ask func(context.Context) error, healthAddr
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-clk.After(askInterval):
+		case <-clock.RealClock{}.After(askInterval):
 		}
 	}
 }

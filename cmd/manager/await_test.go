@@ -15,7 +15,6 @@ import (
 	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/utils/clock"
 )
 
 func TestTheAPIServerIsAwaited(t *testing.T) {
@@ -40,7 +39,7 @@ func TestTheAPIServerIsAwaited(t *testing.T) {
 					asked++
 					return tc.answers[min(asked, len(tc.answers))-1]
 				}
-				if err := awaitReady(t.Context(), ask, "0", clock.RealClock{}, logr.Discard()); err != nil {
+				if err := awaitReady(t.Context(), ask, "0", logr.Discard()); err != nil {
 					t.Fatal(err)
 				}
 				if asked != tc.asked {
@@ -54,7 +53,7 @@ func TestTheAPIServerIsAwaited(t *testing.T) {
 func TestAManagerThatIsToldToEndAwaitsNobody(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ask := func(context.Context) error { cancel(); return errors.New("connection refused") }
-	if err := awaitReady(ctx, ask, "0", clock.RealClock{}, logr.Discard()); !errors.Is(err, context.Canceled) {
+	if err := awaitReady(ctx, ask, "0", logr.Discard()); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 }
@@ -87,7 +86,7 @@ func TestAManagerThatWaitsLivesAndIsNotReady(t *testing.T) {
 		}
 		return nil
 	}
-	if err := awaitReady(t.Context(), ask, address, clock.RealClock{}, logr.Discard()); err != nil {
+	if err := awaitReady(t.Context(), ask, address, logr.Discard()); err != nil {
 		t.Fatal(err)
 	}
 	if status["healthz"] != http.StatusOK || status["readyz"] != http.StatusServiceUnavailable {
