@@ -35,6 +35,8 @@ func engineCrashed(t *testing.T, f fixture) {
 	server := f.await(t, ns, "server", 30*time.Second, "has an address", hasAddress)
 	f.create(t, ns, pod{name: "client", node: f.clientNode, labels: clientLabels, args: []string{"dial", at(server)}})
 	client := f.await(t, ns, "client", 30*time.Second, "has an address", hasAddress)
+	// The engine's own watch may be a little behind.
+	time.Sleep(time.Second)
 	crash()
 	if f.EngineKind == testbed.EngineTest {
 		out, err := f.serverNode.Command(t.Context(), "sh", "-c", "ipset list; iptables-save -t filter").CombinedOutput()
