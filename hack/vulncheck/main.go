@@ -87,7 +87,7 @@ func check(ctx context.Context, module, db string, stdout io.Writer) error {
 	}
 	command := exec.CommandContext(ctx, "go", "tool", "-modfile="+tools, "govulncheck", "-db="+db, "-C", module, "./...")
 	var said bytes.Buffer
-	command.Stdout, command.Stderr = io.MultiWriter(stdout, &said), &said
+	command.Stdout, command.Stderr = stdout, &said
 	err = command.Run()
 	var exit *exec.ExitError
 	switch {
