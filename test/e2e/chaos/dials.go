@@ -89,9 +89,14 @@ func (o *observer) dialled(ctx context.Context, l Life) {
 	from := l.Party()
 	from.Gone = time.Time{} // its end is what tells of the dial
 	for i, d := range dials {
-		if look := o.dialLook(d, from, l.Pod.Namespace, dials[i+1:]); look.Got != packet.Admitted {
-			o.judge(ctx, opening, look)
+		look := o.dialLook(d, from, l.Pod.Namespace, dials[i+1:])
+		if look.Got == packet.Admitted {
+			continue
 		}
+		if l.heldOut() && look.Sent.Before(opening.since()) {
+			look.Unproven = "the hold had run into its timeout, and the gate opened later"
+		}
+		o.judge(ctx, opening, look)
 	}
 }
 

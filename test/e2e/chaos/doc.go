@@ -48,6 +48,9 @@
 //     while a fault keeps that node's engine from carrying it out: a gate asks
 //     for what rules name, and no rule names the flow any more.
 //   - A dial to a server whose container did not run yet.
+//   - A dial before the gate opened, of a Pod whose hold ran into its timeout: a
+//     manager that was cut off counts that from when it hears of the Pod, and can
+//     open the gate after the Pod has started.
 //   - No answer from an address that was another Pod's before: the node may send
 //     to that Pod's hardware address for some seconds. What an engine refuses is
 //     answered, by the engine.

@@ -183,6 +183,17 @@ func (l Life) Early() string {
 	return ""
 }
 
+// heldOut says that the Pod's hold ran into its timeout: it let the Pod go
+// whether the gate was open or not.
+func (l Life) heldOut() bool {
+	s := l.hold()
+	if s == nil || s.State.Terminated == nil {
+		return false
+	}
+	// Whole seconds, rounded down, at both ends.
+	return s.State.Terminated.FinishedAt.Sub(s.State.Terminated.StartedAt.Time) >= l.Timeout()-time.Second
+}
+
 // Ungated says of a Pod that came without a gate why it may have: the fault
 // that kept the webhook from being asked. excused is false if there was none.
 func (h History) Ungated(l Life) (excuse string, excused bool) {

@@ -138,6 +138,25 @@ func TestAHoldThatLetsGoEarlyIsFound(t *testing.T) {
 	}
 }
 
+func TestAHoldThatRanIntoItsTimeoutIsTold(t *testing.T) {
+	for name, tc := range map[string]struct {
+		hold func(*corev1.Pod)
+		want bool
+	}{
+		"none":                    {hold: func(*corev1.Pod) {}},
+		"one that runs":           {hold: holdRuns},
+		"one whose gate opened":   {hold: holdEnded(18)},
+		"one whose timeout ended": {hold: holdEnded(20), want: true},
+		"one in whole seconds":    {hold: holdEnded(19), want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := (Life{Pod: gatedPod(tc.hold)}).heldOut(); got != tc.want {
+				t.Errorf("heldOut is %t, want %t", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestRecordTellsWhatIsNew(t *testing.T) {
 	r := newRecord(Report{})
 	open := condition(corev1.ConditionTrue, v1alpha1.ReasonConfirmed)
