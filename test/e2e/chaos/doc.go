@@ -72,5 +72,6 @@
 // fault could keep the webhook from being asked (others are counted as
 // ungated), a Job that never had a Pod, and what vanished though nobody deleted
 // it. Such a fault lasts until the webhook has answered several times in a row,
-// and 5 s longer.
+// and 5 s longer; where a node ended without a word, 45 s, for which the API
+// server may go on to use its connection to a manager there (docs/limits.md).
 package chaos

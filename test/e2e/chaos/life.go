@@ -200,11 +200,26 @@ func (h History) Ungated(l Life) (excuse string, excused bool) {
 	// A creation time is in whole seconds, rounded down.
 	created := l.Pod.CreationTimestamp.Time
 	for _, w := range h.Faults {
-		if betweenWebhook(w.Kind) && w.meets(created, created.Add(time.Second), settleFault) {
+		settle := settleFault
+		if silent(w.Kind) {
+			settle = settleSilence
+		}
+		if betweenWebhook(w.Kind) && w.meets(created, created.Add(time.Second), settle) {
 			return w.Kind, true
 		}
 	}
 	return "", false
+}
+
+// settleSilence is how long an API server may use a connection to a webhook of
+// whose end it was not told: HTTP/2 pings it after 30 s without an answer, and
+// gives up 15 s later (docs/limits.md).
+const settleSilence = 45 * time.Second
+
+// silent says whether a kind of fault ends a manager's connections without a
+// word to whoever is at their other end.
+func silent(kind string) bool {
+	return strings.Contains(kind, "rebooted") || strings.Contains(kind, "cut off")
 }
 
 // betweenWebhook says whether a kind of fault can keep the API server from

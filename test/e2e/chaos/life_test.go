@@ -233,6 +233,15 @@ func TestLost(t *testing.T) {
 		"a Pod without a gate right after is counted": {
 			pod: gatedPod(ungated), faults: []Window{{Kind: "all managers killed", Begin: at(-9), End: at(-2)}}, ungated: 1,
 		},
+		"a Pod without a gate while connections to a dead node are kept is counted": {
+			pod: gatedPod(ungated), faults: []Window{{Kind: "node rebooted", Begin: at(-40), End: at(-30)}}, ungated: 1,
+		},
+		"a Pod without a gate long after a node died is lost": {
+			pod: gatedPod(ungated), faults: []Window{{Kind: "node rebooted", Begin: at(-60), End: at(-50)}}, lost: "without a gate",
+		},
+		"a Pod without a gate long after managers died is lost": {
+			pod: gatedPod(ungated), faults: []Window{{Kind: "all managers killed", Begin: at(-40), End: at(-30)}}, lost: "without a gate",
+		},
 		"an engine is not between a Pod and its gate": {
 			pod: gatedPod(ungated), faults: []Window{{Kind: "engine killed", Begin: at(-1)}}, lost: "without a gate",
 		},
