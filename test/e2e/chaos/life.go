@@ -30,6 +30,8 @@ type Life struct {
 	// Gone is when the Pod was first known to end: finished, being deleted, or
 	// no more.
 	Gone time.Time
+	// Ended is when the workload was about to delete the Pod; zero if it was not.
+	Ended time.Time
 
 	// address is the one that Addressed is about, stale the condition of the
 	// address before it.
@@ -60,8 +62,17 @@ func (l Life) IP() netip.Addr {
 func (l Life) Party() Party {
 	return Party{
 		Name: l.Pod.Namespace + "/" + l.Pod.Name, Node: l.Pod.Spec.NodeName,
-		Role: l.RoleOf(), IP: l.IP(), Gone: l.Gone,
+		Role: l.RoleOf(), IP: l.IP(), Gone: l.going(),
 	}
+}
+
+// going is when the Pod was first known to end, or about to be ended; zero if
+// it lives on. An engine can hear of it before the observer does.
+func (l Life) going() time.Time {
+	if l.Gone.IsZero() || !l.Ended.IsZero() && l.Ended.Before(l.Gone) {
+		return l.Ended
+	}
+	return l.Gone
 }
 
 // Open says whether the gate is open and was all the time since Opened.

@@ -157,6 +157,22 @@ func TestAHoldThatRanIntoItsTimeoutIsTold(t *testing.T) {
 	}
 }
 
+func TestAPodIsGoingFromWhenItIsAboutToBeDeleted(t *testing.T) {
+	r := newRecord(Report{})
+	r.see(gatedPod(address("10.1.1.1")), false, at(1))
+	if gone := r.life("1").Party().Gone; !gone.IsZero() {
+		t.Errorf("going since %v, want a Pod that lives", gone)
+	}
+	r.end("u", at(5))
+	if gone := r.life("1").Party().Gone; !gone.Equal(at(5)) {
+		t.Errorf("going since %v, want %v", gone, at(5))
+	}
+	r.see(gatedPod(address("10.1.1.1")), true, at(6))
+	if gone := r.life("1").Party().Gone; !gone.Equal(at(5)) {
+		t.Errorf("going since %v once it is gone, want %v", gone, at(5))
+	}
+}
+
 func TestRecordTellsWhatIsNew(t *testing.T) {
 	r := newRecord(Report{})
 	open := condition(corev1.ConditionTrue, v1alpha1.ReasonConfirmed)
@@ -253,7 +269,7 @@ func TestLost(t *testing.T) {
 			r := newRecord(Report{})
 			r.history.Faults = tc.faults
 			if tc.ended {
-				r.end("u")
+				r.end("u", at(0))
 			}
 			r.see(tc.pod, tc.deleted, at(1))
 			lost := strings.Join(r.report.Lost, "\n")

@@ -207,7 +207,7 @@ func (o *observer) hindsight(l Look) Look {
 		for _, owner := range owners {
 			switch {
 			case owner.Party().Name == p.Name:
-				p.Gone = owner.Gone
+				p.Gone = owner.going()
 				if owner.IP() != p.IP {
 					l.Unproven = "the Pod has got another address"
 				}

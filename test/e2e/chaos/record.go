@@ -187,10 +187,15 @@ func (r *record) pods(keep func(Life) bool) []Life {
 }
 
 // end notes that the workload deletes a unit.
-func (r *record) end(unit string) {
+func (r *record) end(unit string, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended[unit] = true
+	for _, l := range r.lives {
+		if l.Pod.Labels[unitLabel] == unit && l.Ended.IsZero() {
+			l.Ended = now
+		}
+	}
 }
 
 // lost notes what is lost.

@@ -233,7 +233,7 @@ func (w *workload) Reap(ctx context.Context) {
 			continue
 		}
 		delete(w.units, u.name)
-		w.record.end(u.name)
+		w.record.end(u.name, time.Now())
 		w.calls.Go(func() { w.remove(context.WithoutCancel(ctx), u) })
 	}
 }
