@@ -69,10 +69,29 @@ func (l Life) Party() Party {
 // going is when the Pod was first known to end, or about to be ended; zero if
 // it lives on. An engine can hear of it before the observer does.
 func (l Life) going() time.Time {
-	if l.Gone.IsZero() || !l.Ended.IsZero() && l.Ended.Before(l.Gone) {
-		return l.Ended
+	return earliest(l.Gone, l.Ended, finished(l.Pod))
+}
+
+// finished is when a Pod's own container has ended, as its kubelet says; zero if
+// it has not. What the kubelet says of it can come seconds later.
+func finished(p *corev1.Pod) time.Time {
+	for _, s := range p.Status.ContainerStatuses {
+		if s.State.Terminated != nil && p.Spec.RestartPolicy != corev1.RestartPolicyAlways {
+			return s.State.Terminated.FinishedAt.Time
+		}
 	}
-	return l.Gone
+	return time.Time{}
+}
+
+// earliest returns the first of the times that are not zero, or zero.
+func earliest(times ...time.Time) time.Time {
+	var first time.Time
+	for _, t := range times {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	return first
 }
 
 // Open says whether the gate is open and was all the time since Opened.

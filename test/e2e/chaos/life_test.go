@@ -163,6 +163,11 @@ func TestAPodIsGoingFromWhenItIsAboutToBeDeleted(t *testing.T) {
 	if gone := r.life("1").Party().Gone; !gone.IsZero() {
 		t.Errorf("going since %v, want a Pod that lives", gone)
 	}
+	ended := gatedPod(address("10.1.1.1"), holdEnded(2))
+	ended.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{FinishedAt: metav1.NewTime(at(3))}}
+	if gone := (Life{Pod: ended, Gone: at(7)}).Party().Gone; !gone.Equal(at(3)) {
+		t.Errorf("going since %v, want when its container ended, %v", gone, at(3))
+	}
 	r.end("u", at(5))
 	if gone := r.life("1").Party().Gone; !gone.Equal(at(5)) {
 		t.Errorf("going since %v, want %v", gone, at(5))

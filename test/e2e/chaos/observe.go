@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
@@ -156,7 +157,7 @@ func (o *observer) judge(ctx context.Context, opening Opening, l Look) Outcome {
 		if !pause(ctx, time.Until(l.Answered.Add(settleEnd))) {
 			return Void
 		}
-		l = o.hindsight(l)
+		l = o.hindsight(ctx, l)
 		if l.Want && l.Got == packet.Silent && l.Unproven == "" && !o.connected(ctx, l) {
 			l.Unproven = "the stranger does not get to anybody there"
 		}
@@ -194,7 +195,7 @@ func (o *observer) judge(ctx context.Context, opening Opening, l Look) Outcome {
 
 // hindsight adds to a look what has become known since: who has gone, and
 // whether an address is another Pod's by now.
-func (o *observer) hindsight(l Look) Look {
+func (o *observer) hindsight(ctx context.Context, l Look) Look {
 	for _, p := range []*Party{&l.From, &l.To} {
 		if p.Node == "" || p == &l.From && l.Dialled {
 			continue // not a Pod; and a client's end is what tells of its dials
@@ -207,7 +208,7 @@ func (o *observer) hindsight(l Look) Look {
 		for _, owner := range owners {
 			switch {
 			case owner.Party().Name == p.Name:
-				p.Gone = owner.going()
+				p.Gone = earliest(owner.going(), o.finished(ctx, owner.Pod))
 				if owner.IP() != p.IP {
 					l.Unproven = "the Pod has got another address"
 				}
@@ -219,6 +220,18 @@ func (o *observer) hindsight(l Look) Look {
 		}
 	}
 	return l
+}
+
+// finished asks when a Pod's own container has ended: on a busy machine the
+// observer's watch can be seconds late. Zero if it has not, or who knows.
+func (o *observer) finished(ctx context.Context, p *corev1.Pod) time.Time {
+	calling, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	now, err := o.client.CoreV1().Pods(p.Namespace).Get(calling, p.Name, metav1.GetOptions{})
+	if err != nil || now.UID != p.UID {
+		return time.Time{}
+	}
+	return finished(now)
 }
 
 func describe(l Look) string {
