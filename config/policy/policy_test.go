@@ -6,6 +6,7 @@ package policy
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -31,35 +32,55 @@ func read(t *testing.T, name string) *admissionregistrationv1.ValidatingAdmissio
 	return &policy
 }
 
-// A field that no validation names could be written by any agent's token, so a
-// Kubernetes release that adds one must fail here first.
-func TestStatusWritersNamesEveryField(t *testing.T) {
-	compared := map[string]bool{}
-	for _, v := range read(t, "status_writers.yaml").Spec.Validations {
-		compared[v.Expression] = true
-	}
-
-	// Fields that are compared in their own way, that the server alone sets, or
-	// that no client can send.
-	exempt := map[string]string{
-		"metadata.annotations":     "compared key by key",
-		"metadata.managedFields":   "the server's record of this very write; who resets it gains no right",
-		"metadata.resourceVersion": "the server's, and a precondition only",
-		"metadata.selfLink":        "never set since Kubernetes 1.20",
-		"status.conditions":        "compared without our own",
-	}
-	for path, kind := range map[string]reflect.Type{
-		"metadata": reflect.TypeFor[metav1.ObjectMeta](),
-		"status":   reflect.TypeFor[corev1.PodStatus](),
+// A field that no validation names could be written by any agent's token, or by
+// the manager's, so a Kubernetes release that adds one must fail here first.
+func TestWritersNameEveryField(t *testing.T) {
+	for name, tc := range map[string]struct {
+		file  string
+		kinds map[string]reflect.Type
+		// exempt are fields that are compared in their own way, that the server
+		// alone sets, or that no client can send, beside those of every object.
+		exempt map[string]string
+	}{
+		"of Pods' status": {
+			file: "status_writers.yaml",
+			kinds: map[string]reflect.Type{
+				"metadata": reflect.TypeFor[metav1.ObjectMeta](),
+				"status":   reflect.TypeFor[corev1.PodStatus](),
+			},
+			exempt: map[string]string{
+				"metadata.annotations": "compared key by key",
+				"status.conditions":    "compared without our own",
+			},
+		},
+		"of nodes": {
+			file: filepath.Join("..", "startup-taint", "node_writers.yaml"),
+			kinds: map[string]reflect.Type{
+				"metadata": reflect.TypeFor[metav1.ObjectMeta](),
+				"spec":     reflect.TypeFor[corev1.NodeSpec](),
+			},
+			exempt: map[string]string{"spec.taints": "compared without our own"},
+		},
 	} {
-		for field := range kind.Fields() {
-			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-			full := path + "." + name
-			want := "object." + path + ".?" + name + " == oldObject." + path + ".?" + name
-			if compared[want] == (exempt[full] != "") {
-				t.Errorf("%s: validation %q present: %t, exempt: %q", full, want, compared[want], exempt[full])
+		t.Run(name, func(t *testing.T) {
+			tc.exempt["metadata.managedFields"] = "the server's record of this very write; who resets it gains no right"
+			tc.exempt["metadata.resourceVersion"] = "the server's, and a precondition only"
+			tc.exempt["metadata.selfLink"] = "never set since Kubernetes 1.20"
+			compared := map[string]bool{}
+			for _, v := range read(t, tc.file).Spec.Validations {
+				compared[v.Expression] = true
 			}
-		}
+			for path, kind := range tc.kinds {
+				for field := range kind.Fields() {
+					name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+					full := path + "." + name
+					want := "object." + path + ".?" + name + " == oldObject." + path + ".?" + name
+					if compared[want] == (tc.exempt[full] != "") {
+						t.Errorf("%s: validation %q present: %t, exempt: %q", full, want, compared[want], tc.exempt[full])
+					}
+				}
+			}
+		})
 	}
 }
 
