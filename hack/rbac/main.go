@@ -14,13 +14,14 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/policygate/policygate/hack/settle"
 )
 
 // namespace is where Policy Gate's ServiceAccounts are.
@@ -81,22 +82,7 @@ func generate(root string, check bool) error {
 	}
 	var errs []error
 	for name, content := range files {
-		errs = append(errs, settle(filepath.Join(root, name), content, check))
+		errs = append(errs, settle.File(filepath.Join(root, name), content, check, "manifests"))
 	}
 	return errors.Join(errs...)
-}
-
-// settle writes a file, or returns an error if check is set and it is another.
-func settle(path string, content []byte, check bool) error {
-	if !check {
-		return os.WriteFile(path, content, 0o644) //nolint:gosec // it is a source file, for everybody to read
-	}
-	present, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(present, content) {
-		return fmt.Errorf("%s is not up to date: run `make manifests` and commit it", path)
-	}
-	return nil
 }

@@ -10,7 +10,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -20,6 +19,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+
+	"github.com/policygate/policygate/hack/settle"
 )
 
 func main() {
@@ -59,22 +60,7 @@ func generate(ctx context.Context, root string, check bool) error {
 		return err
 	}
 	return errors.Join(
-		settle(filepath.Join(root, "docs", "reference.md"), reference, check),
-		settle(filepath.Join(root, "config", "prometheus", "prometheusrule.yaml"), rule, check),
+		settle.File(filepath.Join(root, "docs", "reference.md"), reference, check, "reference"),
+		settle.File(filepath.Join(root, "config", "prometheus", "prometheusrule.yaml"), rule, check, "reference"),
 	)
-}
-
-// settle writes a file, or returns an error if check is set and it is another.
-func settle(path string, content []byte, check bool) error {
-	if !check {
-		return os.WriteFile(path, content, 0o644) //nolint:gosec // it is a source file, for everybody to read
-	}
-	present, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(present, content) {
-		return fmt.Errorf("%s is not up to date: run `make reference` and commit it", path)
-	}
-	return nil
 }
