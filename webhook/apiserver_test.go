@@ -21,10 +21,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 const (
@@ -38,20 +38,8 @@ const (
 // matchConditions, which Pods it asks about, and what becomes of them while
 // nobody answers.
 func TestAPIServer(t *testing.T) {
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	if assets == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
+	assets := controlplane.Assets(t)
+	config := controlplane.Start(t).Config
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@
 package reporter
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -14,28 +13,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 // TestAPIServer tries the patch on a real API server, which alone knows what a
 // strategic merge patch of a status does and how it refuses another UID.
 func TestAPIServer(t *testing.T) {
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
+	config := controlplane.Start(t).Config
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)

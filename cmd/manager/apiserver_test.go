@@ -18,31 +18,19 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/yaml"
 
 	"github.com/policygate/policygate/controllers/gate"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 // TestAPIServer writes warnings to a real API server, which alone knows what an
 // Event may hold, with the rights that the manager is shipped with, and finds
 // them as kubectl describe does.
 func TestAPIServer(t *testing.T) {
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
+	config := controlplane.Start(t).Config
 	admin, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)

@@ -21,8 +21,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
+
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 const (
@@ -39,23 +40,11 @@ type server struct {
 
 func start(tb testing.TB) server {
 	tb.Helper()
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		tb.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		tb.Fatalf("start the API server: %v", err)
-	}
-	tb.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			tb.Errorf("stop the API server: %v", err)
-		}
-	})
+	config := controlplane.Start(tb).Config
 	config.QPS = -1
 	s := server{config: config}
 	s.admin = s.as(tb, "")
-	_, err = s.admin.CoreV1().ServiceAccounts("default").Create(tb.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	_, err := s.admin.CoreV1().ServiceAccounts("default").Create(tb.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	if err != nil {
 		tb.Fatal(err)
 	}

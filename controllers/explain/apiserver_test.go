@@ -22,10 +22,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	typedrbacv1 "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 const installed = "policygate-system"
@@ -33,19 +33,7 @@ const installed = "policygate-system"
 // TestAPIServer tries the shipped roles on a real API server, which alone knows
 // what tokens, audiences and rules mean.
 func TestAPIServer(t *testing.T) {
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
+	config := controlplane.Start(t).Config
 	admin, err := kubernetes.NewForConfig(config)
 	must(t, err)
 	_, err = admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: installed}}, metav1.CreateOptions{})

@@ -32,10 +32,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	clocktesting "k8s.io/utils/clock/testing"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 const (
@@ -60,19 +60,7 @@ func must(t *testing.T, err error) {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
+	config := controlplane.Start(t).Config
 	admin, err := kubernetes.NewForConfig(config)
 	must(t, err)
 	asManager := rest.CopyConfig(config)

@@ -32,6 +32,7 @@ import (
 
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/coverage"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 const installed = "policygate-system"
@@ -49,24 +50,9 @@ type server struct {
 
 func newServer(t *testing.T) *server {
 	t.Helper()
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{
-		ControlPlaneStartTimeout: time.Minute,
-		CRDInstallOptions:        envtest.CRDInstallOptions{Paths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfPathMissing: true},
-	}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
-	s := &server{bench: newBench(t), env: env, config: config}
-	s.admin = s.client(config)
+	env := controlplane.Start(t, filepath.Join("..", "..", "config", "crd", "bases"))
+	s := &server{bench: newBench(t), env: env, config: env.Config}
+	s.admin = s.client(env.Config)
 	for _, name := range []string{installed, "db", "other"} {
 		s.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}

@@ -26,27 +26,15 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/policygate/policygate/controllers/hub"
+	"github.com/policygate/policygate/test/controlplane"
 )
 
 // TestAPIServer has a real API server, with the rights and the policy that are
 // shipped, judge what the manager may do to a node.
 func TestAPIServer(t *testing.T) {
-	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		t.Fatal("KUBEBUILDER_ASSETS is not set: want a directory with etcd, kube-apiserver and kubectl")
-	}
-	env := &envtest.Environment{ControlPlaneStartTimeout: time.Minute}
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
+	config := controlplane.Start(t).Config
 	admin, err := client.New(config, client.Options{})
 	if err != nil {
 		t.Fatal(err)
