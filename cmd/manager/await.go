@@ -33,7 +33,7 @@ const (
 // ends, with its error. A manager cannot be made without it, and one that ends
 // for that and is started again and again waits, when the API server is back,
 // for what its kubelet has added to the pauses between. Meanwhile it says at
-// healthAddress ("0": nowhere) that it lives, and is not ready.
+// healthAddress (addressOff: nowhere) that it lives, and is not ready.
 func awaitAPIServer(ctx context.Context, config *rest.Config, healthAddress string, log logr.Logger) error {
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -83,7 +83,7 @@ func waitingHealth(ctx context.Context, address string) (*http.Server, error) {
 		http.Error(w, "the API server is awaited", http.StatusServiceUnavailable)
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: askTimeout}
-	if address == "" || address == "0" {
+	if address == addressOff {
 		return server, nil
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)

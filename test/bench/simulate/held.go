@@ -234,20 +234,10 @@ func (r *Report) held(ctx context.Context, x Run) error {
 	}
 	add("manager's memory, greatest", fmt.Sprintf("%d MiB", h.Release.Peak>>20), float64(h.Release.Peak))
 	add("held Pods that say what they wait for", fmt.Sprintf("%d of %d", h.Said, h.Count), 0)
-	for _, d := range []struct {
-		name         string
-		calm, beside Distribution
-	}{
-		{"event to assignment", h.Calm.Assigns, h.Beside.Assigns},
-		{"report to release, in the manager", h.Calm.Adds, h.Beside.Adds},
-		{"report to release, as agents see it", h.Calm.Seen, h.Beside.Seen},
-		{"address to open gate", h.Calm.Total, h.Beside.Total},
-		{"bare round trip", h.Calm.Bare, h.Beside.Bare},
-	} {
-		add("unrelated Pods: "+d.name+", before", d.calm.String(), 0)
-		add("unrelated Pods: "+d.name+", beside", d.beside.String(), 0)
-		add("unrelated Pods: "+d.name+", beside to before", fmt.Sprintf("%.2f and %.2f",
-			ratio(d.beside.P50, d.calm.P50), ratio(d.beside.P99, d.calm.P99)), 0)
-	}
+	compare(&h.Calm, &h.Beside, func(name string, calm, beside Distribution, ratios string) {
+		add("unrelated Pods: "+name+", before", calm.String(), 0)
+		add("unrelated Pods: "+name+", beside", beside.String(), 0)
+		add("unrelated Pods: "+name+", beside to before", ratios, 0)
+	})
 	return nil
 }

@@ -201,22 +201,29 @@ func (r *Report) founding(ctx context.Context, x Run) error {
 	r.blame(run, x.Scale, slices.Concat(o.Calm.Wrong, o.Storm.Wrong))
 	r.add(run, x.Scale, "events of Services", "0: none is watched", 0)
 	r.add(run, x.Scale, "assignments made in the storm", fmt.Sprint(o.Assigned), 0)
-	for _, d := range []struct {
-		name        string
-		calm, storm Distribution
-	}{
-		{"event to assignment", o.Calm.Assigns, o.Storm.Assigns},
-		{"report to release, in the manager", o.Calm.Adds, o.Storm.Adds},
-		{"report to release, as agents see it", o.Calm.Seen, o.Storm.Seen},
-		{"address to open gate", o.Calm.Total, o.Storm.Total},
-		{"bare round trip", o.Calm.Bare, o.Storm.Bare},
-	} {
-		r.add(run, x.Scale, d.name+", calm", d.calm.String(), 0)
-		r.add(run, x.Scale, d.name+", storm", d.storm.String(), 0)
-		r.add(run, x.Scale, d.name+", storm to calm", fmt.Sprintf("%.2f and %.2f",
-			ratio(d.storm.P50, d.calm.P50), ratio(d.storm.P99, d.calm.P99)), 0)
-	}
+	compare(&o.Calm, &o.Storm, func(name string, calm, storm Distribution, ratios string) {
+		r.add(run, x.Scale, name+", calm", calm.String(), 0)
+		r.add(run, x.Scale, name+", storm", storm.String(), 0)
+		r.add(run, x.Scale, name+", storm to calm", ratios, 0)
+	})
 	return nil
+}
+
+// compare gives add each distribution of times of two outcomes, with the ratios
+// of the second's median and 99th percentile to the first's.
+func compare(a, b *Outcome, add func(name string, a, b Distribution, ratios string)) {
+	for _, d := range []struct {
+		name string
+		a, b Distribution
+	}{
+		{"event to assignment", a.Assigns, b.Assigns},
+		{"report to release, in the manager", a.Adds, b.Adds},
+		{"report to release, as agents see it", a.Seen, b.Seen},
+		{"address to open gate", a.Total, b.Total},
+		{"bare round trip", a.Bare, b.Bare},
+	} {
+		add(d.name, d.a, d.b, fmt.Sprintf("%.2f and %.2f", ratio(d.b.P50, d.a.P50), ratio(d.b.P99, d.a.P99)))
+	}
 }
 
 // Write writes a table: a line for each figure, a column for each scale, and
