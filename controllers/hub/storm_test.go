@@ -148,13 +148,27 @@ func TestAgentsGetInBesideAnAttacker(t *testing.T) {
 	var silent, attempts atomic.Int64
 	for range 8 {
 		attacking.Go(func() {
-			for !over.Load() {
+			// More than the hub has room for, and not all that were ever opened:
+			// the test would run out of descriptors, and its agents with it.
+			var open [maxUnproven / 4]net.Conn
+			defer func() {
+				for _, conn := range open {
+					if conn != nil {
+						_ = conn.Close()
+					}
+				}
+			}()
+			for i := 0; !over.Load(); i = (i + 1) % len(open) {
 				conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.2.0.1")}}).DialContext(t.Context(), "tcp", f.Addr().String())
 				if err != nil {
+					time.Sleep(time.Millisecond)
 					continue
 				}
 				silent.Add(1)
-				t.Cleanup(func() { _ = conn.Close() })
+				if open[i] != nil {
+					_ = open[i].Close()
+				}
+				open[i] = conn
 				time.Sleep(time.Millisecond)
 			}
 		})

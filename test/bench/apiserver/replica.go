@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -50,7 +51,7 @@ type replica struct {
 func newReplica(ctx context.Context, dir, executable, name string, admin *rest.Config, token string) (*replica, error) {
 	r := &replica{name: name, dir: dir, executable: executable, kubeconfig: filepath.Join(dir, name+".kubeconfig")}
 	for _, address := range []*string{&r.hub, &r.health, &r.metrics, &r.webhook} {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+		listener, err := listenBelow(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("find a port for %s: %w", name, err)
 		}
@@ -67,6 +68,22 @@ func newReplica(ctx context.Context, dir, executable, name string, admin *rest.C
 		return nil, fmt.Errorf("write %s: %w", r.kubeconfig, err)
 	}
 	return r, nil
+}
+
+// listenBelow listens at a port below those that Linux gives to connections
+// that name none (ip_local_port_range, 32768 to 60999): the manager listens
+// there seconds later, and again after each restart, beside thousands of
+// connections.
+func listenBelow(ctx context.Context) (net.Listener, error) {
+	var err error
+	for range 100 {
+		var listener net.Listener
+		listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
+		if err == nil {
+			return listener, nil
+		}
+	}
+	return nil, err
 }
 
 // stop asks the manager to end, and waits until it has.
