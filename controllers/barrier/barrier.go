@@ -8,7 +8,9 @@
 // a policy that was created ahead of it, and with a relist it is seconds. So a
 // Pod gets a ticket when it is first seen, consistent LISTs of metadata are
 // begun after that, and the ticket passes once they have returned and the
-// index holds every listed object at that version or a newer one.
+// index holds every listed object at that version or a newer one. What was made
+// after those LISTs the ticket says nothing about: who waits for long is given
+// another.
 //
 // One LIST of each kind at a time serves all tickets, at most one begins per
 // second, and none while no ticket waits. A failed LIST passes nobody. The

@@ -54,6 +54,11 @@ type entry struct {
 	computed bool
 	// current is true if assignment holds behind the barrier.
 	current bool
+	// listed is when the LISTs behind which it may be released were wanted, or,
+	// for such as a release has waited for, when they had come. renewing is true
+	// while one waits.
+	listed   time.Time
+	renewing bool
 	// suspected is true once the coverage was told that a rule may not be
 	// realized for anybody.
 	suspected bool
@@ -138,13 +143,15 @@ func (l *Ledger) review(e *entry, held time.Time) {
 		if e.pod.moved(bootID) {
 			e.former = held
 		}
-		l.barrier.Ticket(uid)
+		l.ticket(e, now)
 	case moved && len(e.known) > 0:
 		// Whatever was listed was listed for the former addresses.
-		l.barrier.Forget(uid)
-		l.barrier.Ticket(uid)
+		l.ticket(e, now)
 		e.current = false
 		e.former = held
+	case len(ips) > 0 && e.addressed.IsZero() && now.Sub(e.listed) > listedWithin/2:
+		// The nodes are asked meanwhile.
+		l.ticket(e, now)
 	}
 	switch {
 	case len(ips) == 0:
@@ -266,7 +273,7 @@ func (l *Ledger) close(e *entry) {
 	l.withdraw(e)
 	l.barrier.Forget(uid)
 	l.teller.Forget(uid)
-	e.computed, e.current, e.suspected, e.stale, e.touched = false, false, false, false, false
+	e.computed, e.current, e.suspected, e.stale, e.touched, e.renewing = false, false, false, false, false, false
 	e.queued, e.notes, e.overdue = time.Time{}, nil, false
 	e.resend, e.attempts, e.released = time.Time{}, 0, false
 	l.timers.Set(e, time.Time{})

@@ -57,6 +57,7 @@ func TestATimeoutIsNotReadOffTheNodesClock(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
+			b.barrier.quick = true
 			b.waiting()
 			b.ledger.PodChanged(b.pod(holding(b.clock.Now().Add(skew)), "10.0.0.1"))
 			b.report("n1", true)

@@ -57,6 +57,10 @@ type answer struct {
 // passed notes that the barrier has passed for the entry. What was computed
 // before is what would be computed now if it stands.
 func (l *Ledger) passed(e *entry) {
+	passed := l.barrier.Passed(e.pod.uid)
+	if passed && e.renewing {
+		e.renewing, e.listed = false, l.clock.Now()
+	}
 	if e.stale || !e.computed {
 		return // it is computed anyway, or has no address yet
 	}
@@ -64,7 +68,7 @@ func (l *Ledger) passed(e *entry) {
 		l.outdated(e)
 		return
 	}
-	if e.assignment != nil && l.barrier.Passed(e.pod.uid) {
+	if e.assignment != nil && passed {
 		e.current = true
 		l.touch(e, queue.Urgent)
 	}
@@ -74,8 +78,9 @@ func (l *Ledger) passed(e *entry) {
 // reports false if that took no computation.
 func (l *Ledger) refresh(e *entry) bool {
 	uid := e.pod.uid
-	// Asked first: what passes in between is not in what is computed.
-	passed := l.barrier.Passed(uid)
+	// Asked first: what passes in between is not in what is computed. Whoever
+	// waits for newer LISTs has had his first.
+	passed := e.renewing || l.barrier.Passed(uid)
 	if l.stands(e) {
 		// It was computed after that which it was touched by.
 		e.stale, e.current = false, passed && e.assignment != nil

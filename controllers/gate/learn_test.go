@@ -21,6 +21,7 @@ import (
 func ruled(t *testing.T, asked ...expect.Expectation) *bench {
 	t.Helper()
 	b := newBench(t)
+	b.barrier.quick = true
 	b.start("p", "shop", "10.0.0.1", map[string][]expect.Expectation{"n1": nil, "n7": asked})
 	b.wantSent("assign p to n1 own basis=5", "assign p to n7 basis=5")
 	b.answer("p", "n1", confirms)
@@ -138,7 +139,7 @@ func TestWhatIsLearnedIsExcusedAndTold(t *testing.T) {
 	b.settled()
 	b.wantSent("assign p to n7 basis=5 excused=[0]") // in flight
 	b.answer("p", "n7", func(r *hubv1.Report) { r.Confirmed, r.Unrealized, r.Steady = true, []uint32{0}, true })
-	b.step()
+	b.settled()
 	b.wantSent("release p at 10.0.0.1 on n1 basis=5: EngineDeviates: confirmed on 2/2 nodes in 1m0s; " +
 		"the policy engine does not realize shop/allow on n7")
 

@@ -218,6 +218,75 @@ func TestTheBarrierCountsForWhatTurnsOutToStand(t *testing.T) {
 	}
 }
 
+// A Pod that has waited for long is not released behind LISTs that are as old.
+func TestAReleaseIsNotBehindOldLists(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.report("n1", true)
+	b.clock.Step(listedWithin + time.Second)
+	b.report("n7", true)
+	b.settled()
+	b.wantSent()
+	b.wantTold("")
+	if !b.barrier.tickets["p"] || b.barrier.Passed("p") {
+		t.Fatal("the barrier was not asked anew")
+	}
+	// The watch brings what those LISTs have and the first had not.
+	b.demand("10.0.0.1", 6, 81, "n1", "n7")
+	b.barrier.pass("p")
+	b.settled()
+	b.wantSent("assign p to n1 own basis=6", "assign p to n7 basis=6")
+	b.report("n1", true)
+	b.report("n7", true)
+	b.settled()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=6: Confirmed: confirmed on 2/2 nodes in 6s")
+}
+
+// LISTs that take longer than they may be old do not have a Pod wait for ever.
+func TestSlowListsAreNewWhenTheyCome(t *testing.T) {
+	b := newBench(t)
+	b.waiting()
+	b.report("n1", true)
+	b.report("n7", true)
+	b.clock.Step(listedWithin + time.Second)
+	b.settled()
+	b.wantSent()
+	b.clock.Step(2 * listedWithin)
+	b.settled()
+	b.wantSent()
+	b.barrier.pass("p")
+	b.settled()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 2/2 nodes in 16s")
+	// Nor does a release that is sent again because the agent dropped it, soon
+	// after.
+	b.clock.Step(resendMost)
+	b.settled()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 2/2 nodes in 21s")
+}
+
+// The address of a Pod comes late, as with a slow network plugin: the LISTs are
+// wanted while its nodes are asked.
+func TestALateAddressIsBehindListsOfItsTime(t *testing.T) {
+	b := newBench(t)
+	b.ledger.PodChanged(b.pod(nil))
+	b.barrier.pass("p")
+	b.settled()
+	b.clock.Step(time.Minute)
+	b.demand("10.0.0.1", 5, 80, "n1")
+	b.ledger.PodChanged(b.pod(nil, "10.0.0.1"))
+	b.settled()
+	b.wantSent("assign p to n1 own basis=5")
+	if b.barrier.Passed("p") {
+		t.Fatal("the LISTs are a minute old")
+	}
+	b.report("n1", true)
+	b.settled()
+	b.wantSent()
+	b.barrier.pass("p")
+	b.settled()
+	b.wantSent("release p at 10.0.0.1 on n1 basis=5: Confirmed: confirmed on 1/1 node in 0s")
+}
+
 func TestANodeThatLeavesTheSpanIsNotAwaited(t *testing.T) {
 	b := newBench(t)
 	b.waiting()

@@ -104,8 +104,9 @@ func TestTheTimeoutDoesNotCountFromTheHoldOfAFormerAddress(t *testing.T) {
 	b.clock.Step(v1alpha1.DefaultTimeout - time.Second)
 	b.step()
 	b.wantSent()
+	b.barrier.quick = true
 	b.clock.Step(time.Second)
-	b.step()
+	b.settled()
 	b.wantSent("release p at 10.0.0.2 on n1 basis=6: PartiallyConfirmed: confirmed on 1/2 nodes within 1m0s; missing: n7")
 }
 

@@ -123,6 +123,7 @@ func TestANodeThatConfirmsNothing(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
+			b.barrier.quick = true
 			begin := func(uid, namespace, ip string) {
 				b.demandFor(uid, namespace, ip, 5, map[string][]expect.Expectation{
 					"n1": nil, "n9": {allow(types.NamespacedName{Namespace: "crowd", Name: "all"}, ip, 80)},
