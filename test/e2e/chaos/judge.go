@@ -55,6 +55,11 @@ func (w Window) meets(from, to time.Time, after time.Duration) bool {
 	return w.Begin.Before(to) && (w.End.IsZero() || w.End.Add(after).After(from))
 }
 
+// aftermath is for how long after the end of the fault an engine may not know
+// what was edited: client-go doubles the pause between two attempts to watch,
+// and lets chance double it again, for as long as the API server is away.
+func (w Window) aftermath() time.Duration { return max(settleFault, 2*w.End.Sub(w.Begin)) }
+
 // Edit is a change of a namespace's policies.
 type Edit struct {
 	Namespace string
@@ -69,6 +74,16 @@ type Edit struct {
 func (e Edit) unasked(o Opening, l Look) bool {
 	named := l.To.IP != o.IP && e.After.Isolated(l.To.Role) || l.To.IP == o.IP && e.After.Confined(l.From.Role)
 	return !named && !e.Before.Allows(l.From.Role, l.To.Role, l.Port) && e.After.Allows(l.From.Role, l.To.Role, l.Port)
+}
+
+// lingers says whether the edit takes away the rule that let a flow through. No
+// rule names the flow any more, so a gate asks for its end only by chance, as
+// that of a stranger.
+func (e Edit) lingers(l Look) bool {
+	from, to := l.From.Role, l.To.Role
+	admitted := e.Before.Isolated(to) && e.Before.In(from, to, l.Port) && !e.After.In(from, to, l.Port)
+	letOut := e.Before.Confined(from) && e.Before.Out(from, to, l.Port) && !e.After.Out(from, to, l.Port)
+	return !l.Want && (admitted || letOut)
 }
 
 // History is what happened: faults and edits by their beginning.
@@ -189,7 +204,7 @@ func (h History) void(o Opening, l Look) string {
 		if e.End.IsZero() || e.End.After(o.Created) && e.End.Add(settleEdit).After(o.since()) {
 			return "the policies are being edited"
 		}
-		if l.Want && e.unasked(o, l) && h.late(e, o.since()) {
+		if (l.Want && e.unasked(o, l) || e.lingers(l)) && h.late(e, o.since()) {
 			return "a policy was removed, which no gate waits for"
 		}
 	}
@@ -204,7 +219,8 @@ func (h History) void(o Opening, l Look) string {
 // late says whether a fault kept an edit from being carried out until a time.
 func (h History) late(e Edit, until time.Time) bool {
 	return slices.ContainsFunc(h.Faults, func(w Window) bool {
-		return w.meets(e.Begin, e.End.Add(settleEdit), settleFault) && w.meets(until, until, settleFault)
+		after := w.aftermath()
+		return w.meets(e.Begin, e.End.Add(settleEdit), after) && w.meets(until, until, after)
 	})
 }
 

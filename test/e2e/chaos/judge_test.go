@@ -52,6 +52,7 @@ func TestJudge(t *testing.T) {
 		Namespace: "shop", Pod: "client", Node: "n2", Reason: v1alpha1.ReasonConfirmed, IP: client.IP,
 		Created: at(-10), At: at(0), Stamped: at(0.5),
 	}
+	admitted := Look{From: client, To: self, Port: servedPort, Got: packet.Admitted, Answered: at(1)}
 	wrongPort := refused
 	wrongPort.Port, refused.Port = otherPort, servedPort
 	for name, tc := range map[string]struct {
@@ -159,6 +160,32 @@ func TestJudge(t *testing.T) {
 			opening: shopper,
 			history: History{Edits: []Edit{{Namespace: "shop", Begin: at(-4), End: at(-3.9), Before: Intent{AdmitClients: true}}}},
 			look:    wrongPort, want: Wrong,
+		},
+		"who was admitted may be for as long as an engine is not told": {
+			opening: shopper,
+			history: History{
+				Faults: []Window{{Kind: "API server killed", Begin: at(-15), Began: at(-15), Ending: at(-8), End: at(-7)}},
+				Edits: []Edit{{Namespace: "shop", Begin: at(-6), End: at(-5.9), Before: Intent{DenyAll: true, AdmitClients: true},
+					After: Intent{DenyAll: true}}},
+			},
+			look: admitted, want: Void, why: "no gate waits for",
+		},
+		"who was admitted is not for longer": {
+			opening: shopper,
+			history: History{
+				Faults: []Window{{Kind: "API server killed", Begin: at(-35), Began: at(-35), Ending: at(-28), End: at(-27)}},
+				Edits: []Edit{{Namespace: "shop", Begin: at(-26), End: at(-25.9), Before: Intent{DenyAll: true, AdmitClients: true},
+					After: Intent{DenyAll: true}}},
+			},
+			look: admitted, want: Wrong,
+		},
+		"who was never admitted is refused, whoever is told": {
+			opening: shopper,
+			history: History{
+				Faults: []Window{{Kind: "API server killed", Begin: at(-15), Began: at(-15), Ending: at(-8), End: at(-7)}},
+				Edits:  []Edit{{Namespace: "shop", Begin: at(-6), End: at(-5.9), After: Intent{DenyAll: true}}},
+			},
+			look: letIn, want: Wrong,
 		},
 		"who is admitted by a rule is waited for, dead engine or not": {
 			opening: shopper,
