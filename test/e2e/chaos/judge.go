@@ -25,6 +25,9 @@ const (
 	// settleEnd is how long after a Pod's end its kubelet may say so: it takes
 	// the network down first.
 	settleEnd = 2 * time.Second
+	// lateEnd is how much later it may be that the kubelet of a busy node says so
+	// (seen: 4 s).
+	lateEnd = 15 * time.Second
 	// blink is the longest time for which kube-router may refuse, by itself, a
 	// flow that it has let through.
 	blink = 3 * time.Second

@@ -168,6 +168,15 @@ func (o *observer) judge(ctx context.Context, opening Opening, l Look) Outcome {
 	}
 	history := o.record.past()
 	outcome, why := history.Judge(opening, l, o.blinks)
+	// Nobody answered: was there still somebody?
+	for until := l.Answered.Add(lateEnd); outcome == Wrong && l.Got == packet.Silent && time.Now().Before(until); {
+		if !pause(ctx, time.Second) {
+			return Void
+		}
+		l = o.hindsight(ctx, l)
+		history = o.record.past()
+		outcome, why = history.Judge(opening, l, o.blinks)
+	}
 	o.record.tell(func(r *Report) {
 		switch outcome {
 		case Proven:
