@@ -129,7 +129,7 @@ test-apiserver: kube ## Tests against a real API server alone
 
 .PHONY: test-e2e
 test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
-	cd test/e2e && go test -count=1 -timeout 60m -p 1 -v ./...
+	cd test/e2e && go test -count=1 -timeout 60m -p 1 -parallel 2 -v ./...
 
 .PHONY: chaos
 chaos: NODES = 3
@@ -204,27 +204,29 @@ fmt: ## Format
 ##@ Deploy
 # An overlay that names the image for the Pods and for the hold, and takes in
 # COMPONENTS of config: fail, prometheus, prometheus/ports, services, startup-taint.
+# DEPLOY is where it is written below build: two clusters at a time need two.
 COMPONENTS ?=
-build/deploy/kustomization.yaml: FORCE
+DEPLOY ?= deploy
+build/$(DEPLOY)/kustomization.yaml: FORCE
 	@mkdir -p $(@D)
 	@hack/overlay.sh $(IMG) $(COMPONENTS) > $@
 .PHONY: FORCE
 FORCE:
 
 .PHONY: deploy
-deploy: build/deploy/kustomization.yaml ## Install into the current cluster (IMG=registry/policygate:tag COMPONENTS=prometheus)
-	$(KUBECTL) apply --server-side -k build/deploy
+deploy: build/$(DEPLOY)/kustomization.yaml ## Install into the current cluster (IMG=registry/policygate:tag COMPONENTS=prometheus)
+	$(KUBECTL) apply --server-side -k build/$(DEPLOY)
 	$(KUBECTL) -n policygate-system rollout status deployment/policygate-manager --timeout 3m
 	$(KUBECTL) -n policygate-system rollout status daemonset/policygate-agent --timeout 5m
 
 .PHONY: installer
-installer: build/deploy/kustomization.yaml ## One YAML that installs everything, in build/install.yaml
-	$(KUBECTL) kustomize build/deploy > build/install.yaml
+installer: build/$(DEPLOY)/kustomization.yaml ## One YAML that installs everything, in build/install.yaml
+	$(KUBECTL) kustomize build/$(DEPLOY) > build/install.yaml
 	@echo build/install.yaml
 
 .PHONY: undeploy
-undeploy: build/deploy/kustomization.yaml ## Remove it; Pods that are held are let go first
-	hack/undeploy.sh "$(KUBECTL)"
+undeploy: build/$(DEPLOY)/kustomization.yaml ## Remove it; Pods that are held are let go first
+	hack/undeploy.sh "$(KUBECTL)" build/$(DEPLOY)
 
 .PHONY: clean
 clean: ## Remove what was built

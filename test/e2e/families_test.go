@@ -18,6 +18,7 @@ import (
 // TestDualStackLegacy has Pods with addresses of both families, and rules in the
 // kernel's older form.
 func TestDualStackLegacy(t *testing.T) {
+	t.Parallel()
 	f := start(t, testbed.Options{Name: "e2e-legacy", DualStack: true, IPTables: cluster.IPTablesLegacy})
 	f.slow(t, f.serverNode, 500*time.Millisecond)
 	dualStack(t, f, true)
@@ -26,6 +27,7 @@ func TestDualStackLegacy(t *testing.T) {
 // TestEngineWithoutIPv6 has Pods with addresses of a family that nobody
 // enforces: they must not wait for it.
 func TestEngineWithoutIPv6(t *testing.T) {
+	t.Parallel()
 	f := start(t, testbed.Options{Name: "e2e-v4", DualStack: true, EngineIPv4Only: true})
 	dualStack(t, f, false)
 }

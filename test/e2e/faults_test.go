@@ -25,6 +25,7 @@ import (
 // TestFaults has processes fail, in turn, on one cluster: nothing opens that
 // must not, and nothing that was held stays held once they are back.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	f := start(t, testbed.Options{Name: "faults", Nodes: 3, IPTables: cluster.IPTablesNFT})
 
 	for _, scenario := range []struct {

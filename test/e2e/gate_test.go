@@ -23,6 +23,7 @@ import (
 // TestGate runs its scenarios one after another on one cluster: most of them
 // freeze or slow down an engine that the others need.
 func TestGate(t *testing.T) {
+	t.Parallel()
 	f := start(t, testbed.Options{Name: "e2e", Nodes: 3, IPTables: cluster.IPTablesNFT})
 
 	for _, scenario := range []struct {

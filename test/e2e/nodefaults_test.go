@@ -34,6 +34,7 @@ const startupTaint = "policygate.io/agent-not-ready"
 // Pods may be let go too early, nor others be held for long. Its nodes are
 // waited for shorter than by default, so that the test need not wait either.
 func TestNodeFaults(t *testing.T) {
+	t.Parallel()
 	f := start(t, testbed.Options{
 		Name: "nodefaults", Nodes: 3, LateNodes: 1, IPTables: cluster.IPTablesNFT,
 		// More than the 10 s after which kubelets renew their Leases.

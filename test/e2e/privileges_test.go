@@ -56,6 +56,7 @@ rules:
 // do, and tries what they may not. It has a cluster of its own for its audit
 // log, which begins with the installation.
 func TestPrivileges(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	policyFile, log := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "audit.log")
 	if err := os.WriteFile(policyFile, []byte(auditPolicy), 0o600); err != nil {

@@ -41,6 +41,7 @@ const (
 // TestRollout replaces managers and certificates while Pods are created: nobody
 // is refused, and nobody is let in without a gate.
 func TestRollout(t *testing.T) {
+	t.Parallel()
 	f := start(t, testbed.Options{Name: "rollout", Nodes: 3, IPTables: cluster.IPTablesNFT})
 	f.patchDeployment(t, fmt.Sprintf(`[{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"--certificate-overlap=%s"}]`, overlap))
 	f.rolledOut(t)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 
 	"github.com/policygate/policygate/test/cluster/image"
 )
@@ -69,6 +70,15 @@ func build(ctx context.Context, progress func(string), database bool) (artifacts
 	}
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return a, err
+	}
+	// Two clusters at a time build the same.
+	lock, err := os.Open(bin)
+	if err != nil {
+		return a, err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return a, fmt.Errorf("lock %s: %w", bin, err)
 	}
 	progress("building the cluster's binary (minutes the first time, seconds after)")
 	if err := a.run(ctx, filepath.Join(root, "test", "cluster"), "go", "run", "./cmd/cluster", "build"); err != nil {

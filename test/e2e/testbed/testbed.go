@@ -145,7 +145,7 @@ func (t *Testbed) Make(ctx context.Context, target string, variables ...string) 
 	args := []string{
 		"--no-print-directory", target,
 		"IMG=" + GateImage, "COMPONENTS=" + strings.Join(append([]string{"prometheus/ports"}, t.options.Components...), " "),
-		"KUBECTL=" + filepath.Join(t.artifacts.kube, "bin", "kubectl"),
+		"KUBECTL=" + filepath.Join(t.artifacts.kube, "bin", "kubectl"), "DEPLOY=deploy-" + t.options.Name,
 	}
 	cmd := exec.CommandContext(ctx, "make", append(args, variables...)...)
 	cmd.Dir = t.artifacts.root
