@@ -24,6 +24,7 @@ import (
 	"github.com/policygate/policygate/controllers/coverage"
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/gate"
+	"github.com/policygate/policygate/controllers/hub"
 	"github.com/policygate/policygate/webhook/inject"
 )
 
@@ -46,6 +47,8 @@ type options struct {
 	families         string
 	maxForeignNodes  int
 	watchServices    bool
+	kubeOVN          bool
+	northbound       string
 	startupTaint     string
 	notReadyLimit    time.Duration
 	stalledAfter     time.Duration
@@ -70,6 +73,7 @@ func newOptions() *options {
 		conditionType:    string(v1alpha1.ConditionProgrammed),
 		families:         string(expect.FamiliesAuto),
 		maxForeignNodes:  expect.DefaultMaxForeignNodes,
+		northbound:       "policygate-northbound",
 		notReadyLimit:    coverage.DefaultNotReadyLimit,
 		stalledAfter:     gate.DefaultStalledAfter,
 		defaultTimeout:   v1alpha1.DefaultTimeout,
@@ -106,6 +110,10 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 		"Nodes on which a Pod waits for policies of other namespaces, at most. Without a limit one namespace's rule for everybody holds the Pods of all others until every node has confirmed.")
 	fs.BoolVar(&o.watchServices, "watch-services", o.watchServices,
 		"Watch Services, and have Pods whose policies a Service concerns confirmed only once the engine rests again. Needed with Kube-OVN up to 1.15, which writes such policies anew; other engines do not know Services. Needs the rights in config/services.")
+	fs.BoolVar(&o.kubeOVN, "kube-ovn", o.kubeOVN,
+		"The policy engine is Kube-OVN: what Pods and policies need of any node is asked of OVN's northbound database as well, by the Deployment policygate-northbound of config/overlays/kube-ovn, and awaited. What kube-ovn-controller has yet to write there is seen and named so.")
+	fs.StringVar(&o.northbound, "northbound-service-account", o.northbound,
+		"ServiceAccount, of the manager's namespace, whose Pods may say what is in OVN's northbound database; nobody may without --kube-ovn.")
 	fs.StringVar(&o.startupTaint, "startup-taint", o.startupTaint,
 		"Key of the taint that kubelets register their nodes with, which is removed once a node's agent is connected and sees the dataplane; none by default. The component config/startup-taint sets it, and gives the right to.")
 	fs.DurationVar(&o.notReadyLimit, "node-not-ready-limit", o.notReadyLimit,
@@ -177,6 +185,9 @@ func (o *options) validate() error {
 	}
 	if o.maxForeignNodes < 0 {
 		bad("max-foreign-nodes", o.maxForeignNodes, "0 or more")
+	}
+	if o.northbound == agentAccount || len(validation.IsDNS1123Subdomain(o.northbound)) > 0 {
+		bad("northbound-service-account", o.northbound, "the name of a ServiceAccount other than "+agentAccount)
 	}
 	o.validateNodes(bad)
 	if o.defaultTimeout < v1alpha1.MinTimeout || o.defaultTimeout > v1alpha1.MaxTimeout {
@@ -268,7 +279,15 @@ func (o *options) injection() inject.Options {
 	}
 }
 
-// agentUser is the user name of the agents' ServiceAccount.
-func (o *options) agentUser() string {
-	return "system:serviceaccount:" + o.namespace + ":policygate-agent"
+// agentAccount is the ServiceAccount of the agents.
+const agentAccount = "policygate-agent"
+
+// accounts are the users whose tokens open sessions.
+func (o *options) accounts() hub.Accounts {
+	const users = "system:serviceaccount:"
+	accounts := hub.Accounts{Agent: users + o.namespace + ":" + agentAccount}
+	if o.kubeOVN {
+		accounts.Northbound = users + o.namespace + ":" + o.northbound
+	}
+	return accounts
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/policygate/policygate/controllers/hub"
 )
 
 func TestOptionsParse(t *testing.T) {
@@ -34,6 +36,8 @@ func TestOptionsParse(t *testing.T) {
 		"families":                  {"--families=v4", func(o *options) { o.families = "v4" }},
 		"max-foreign-nodes":         {"--max-foreign-nodes=0", func(o *options) { o.maxForeignNodes = 0 }},
 		"watch-services":            {"--watch-services", func(o *options) { o.watchServices = true }},
+		"kube-ovn":                  {"--kube-ovn", func(o *options) { o.kubeOVN = true }},
+		"northbound account":        {"--northbound-service-account=ovn", func(o *options) { o.northbound = "ovn" }},
 		"startup-taint":             {"--startup-taint=example.com/late", func(o *options) { o.startupTaint = "example.com/late" }},
 		"node-not-ready-limit":      {"--node-not-ready-limit=5s", func(o *options) { o.notReadyLimit = 5 * time.Second }},
 		"node-stalled-after":        {"--node-stalled-after=30s", func(o *options) { o.stalledAfter = 30 * time.Second }},
@@ -78,6 +82,8 @@ func TestOptionsThatAreNotUsable(t *testing.T) {
 		"a condition that is no name":      {"--condition-type=a/b/c", "--condition-type=a/b/c"},
 		"a family that is not known":       {"--families=v5", "auto, v4, v6 or both"},
 		"a negative number of nodes":       {"--max-foreign-nodes=-1", "--max-foreign-nodes=-1"},
+		"a northbound account of agents":   {"--northbound-service-account=policygate-agent", "a ServiceAccount other than policygate-agent"},
+		"a northbound account of no name":  {"--northbound-service-account=", "--northbound-service-account="},
 		"a taint that is no name":          {"--startup-taint=a/b/c", "--startup-taint=a/b/c"},
 		"a negative limit of readiness":    {"--node-not-ready-limit=-1s", "0s to 1h0m0s"},
 		"a stall that is none yet":         {"--node-stalled-after=29s", "30s to 1h0m0s"},
@@ -102,6 +108,44 @@ func TestOptionsThatAreNotUsable(t *testing.T) {
 			}
 			if !strings.Contains(stderr.String(), tc.want) {
 				t.Errorf("stderr = %q, want %q in it", stderr.String(), tc.want)
+			}
+		})
+	}
+}
+
+func TestAccounts(t *testing.T) {
+	cases := map[string]struct {
+		args []string
+		want hub.Accounts
+	}{
+		"without Kube-OVN there is none of a northbound database": {
+			nil, hub.Accounts{Agent: "system:serviceaccount:policygate-system:policygate-agent"},
+		},
+		"nor if it is named": {
+			[]string{"--northbound-service-account=ovn"}, hub.Accounts{Agent: "system:serviceaccount:policygate-system:policygate-agent"},
+		},
+		"with it there is": {
+			[]string{"--kube-ovn"},
+			hub.Accounts{
+				Agent:      "system:serviceaccount:policygate-system:policygate-agent",
+				Northbound: "system:serviceaccount:policygate-system:policygate-northbound",
+			},
+		},
+		"both are of the manager's namespace": {
+			[]string{"--kube-ovn", "--namespace=gates", "--northbound-service-account=ovn"},
+			hub.Accounts{Agent: "system:serviceaccount:gates:policygate-agent", Northbound: "system:serviceaccount:gates:ovn"},
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			o := newOptions()
+			flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+			o.addFlags(flags)
+			if err := o.parse(flags, append(tc.args, "--hold-image=i")); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, o.accounts()); diff != "" {
+				t.Errorf("accounts (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -156,7 +156,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		return err
 	}
 	sessions := hub.New(hub.Options{
-		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.agentUser()),
+		Reviewer: hub.NewTokenReviewer(clients.AuthenticationV1().TokenReviews(), o.accounts()),
 		Sink:     append(sinks{gates, policies.ledger}, startup...), Clock: clock.RealClock{}, Log: log.WithName("hub"),
 		Address: o.hubAddress, GetCertificate: serving.GetCertificate, Registerer: metrics.Registry,
 	})

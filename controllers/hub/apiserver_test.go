@@ -39,8 +39,9 @@ import (
 )
 
 const (
-	installed    = "policygate-system"
-	agentAccount = "policygate-agent"
+	installed         = "policygate-system"
+	agentAccount      = "policygate-agent"
+	northboundAccount = "policygate-northbound"
 )
 
 // cluster is a real API server, of which agents have real tokens.
@@ -70,7 +71,7 @@ func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, admin: admin, reviews: manager.AuthenticationV1().TokenReviews()}
 	_, err = admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: installed}}, metav1.CreateOptions{})
 	must(t, err)
-	for _, name := range []string{agentAccount, "another"} {
+	for _, name := range []string{agentAccount, northboundAccount, "another"} {
 		_, err := admin.CoreV1().ServiceAccounts(installed).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		must(t, err)
 	}
@@ -215,7 +216,7 @@ func TestAStolenToken(t *testing.T) {
 		f.sink.await(t, connectedB, connectedA, "a reported of-a generation=1 confirmed=true", "a disconnected", connectedA)
 
 		must(t, c.admin.CoreV1().Pods(installed).Delete(t.Context(), "agent-a", *metav1.NewDeleteOptions(0)))
-		reviewer := &tokenReviewer{client: c.reviews, username: agentUser, clock: clk}
+		reviewer := &tokenReviewer{client: c.reviews, accounts: Accounts{Agent: agentUser}, clock: clk}
 		within(t, "the API server refuses the token of a Pod that is gone", func() bool {
 			_, err := reviewer.Review(t.Context(), tokenOfA)
 			refused := (*RefusedError)(nil)
@@ -232,6 +233,81 @@ func TestAStolenToken(t *testing.T) {
 	})
 	f.Assign("b", assign("of-b", 4), Description{})
 	b.expect("assign of-b")
+	t.Run("the northbound database", func(t *testing.T) { c.isNorthbound(t, counted, tokenOfB) })
+}
+
+// isNorthbound has the token of the northbound account's Pod on node b be the
+// database and nothing else, and that of b's agent be b and nothing else.
+func (c *cluster) isNorthbound(t *testing.T, counted *askedServer, tokenOfB string) {
+	onB := c.pod("northbound-b", northboundAccount, "b")
+	token := c.token(northboundAccount, onB, Audience)
+	clk := clocktesting.NewFakeClock(time.Now())
+	f := serve(t, clk, counted)
+	f.Assign("b", assign("of-b", 1), Description{})
+	f.Assign(hubv1.Northbound, assign("of-northbound", 2), Description{})
+
+	n := f.attempt(t, token)
+	generation := n.expect("describe", "assign of-northbound", "synced")[0]
+	const connected = hubv1.Northbound + ` connected boot=of-b unsupported=""`
+	t.Log("a token of the northbound account from node b: the database's session, and not b's")
+	n.report(&hubv1.Report{Uid: "of-b", Generation: generation - 1, Confirmed: true})
+	n.report(&hubv1.Report{Uid: "of-b", Generation: generation, Confirmed: true})
+	n.report(&hubv1.Report{Uid: "of-northbound", Generation: generation, Confirmed: true})
+	const reported = hubv1.Northbound + " reported of-northbound generation=2 confirmed=true"
+	f.sink.await(t, connected, reported)
+	t.Log("its report on b's Pod: dropped")
+
+	b := f.attempt(t, tokenOfB)
+	b.expect("describe", "assign of-b", "synced")
+	b.report(&hubv1.Report{Uid: "of-northbound", Generation: generation, Confirmed: true})
+	b.report(&hubv1.Report{Uid: "of-b", Generation: generation, Confirmed: true})
+	f.Assign("b", assign("of-b", 3), Description{})
+	b.expect("assign of-b")
+	f.sink.await(t, connected, reported, `b connected boot=of-b unsupported=""`)
+	t.Log("b's agent reports on what the database is asked: dropped")
+
+	newer := f.attempt(t, c.token(northboundAccount, c.pod("northbound-a", northboundAccount, "a"), Audience))
+	newer.expect("describe", "assign of-northbound", "synced")
+	if got := n.end(); got.Code() != codes.Aborted {
+		t.Errorf("the older session of the database ended with %v, want Aborted", got)
+	}
+	t.Log("a second replica of it: replaces the first")
+
+	without := serveAccounts(t, clk, counted, &sink{}, Accounts{Agent: agentUser})
+	for name, tc := range map[string]struct {
+		token string
+		at    *fixture
+		want  string
+	}{
+		"its token without --kube-ovn":  {token, without, `not of "` + agentUser + `"`},
+		"its token, not bound to a Pod": {c.token(northboundAccount, nil, Audience), f, "names no Pod"},
+		"its token for the API server":  {c.token(northboundAccount, onB), f, "not for the audience policygate-hub"},
+		"its token, altered to be b's":  {altered(t, token, func(claims map[string]any) { claims["sub"] = agentUser }), f, "not valid for the audience"},
+		"b's token, altered to be its":  {altered(t, tokenOfB, func(claims map[string]any) { claims["sub"] = northboundUser }), f, "not valid for the audience"},
+		"another's token from its node": {c.token("another", c.pod("another-yet", "another", "b"), Audience), f, "not of"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := tc.at.attempt(t, tc.token).end()
+			if got.Code() != codes.Unauthenticated || !strings.Contains(got.Message(), tc.want) {
+				t.Errorf("ended with %v, want Unauthenticated and %q", got, tc.want)
+			}
+			t.Logf("refused: %s", got.Message())
+		})
+	}
+
+	must(t, c.admin.CoreV1().Pods(installed).Delete(t.Context(), "northbound-a", *metav1.NewDeleteOptions(0)))
+	reviewer := &tokenReviewer{client: c.reviews, accounts: Accounts{Agent: agentUser, Northbound: northboundUser}, clock: clk}
+	must(t, c.admin.CoreV1().Pods(installed).Delete(t.Context(), "northbound-b", *metav1.NewDeleteOptions(0)))
+	within(t, "the API server refuses the token of a Pod that is gone", func() bool {
+		_, err := reviewer.Review(t.Context(), token)
+		refused := (*RefusedError)(nil)
+		return errors.As(err, &refused)
+	})
+	clk.Step(reviewInterval)
+	if got := newer.end(); got.Code() != codes.Unauthenticated || !strings.Contains(got.Message(), "proves nothing any more") {
+		t.Errorf("the session goes on after its Pod was deleted, or ended with %v", got)
+	}
+	t.Log("a session whose Pod was deleted: ends by the next review")
 }
 
 // refusesTokens tries tokens that are not, or no more, those of an agent.

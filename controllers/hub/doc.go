@@ -19,6 +19,11 @@
 // as it does of a Pod that is gone. An API server that does not answer ends no
 // session.
 //
+// The agent of OVN's northbound database is known by its ServiceAccount, not by
+// the node that it runs on. It has a name that no node can have,
+// hubv1.Northbound, and is served as a node's agent is: it hears and answers
+// what is assigned to that name alone. There is none unless Accounts has one.
+//
 // # Strangers and liars
 //
 // Every Pod can reach the port. Connections that have proved no identity are

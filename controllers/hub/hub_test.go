@@ -37,17 +37,24 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
-const agentUser = "system:serviceaccount:policygate-system:policygate-agent"
+const (
+	agentUser      = "system:serviceaccount:policygate-system:policygate-agent"
+	northboundUser = "system:serviceaccount:policygate-system:policygate-northbound"
+)
 
 // claiming returns a token that says of itself what an agent's does, and
 // whatever else: ",\"exp\":1600". The signature is what reviews goes by.
-func claiming(more, signature string) string {
+func claiming(more, signature string) string { return claimingFor(agentUser, more, signature) }
+
+// claimingFor returns one of any account.
+func claimingFor(account, more, signature string) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString(
-		[]byte(`{"aud":["`+Audience+`"],"sub":"`+agentUser+`"`+more+`}`)) + "." + signature
+		[]byte(`{"aud":["`+Audience+`"],"sub":"`+account+`"`+more+`}`)) + "." + signature
 }
 
 // reviews answers TokenReviews: a token signed "token-of-N" is of node N's
-// agent.
+// agent, one signed "northbound-on-N" of the northbound account's Pod there,
+// whatever either claims.
 type reviews struct{ err error }
 
 func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
@@ -55,7 +62,12 @@ func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview,
 		return nil, r.err
 	}
 	signature := review.Spec.Token[strings.LastIndex(review.Spec.Token, ".")+1:]
+	account := agentUser
 	node, ok := strings.CutPrefix(signature, "token-of-")
+	if !ok {
+		account = northboundUser
+		node, ok = strings.CutPrefix(signature, "northbound-on-")
+	}
 	if !ok {
 		return review, nil
 	}
@@ -63,8 +75,8 @@ func (r reviews) Create(_ context.Context, review *authenticationv1.TokenReview,
 		Authenticated: true,
 		Audiences:     review.Spec.Audiences,
 		User: authenticationv1.UserInfo{
-			Username: agentUser,
-			Extra:    map[string]authenticationv1.ExtraValue{nodeNameExtra: {node}},
+			Username: account,
+			Extra:    map[string]authenticationv1.ExtraValue{nodeNameExtra: {node}, podNameExtra: {"p"}},
 		},
 	}
 	return review, nil
@@ -164,10 +176,15 @@ func serve(t testing.TB, clk clock.WithTickerAndDelayedExecution, r TokenReviews
 
 func serveTo(t testing.TB, clk clock.WithTickerAndDelayedExecution, r TokenReviews, to Sink) *fixture {
 	t.Helper()
+	return serveAccounts(t, clk, r, to, Accounts{Agent: agentUser, Northbound: northboundUser})
+}
+
+func serveAccounts(t testing.TB, clk clock.WithTickerAndDelayedExecution, r TokenReviews, to Sink, accounts Accounts) *fixture {
+	t.Helper()
 	cert, roots := certificate(t)
 	f := &fixture{roots: roots, certificate: cert.Certificate[0], registry: prometheus.NewRegistry()}
 	f.Hub = New(Options{
-		Reviewer: &tokenReviewer{client: r, username: agentUser, clock: clk},
+		Reviewer: &tokenReviewer{client: r, accounts: accounts, clock: clk},
 		Sink:     to,
 		Clock:    clk,
 		Log:      logr.Discard(),

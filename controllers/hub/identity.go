@@ -10,21 +10,27 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
+
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 // Audience is what a token must be issued for. A token for the API server
 // does not open a session, and an agent's hub token is of no use there.
 const Audience = "policygate-hub"
 
-// nodeNameExtra is where a TokenReview tells the node of the Pod that a token
-// is bound to, since Kubernetes 1.30.
-const nodeNameExtra = "authentication.kubernetes.io/node-name"
+// podNameExtra and nodeNameExtra are where a TokenReview tells the Pod that a
+// token is bound to, and that Pod's node; the latter since Kubernetes 1.30.
+const (
+	podNameExtra  = "authentication.kubernetes.io/pod-name"
+	nodeNameExtra = "authentication.kubernetes.io/node-name"
+)
 
 const (
 	// maxReviews bounds the reviews in flight, so that a cluster's worth of
@@ -40,7 +46,7 @@ const (
 
 // Identity is what a token proves.
 type Identity struct {
-	// Node is the node that the agent runs on.
+	// Node is the node that the agent runs on, or hubv1.Northbound.
 	Node string
 	// Expires is when the token does, or zero if that cannot be known.
 	Expires time.Time
@@ -73,25 +79,34 @@ type TokenReviews interface {
 	Create(ctx context.Context, review *authenticationv1.TokenReview, opts metav1.CreateOptions) (*authenticationv1.TokenReview, error)
 }
 
-// NewTokenReviewer returns a Reviewer that accepts username alone, such as
-// "system:serviceaccount:policygate-system:policygate-agent". It asks the API
-// server each time, but for a token that says of itself that it is not that
-// user's, not for the hub, or long expired. It does not bound how many it asks
-// for at a time.
-func NewTokenReviewer(client TokenReviews, username string) Reviewer {
-	return &tokenReviewer{client: client, username: username, clock: clock.RealClock{}}
+// Accounts are the users whose tokens open sessions, such as
+// "system:serviceaccount:policygate-system:policygate-agent". They differ.
+type Accounts struct {
+	// Agent is that of the nodes' agents: each is its own node and no other.
+	Agent string
+	// Northbound is that of OVN's northbound database: it is hubv1.Northbound,
+	// on whichever node it runs, and never a node. Empty: there is none.
+	Northbound string
+}
+
+// NewTokenReviewer returns a Reviewer that accepts these accounts alone. It asks
+// the API server each time, but for a token that says of itself that it is of
+// another account, not for the hub, or long expired. It does not bound how many
+// it asks for at a time.
+func NewTokenReviewer(client TokenReviews, accounts Accounts) Reviewer {
+	return &tokenReviewer{client: client, accounts: accounts, clock: clock.RealClock{}}
 }
 
 type tokenReviewer struct {
 	client   TokenReviews
-	username string
+	accounts Accounts
 	clock    clock.PassiveClock
 }
 
 func (r *tokenReviewer) Review(ctx context.Context, token string) (Identity, error) {
 	told, err := claimsOf(token)
 	if err == nil {
-		err = told.plausible(r.username, r.clock.Now())
+		err = told.plausible(r.accounts, r.clock.Now())
 	}
 	if err != nil {
 		return Identity{}, &RefusedError{Reason: err.Error(), unreviewed: true}
@@ -102,30 +117,46 @@ func (r *tokenReviewer) Review(ctx context.Context, token string) (Identity, err
 	if err != nil {
 		return Identity{}, fmt.Errorf("create token review: %w", err)
 	}
-	node, err := nodeOf(review.Status, r.username)
+	node, err := r.accounts.nodeOf(review.Status)
 	if err != nil {
 		return Identity{}, err
 	}
 	return Identity{Node: node, Expires: told.expires()}, nil
 }
 
-// nodeOf returns the node that a reviewed token speaks for, or a
-// *RefusedError.
-func nodeOf(s authenticationv1.TokenReviewStatus, username string) (string, error) {
+// nodeOf returns the node that a reviewed token speaks for, or
+// hubv1.Northbound; else a *RefusedError. The account alone tells which.
+func (a Accounts) nodeOf(s authenticationv1.TokenReviewStatus) (string, error) {
 	switch {
 	case !s.Authenticated:
 		return "", &RefusedError{Reason: "the token is not valid for the audience " + Audience}
 	case !slices.Contains(s.Audiences, Audience):
 		// An authenticator that ignores audiences returns none.
 		return "", &RefusedError{Reason: "the token was not reviewed for the audience " + Audience}
-	case s.User.Username != username:
-		return "", &RefusedError{Reason: fmt.Sprintf("the token is of %q: want %q", s.User.Username, username)}
+	case a.Northbound != "" && s.User.Username == a.Northbound:
+		if pods := s.User.Extra[podNameExtra]; len(pods) != 1 || pods[0] == "" {
+			return "", &RefusedError{Reason: "the token names no Pod: want one that is bound to one, and ends with it"}
+		}
+		return hubv1.Northbound, nil
+	case s.User.Username != a.Agent:
+		return "", &RefusedError{Reason: fmt.Sprintf("the token is of %q: want %s", s.User.Username, a)}
 	}
 	nodes := s.User.Extra[nodeNameExtra]
 	if len(nodes) != 1 || nodes[0] == "" {
 		return "", &RefusedError{Reason: "the token names no node: want one bound to a Pod, of Kubernetes 1.30 or newer"}
 	}
+	if nodes[0] == hubv1.Northbound {
+		return "", &RefusedError{Reason: fmt.Sprintf("the token names node %q, which is no node's name", nodes[0])}
+	}
 	return nodes[0], nil
+}
+
+// String names those who are accepted.
+func (a Accounts) String() string {
+	if a.Northbound == "" {
+		return strconv.Quote(a.Agent)
+	}
+	return strconv.Quote(a.Agent) + " or " + strconv.Quote(a.Northbound)
 }
 
 // claims are what a token says of itself, which proves nothing before it was
@@ -173,13 +204,13 @@ func claimsOf(token string) (claims, error) {
 }
 
 // plausible returns an error if a review could not but refuse the token.
-func (c claims) plausible(username string, now time.Time) error {
+func (c claims) plausible(accounts Accounts, now time.Time) error {
 	expires := c.expires()
 	switch {
 	case !slices.Contains(c.Audience, Audience):
 		return errors.New("the token is not for the audience " + Audience)
-	case c.Subject != username:
-		return fmt.Errorf("the token is not of %q", username)
+	case c.Subject == "" || c.Subject != accounts.Agent && c.Subject != accounts.Northbound:
+		return fmt.Errorf("the token is not of %s", accounts)
 	case !expires.IsZero() && now.Sub(expires) > maxSkew:
 		return errors.New("the token expired at " + expires.UTC().Format(time.RFC3339))
 	}
