@@ -17,6 +17,10 @@ import (
 	"k8s.io/utils/clock"
 )
 
+// maxUnwritten is how many messages wait for a server that does not read.
+// Who has another waits for room.
+const maxUnwritten = 16
+
 // Options are what a connection needs.
 type Options struct {
 	// MaxMessage is the size in bytes beyond which a message of the other side
@@ -35,9 +39,9 @@ type Conn struct {
 	conn    net.Conn
 	options Options
 	done    chan struct{}
-	// writing is taken by who writes a message.
-	writing chan struct{}
-	heard   atomic.Pointer[time.Time]
+	// out is what is to be written, whole messages.
+	out   chan []byte
+	heard atomic.Pointer[time.Time]
 
 	mu      sync.Mutex // guards the fields below
 	last    uint64     // the last id that was used
@@ -62,12 +66,13 @@ func New(conn net.Conn, o Options) *Conn {
 		conn:    conn,
 		options: o,
 		done:    make(chan struct{}),
-		writing: make(chan struct{}, 1),
+		out:     make(chan []byte, maxUnwritten),
 		pending: map[uint64]*call{},
 	}
 	now := o.Clock.Now()
 	c.heard.Store(&now)
 	go func() { c.end(c.receive()) }()
+	go func() { c.end(c.write()) }()
 	return c
 }
 
@@ -153,27 +158,35 @@ func (c *Conn) take(id uint64) *call {
 	return waits
 }
 
-// send writes a message. If ctx ends within it, so does the connection.
+// send has a message written, and waits for no more than room in the queue.
 func (c *Conn) send(ctx context.Context, m any) error {
 	raw, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	select {
-	case c.writing <- struct{}{}:
-		defer func() { <-c.writing }()
+	case c.out <- raw:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-c.done:
 		return c.Err()
 	}
-	stop := context.AfterFunc(ctx, func() { c.end(fmt.Errorf("sending a message: %w", ctx.Err())) })
-	defer stop()
-	if _, err := c.conn.Write(raw); err != nil {
-		c.end(fmt.Errorf("sending a message: %w", err))
-		return c.Err()
+}
+
+// write writes what is sent until the connection has ended. It alone writes,
+// so that no caller's end cuts a message short.
+func (c *Conn) write() error {
+	for {
+		select {
+		case raw := <-c.out:
+			if _, err := c.conn.Write(raw); err != nil {
+				return fmt.Errorf("sending a message: %w", err)
+			}
+		case <-c.done:
+			return nil
+		}
 	}
-	return nil
 }
 
 // end closes the connection for the first reason that is given.
