@@ -339,10 +339,34 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (r *run) lookForStuck(ctx context.Context) {
 	for pause(ctx, time.Second) {
 		now, history := time.Now(), r.record.past()
-		for _, l := range r.record.pods(func(l Life) bool { return history.Stuck(l, now) != "" }) {
-			r.stuck(ctx, l, history.Stuck(l, now))
+		suspects := r.record.pods(func(l Life) bool { return history.Stuck(l, now) != "" })
+		// The kubelet of a node that was cut off tells only then what became of
+		// a Pod meanwhile.
+		if len(suspects) == 0 || !pause(ctx, settleFault) {
+			continue
+		}
+		for _, l := range suspects {
+			l = r.asOfNow(ctx, l)
+			if how := r.record.past().Stuck(l, time.Now()); how != "" {
+				r.stuck(ctx, l, how)
+			}
 		}
 	}
+}
+
+// asOfNow returns the life with the Pod as the API server has it, or as it was
+// if that cannot be found out.
+func (r *run) asOfNow(ctx context.Context, l Life) Life {
+	calling, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	pod, err := r.Bed.Client.CoreV1().Pods(l.Pod.Namespace).Get(calling, l.Pod.Name, metav1.GetOptions{})
+	switch {
+	case err == nil && pod.UID == l.Pod.UID:
+		l.Pod = pod
+	case err == nil || apierrors.IsNotFound(err):
+		l.Gone = time.Now()
+	}
+	return l
 }
 
 // stuck reports a Pod, once.
