@@ -73,7 +73,7 @@ func newOptions() *options {
 		conditionType:    string(v1alpha1.ConditionProgrammed),
 		families:         string(expect.FamiliesAuto),
 		maxForeignNodes:  expect.DefaultMaxForeignNodes,
-		northbound:       "policygate-northbound",
+		northbound:       northboundName,
 		notReadyLimit:    coverage.DefaultNotReadyLimit,
 		stalledAfter:     gate.DefaultStalledAfter,
 		defaultTimeout:   v1alpha1.DefaultTimeout,
@@ -279,8 +279,13 @@ func (o *options) injection() inject.Options {
 	}
 }
 
-// agentAccount is the ServiceAccount of the agents.
-const agentAccount = "policygate-agent"
+const (
+	// agentAccount is the ServiceAccount of the agents.
+	agentAccount = "policygate-agent"
+	// northboundName is the Deployment of cmd/northbound, and its ServiceAccount
+	// unless a flag names another.
+	northboundName = "policygate-northbound"
+)
 
 // accounts are the users whose tokens open sessions.
 func (o *options) accounts() hub.Accounts {

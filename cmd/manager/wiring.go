@@ -28,6 +28,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/controllers/barrier"
 	"github.com/policygate/policygate/controllers/certs"
@@ -131,6 +132,9 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	expectations := expect.DefaultOptions()
 	expectations.Families = expect.Families(o.families)
 	expectations.MaxForeignNodes = o.maxForeignNodes
+	if o.kubeOVN {
+		expectations.Northbound = hubv1.Northbound
+	}
 	covered := coverage.DefaultOptions()
 	covered.ConditionType, covered.Expect, covered.Services = conditionType, expectations, o.watchServices
 	covered.NotReadyLimit = o.notReadyLimit
@@ -146,6 +150,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 		Coverage: gate.FromIndex(index), Barrier: ordered, Teller: messages,
 		Metrics: gate.NewMetrics(metrics.Registry), Clock: clock.RealClock{}, Log: log.WithName("gate"),
 		ConditionType: conditionType, Warnings: warnings, StalledAfter: o.stalledAfter,
+		Northbound: corev1.ObjectReference{APIVersion: "apps/v1", Kind: "Deployment", Namespace: o.namespace, Name: northboundName},
 	})
 	policies, err := newStatuses(ctx, mgr, index, log.WithName("policystatus"))
 	if err != nil {

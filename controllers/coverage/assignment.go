@@ -45,8 +45,9 @@ type Basis struct {
 // Assignment is what must be confirmed for a subject.
 type Assignment struct {
 	Subject Subject
-	// Span are the nodes that must confirm, sorted. nil: not computed, Notes
-	// say why, and nothing may be released.
+	// Span are the nodes that must confirm, sorted, and expect.Options.Northbound
+	// if it is asked anything. nil: not computed, Notes say why, and nothing may
+	// be released.
 	Span []string
 	// PerNode has the expectations of every node of the span, and of nodes
 	// that may be asked and must not be awaited.

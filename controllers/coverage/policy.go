@@ -44,7 +44,8 @@ type PolicyAssignment struct {
 	Subject PolicySubject
 	// PerNode has the expectations of every node that has to enforce the
 	// policy: those that host a Pod which it selects, but for nodes that have
-	// not been ready for long. nil: not computed, and Notes say why.
+	// not been ready for long; and those of expect.Options.Northbound. nil: not
+	// computed, and Notes say why.
 	PerNode map[string][]expect.Expectation
 	Pods    PolicyPods
 	Notes   []expect.Note
@@ -213,6 +214,7 @@ func (x *Index) setPolicySubject(before *policy, np *networkingv1.NetworkPolicy)
 // generations were: no more of each node than is asked of one.
 func (x *Index) granted(q *policy) map[string][]expect.Granted {
 	out := x.cluster.ExpectPolicy(x.policySubject(q), x.options.Expect).Granted()
+	delete(out, x.options.Expect.Northbound) // what is granted there is of the nodes
 	for node, list := range q.former {
 		all := slices.Concat(out[node], list)
 		out[node] = all[:min(len(all), x.options.Expect.PolicyBudget)]

@@ -196,6 +196,9 @@ func newHistory(seed uint64) *history {
 	if seed%4 == 2 {
 		h.x.options.Expect.MaxForeignNodes = 1
 	}
+	if seed%3 == 0 {
+		h.x.options.Expect.Northbound = "kube-ovn:northbound"
+	}
 	for range 4 {
 		h.setNode()
 	}

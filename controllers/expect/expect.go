@@ -84,6 +84,10 @@ type Options struct {
 	Budget int
 	// PolicyBudget is the most flows of one policy on one node. 0: none.
 	PolicyBudget int
+	// Northbound, if not empty, is the name under which what nodes of the span are
+	// asked is asked once more, of OVN's northbound database. It is no node's
+	// name. See Result.Nodes.
+	Northbound string
 	// Avoid are prefixes that no representative of an ipBlock is taken from,
 	// beside pod CIDRs and node addresses: the Services' ranges.
 	Avoid []netip.Prefix
@@ -146,7 +150,12 @@ type Result struct {
 	// Notes say why; nothing may be released.
 	Span []string
 	// Nodes has the expectations of every node of the span, an empty list
-	// included, and of nodes that are asked and not awaited.
+	// included, and of nodes that are asked and not awaited. Under
+	// Options.Northbound, which is in the span as well then, it has those of the
+	// nodes of the span together, unless there are none: each flow once, as it
+	// fares at both of its ends. A node judges only the ends that are on it, so an
+	// Allowed that the other end's policies may refuse is not among them. Nor is
+	// what is asked of nodes that are not awaited.
 	Nodes map[string][]Expectation
 	// NotAsked counts flows that were left out because of the budget: those of
 	// all Pods that the rules mean, known later than the subject or not, but

@@ -43,6 +43,8 @@ type plan struct {
 	witnesses bool
 	granted   []grant
 	grants    map[grantKey]bool
+	// twofold is what was asked of nodes, if the northbound database is asked.
+	twofold []twofold
 
 	// What was found already.
 	strangers map[strangerKey]stranger
@@ -119,6 +121,7 @@ func (k *plan) fill(s Subject) {
 	}
 	k.askGroups()
 	k.askWitnesses()
+	k.askNorthbound(s.Pod.Node)
 	k.result.Span = []string{}
 	for node := range k.result.Nodes {
 		if !k.beyond[node] {
@@ -239,9 +242,9 @@ func (k *plan) ask(q question) outcome {
 	k.await(q)
 	e := q.expectation(want)
 	e.Advisory = want == flow.Allowed && (deviates || q.advisory || k.beyond[q.node])
-	k.add(key, e)
+	k.add(key, q.conn, e)
 	for _, control := range controls {
-		k.add(ask{control.node, control.conn.Flow()}, control.expectation(flow.Denied))
+		k.add(ask{control.node, control.conn.Flow()}, control.conn, control.expectation(flow.Denied))
 	}
 	return asked
 }
@@ -269,9 +272,12 @@ func (k *plan) await(q question) {
 	}
 }
 
-func (k *plan) add(key ask, e Expectation) {
+func (k *plan) add(key ask, x Conn, e Expectation) {
 	k.asked[key] = true
 	k.result.Nodes[key.node] = append(k.result.Nodes[key.node], e)
+	if k.options.Northbound != "" {
+		k.twofold = append(k.twofold, twofold{key.node, x, e})
+	}
 }
 
 // controls returns, for each end of an Allowed x that node judges and that is

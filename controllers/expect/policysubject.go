@@ -42,7 +42,9 @@ type Granted struct {
 type PolicyResult struct {
 	// Nodes has the expectations of every node that hosts a Pod which counts and
 	// which the policy selects, an empty list included, but for nodes that are
-	// not known or out. nil: not computed, and Notes say why.
+	// not known or out. nil: not computed, and Notes say why. Of
+	// Options.Northbound it has what Result.Nodes has, of as many nodes as have
+	// room in DefaultBudget flows, drawn anew with each Rotation.
 	Nodes map[string][]Expectation
 	// Next is the lowest Seq beyond the horizon of a Pod that the policy selects.
 	// 0: there is none.
@@ -102,6 +104,7 @@ func ForPolicy(w World, s PolicySubject, options Options) PolicyResult {
 				k.askPolicy(node, byNode[node], s.Former[node])
 			}
 		}
+		k.askNorthboundOfPolicy(s.Rotation)
 	}
 	k.sortNotes()
 	return PolicyResult{Nodes: k.result.Nodes, Next: next, Notes: k.result.Notes, Footprint: k.looks.footprint}

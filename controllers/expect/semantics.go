@@ -146,12 +146,16 @@ func (c semantics) alike(policies []*Policy, p *Pod) class {
 	return of
 }
 
+// anywhere stands for all nodes together, as no Pod with an address is on a node
+// of no name.
+const anywhere = ""
+
 // judged is the lower of the sides of x that node judges.
 func (c semantics) judged(node string, x Conn) Admission {
 	out := Admitted
 	for _, d := range []Direction{Ingress, Egress} {
 		side, _ := x.sides(d)
-		if side.Pod == nil || side.Pod.Node != node {
+		if side.Pod == nil || node != anywhere && side.Pod.Node != node {
 			continue
 		}
 		policies := c.Selecting(side.Pod)

@@ -16,8 +16,8 @@ type Assignment struct {
 	Subject *hubv1.Subject
 	// Basis is the state that it was computed from.
 	Basis *hubv1.Basis
-	// Span are the nodes that must confirm, sorted. Nil: not computed, and
-	// nothing is released.
+	// Span are the nodes that must confirm, sorted, hubv1.Northbound among them
+	// if that must, too. Nil: not computed, and nothing is released.
 	Span []string
 	// Demands has every node of the span, and nodes that are asked and not
 	// awaited.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
 )
 
@@ -227,19 +228,38 @@ func (s state) deviations() string {
 	return joined(texts, "; ", maxDeviating)
 }
 
-// count returns how many nodes of how many have confirmed.
+// count returns how many nodes of how many have confirmed, and whether the
+// northbound database is among what has.
 func (s state) count() string {
-	confirmed := 0
+	confirmed, nodes, beside := 0, 0, ""
 	for _, n := range s.span {
-		if n.confirmed {
-			confirmed++
+		switch {
+		case n.name == hubv1.Northbound && n.confirmed:
+			beside = " and " + northboundDatabase
+		case n.name == hubv1.Northbound:
+		default:
+			nodes++
+			if n.confirmed {
+				confirmed++
+			}
 		}
 	}
 	plural := "s"
-	if len(s.span) == 1 {
+	if nodes == 1 {
 		plural = ""
 	}
-	return fmt.Sprintf("%d/%d node%s", confirmed, len(s.span), plural)
+	return fmt.Sprintf("%d/%d node%s%s", confirmed, nodes, plural, beside)
+}
+
+// northboundDatabase is what people call hubv1.Northbound.
+const northboundDatabase = "OVN's northbound database"
+
+// place returns what people call a node of the span, behind "waiting for".
+func place(name string) string {
+	if name == hubv1.Northbound {
+		return northboundDatabase + " (" + name + ")"
+	}
+	return name
 }
 
 // remarks says what the confirmation does not cover.
@@ -252,6 +272,8 @@ func (s state) remarks(excused []spanNode) string {
 			switch {
 			case n.optional:
 				why = "beyond the limit of foreign nodes"
+			case n.unseen && n.name == hubv1.Northbound:
+				why = "it cannot be read"
 			case n.unseen:
 				why = "its dataplane cannot be seen"
 			}
@@ -297,16 +319,20 @@ func (s state) waiting(awaited []spanNode) string {
 	texts := make([]string, len(awaited))
 	for i, n := range awaited {
 		switch {
+		case !n.connected && n.name == hubv1.Northbound:
+			texts[i] = "no agent is connected that sees " + place(n.name)
 		case !n.connected:
 			texts[i] = "no agent is connected on " + n.name
+		case n.unseen && n.name == hubv1.Northbound:
+			texts[i] = place(n.name) + " cannot be read by its agent"
 		case n.unseen:
 			texts[i] = "the agent on " + n.name + " cannot see into that node's dataplane"
 		case n.awaits != "":
-			texts[i] = "waiting for " + n.name + ": " + n.awaits
+			texts[i] = "waiting for " + place(n.name) + ": " + n.awaits
 		case n.answered:
-			texts[i] = "waiting for " + n.name + ": its agent looks once more"
+			texts[i] = "waiting for " + place(n.name) + ": its agent looks once more"
 		default:
-			texts[i] = "waiting for " + n.name + ": its agent has not answered yet"
+			texts[i] = "waiting for " + place(n.name) + ": its agent has not answered yet"
 		}
 		if n.stalled {
 			texts[i] += " (stalled: it has confirmed nothing for long)"

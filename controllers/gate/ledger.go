@@ -97,6 +97,10 @@ type Options struct {
 	// it until it binds only its own Pods: MinStalledAfter or more, or 0 for
 	// DefaultStalledAfter.
 	StalledAfter time.Duration
+	// Northbound is what warnings of hubv1.Northbound are about, which is no Node
+	// and so has no name that an Event could have. It has to be set if the
+	// Coverage's spans have that.
+	Northbound corev1.ObjectReference
 }
 
 // Ledger holds every gated Pod and opens gates. Its exported methods may be
@@ -113,6 +117,7 @@ type Ledger struct {
 	log           logr.Logger
 	conditionType corev1.PodConditionType
 	stalledAfter  time.Duration
+	northbound    corev1.ObjectReference
 
 	// inbox is what is to be done by the goroutine of Start.
 	inbox *queue.Inbox
@@ -155,6 +160,7 @@ func New(o Options) *Ledger {
 		log:           o.Log,
 		conditionType: o.ConditionType,
 		stalledAfter:  cmp.Or(o.StalledAfter, DefaultStalledAfter),
+		northbound:    o.Northbound,
 		inbox:         queue.NewInbox(),
 		entries:       map[types.UID]*entry{},
 		names:         map[types.NamespacedName]*entry{},

@@ -8,8 +8,10 @@ import (
 	"net/netip"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/hub"
 	"github.com/policygate/policygate/controllers/queue"
 )
@@ -143,7 +145,7 @@ func (l *Ledger) confirmedBy(name string, n *node, now time.Time) {
 	if n.stalls() {
 		n.stalled, n.stalledFor = false, nil
 		l.reckon(n)
-		l.warnings.Over(nodeReference(name), ReasonStalled)
+		l.warnings.Over(l.reference(name), ReasonStalled)
 	}
 }
 
@@ -156,7 +158,7 @@ func (n *node) stalls() bool { return n.stalled || len(n.stalledFor) > 0 }
 // look takes what the node's agent sees of it.
 func (l *Ledger) look(name string, n *node, state hub.State) {
 	if n.unsupported != "" && state.Unsupported == "" {
-		l.warnings.Over(nodeReference(name), ReasonUnsupported)
+		l.warnings.Over(l.reference(name), ReasonUnsupported)
 	}
 	n.unsupported = state.Unsupported
 	l.reckon(n)
@@ -166,19 +168,28 @@ func (l *Ledger) look(name string, n *node, state hub.State) {
 // warn tells of a node what a person should see. It may be called again and
 // again.
 func (l *Ledger) warn(name string, n *node) {
+	unseen := "the agent cannot see into this node's dataplane, so nothing is confirmed here: "
+	stalled := "nothing was confirmed here for %s although Pods waited for it: " +
+		"until it confirms one, Pods of other nodes may start without it"
+	if name == hubv1.Northbound {
+		unseen = "the agent of " + northboundDatabase + " cannot read it, so nothing is confirmed of it: "
+		stalled = northboundDatabase + " has confirmed nothing for %s although Pods waited for it: " +
+			"until it confirms one, Pods may start without it"
+	}
 	if n.unseen() {
-		l.warnings.Warn(Warning{
-			Object: nodeReference(name), Reason: ReasonUnsupported,
-			Note: "the agent cannot see into this node's dataplane, so nothing is confirmed here: " + n.unsupported,
-		})
+		l.warnings.Warn(Warning{Object: l.reference(name), Reason: ReasonUnsupported, Note: unseen + n.unsupported})
 	}
 	if n.stalls() {
-		l.warnings.Warn(Warning{
-			Object: nodeReference(name), Reason: ReasonStalled,
-			Note: fmt.Sprintf("nothing was confirmed here for %s although Pods waited for it: "+
-				"until it confirms one, Pods of other nodes may start without it", l.stalledAfter),
-		})
+		l.warnings.Warn(Warning{Object: l.reference(name), Reason: ReasonStalled, Note: fmt.Sprintf(stalled, l.stalledAfter)})
 	}
+}
+
+// reference returns what warnings of a node are about.
+func (l *Ledger) reference(name string) corev1.ObjectReference {
+	if name == hubv1.Northbound {
+		return l.northbound
+	}
+	return nodeReference(name)
 }
 
 // reckon counts the node among those that may be excused.
@@ -243,7 +254,7 @@ func (l *Ledger) nodeDeleted(name string) {
 	l.forgetDeviations(name, n)
 	n.bootID, n.stalled, n.stalledFor = "", false, nil
 	l.reckon(n)
-	l.warnings.Over(nodeReference(name), ReasonStalled)
+	l.warnings.Over(l.reference(name), ReasonStalled)
 }
 
 // unused reports whether nothing is known of the node and nothing refers to it.

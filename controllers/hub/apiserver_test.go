@@ -266,7 +266,8 @@ func (c *cluster) isNorthbound(t *testing.T, counted *askedServer, tokenOfB stri
 	f.sink.await(t, connected, reported, `b connected boot=of-b unsupported=""`)
 	t.Log("b's agent reports on what the database is asked: dropped")
 
-	newer := f.attempt(t, c.token(northboundAccount, c.pod("northbound-a", northboundAccount, "a"), Audience))
+	tokenOnA := c.token(northboundAccount, c.pod("northbound-a", northboundAccount, "a"), Audience)
+	newer := f.attempt(t, tokenOnA)
 	newer.expect("describe", "assign of-northbound", "synced")
 	if got := n.end(); got.Code() != codes.Aborted {
 		t.Errorf("the older session of the database ended with %v, want Aborted", got)
@@ -297,9 +298,8 @@ func (c *cluster) isNorthbound(t *testing.T, counted *askedServer, tokenOfB stri
 
 	must(t, c.admin.CoreV1().Pods(installed).Delete(t.Context(), "northbound-a", *metav1.NewDeleteOptions(0)))
 	reviewer := &tokenReviewer{client: c.reviews, accounts: Accounts{Agent: agentUser, Northbound: northboundUser}, clock: clk}
-	must(t, c.admin.CoreV1().Pods(installed).Delete(t.Context(), "northbound-b", *metav1.NewDeleteOptions(0)))
 	within(t, "the API server refuses the token of a Pod that is gone", func() bool {
-		_, err := reviewer.Review(t.Context(), token)
+		_, err := reviewer.Review(t.Context(), tokenOnA)
 		refused := (*RefusedError)(nil)
 		return errors.As(err, &refused)
 	})

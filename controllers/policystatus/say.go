@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
 )
 
@@ -38,16 +39,11 @@ func (s state) say(now time.Time, views []view) decision {
 		},
 		LastProgrammed: s.former.LastProgrammed,
 	}
-	programmed := 0
-	for _, v := range views {
-		if v.programmed {
-			programmed++
-		}
-	}
 	if s.understood {
+		programmed, desired := s.count(views)
 		next.Nodes = v1alpha1.NodeCounts{
-			Summary: fmt.Sprintf("%d/%d", programmed, len(views)),
-			Desired: count(len(views)), Programmed: count(programmed),
+			Summary: fmt.Sprintf("%d/%d", programmed, desired),
+			Desired: count(desired), Programmed: count(programmed),
 		}
 	}
 	s.sayLagging(&next, views)
@@ -63,6 +59,21 @@ func (s state) say(now time.Time, views []view) decision {
 		d.took = s.sayProgrammed(&next, views, now)
 	}
 	return d
+}
+
+// count returns how many nodes enforce the policy, and how many have to. The
+// northbound database is none.
+func (s state) count(views []view) (programmed, desired int) {
+	for i, v := range views {
+		if s.nodes[i].name == hubv1.Northbound {
+			continue
+		}
+		desired++
+		if v.programmed {
+			programmed++
+		}
+	}
+	return programmed, desired
 }
 
 // programmed returns the condition Programmed, without times.
@@ -87,7 +98,11 @@ func (s state) programmed(views []view) metav1.Condition {
 		c.Message = "no node has to enforce it: it selects no Pod that has an address"
 	case len(lagging) == 0:
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.PolicyReasonInForce
-		c.Message = "in force on " + nodes(len(views))
+		_, desired := s.count(views)
+		c.Message = "in force on " + nodes(desired)
+		if desired < len(views) {
+			c.Message += ", and in " + northboundDatabase
+		}
 	case drifted:
 		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.PolicyReasonDrifted
 		c.Message = "no longer in force on " + names
