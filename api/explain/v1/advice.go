@@ -50,6 +50,10 @@ func (e *Explanation) advice() []string {
 
 // advise adds what to do about a node that holds the Pod.
 func (n *Node) advise(add func(format string, args ...any)) {
+	if n.northbound() {
+		n.adviseNorthbound(add)
+		return
+	}
 	switch {
 	case !n.Connected:
 		add("Node %s: see whether the agent's Pod runs there, and its log: kubectl policygate doctor", n.Name)
@@ -81,6 +85,29 @@ func (n *Node) advise(add func(format string, args ...any)) {
 		default:
 			add("Node %s: the policy engine has no rule there yet that lets it in. Engines write it within seconds; if it lasts, see the engine's log on that node.", n.Name)
 		}
+	}
+}
+
+// adviseNorthbound is advise of OVN's northbound database.
+func (n *Node) adviseNorthbound(add func(format string, args ...any)) {
+	const log = "see the log of Deployment policygate-northbound."
+	lacks := func(of func(*Lack) bool) bool {
+		for i := range n.Lacks {
+			if l := &n.Lacks[i]; l.Flow != nil && !l.Advisory && of(l) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case !n.Connected:
+		add("OVN's northbound database: see whether a Pod of Deployment policygate-northbound runs, and its log.")
+	case lacks(func(l *Lack) bool { return l.Now != nil && l.Now.Error == "" && l.Now.Verdict == l.Want }):
+		add("OVN's northbound database: it is there by now. It confirms with its next looks.")
+	case lacks(func(l *Lack) bool { return l.Now == nil || l.Now.Verdict != tracev1.Inconclusive }):
+		add("OVN's northbound database: kube-ovn-controller has not written there yet what the policies demand. It does so within seconds; if it lasts, see its log: no node can enforce it before.")
+	default:
+		add("OVN's northbound database: ask again in a moment. If it stays so, " + log)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
@@ -96,7 +97,18 @@ func explanations() map[string]*Explanation {
 	many.Required, many.Advisory = 7, 1
 	many.Lacks = append(many.Lacks, Lack{Flow: toMySQL(), Want: tracev1.Allowed, Advisory: true, Why: "db/too-big ingress[0]", Reason: "denied"})
 	many.Unenforced, many.Excused = "v6", []string{"db/named-port ingress[1]"}
+	database := func(now *Ruling) Node {
+		n := lacking(now)
+		n.Name, n.Lacks[0].Reason = hubv1.Northbound, "denied (to-lport: dropped by ACL db/mysql)"
+		return n
+	}
+	notWritten := database(&Ruling{Verdict: tracev1.Denied, Reason: "to-lport: dropped by ACL db/mysql, 10.0.1.5 is not in $allow.jobs.db.ingress.allow.IPv4.0"})
 	return map[string]*Explanation{
+		"northbound-lags":   holding(notWritten, lacking(refused()), confirmed("n1", true)),
+		"northbound-there":  holding(database(&Ruling{Verdict: tracev1.Allowed, Reason: "to-lport: allowed by ACL"}), confirmed("n1", true)),
+		"northbound-away":   holding(Node{Name: hubv1.Northbound, Holds: true}, confirmed("n1", true)),
+		"northbound-silent": holding(Node{Name: hubv1.Northbound, Holds: true, Connected: true}, confirmed("n1", true)),
+		"northbound-unread": holding(lacking(refused()), Node{Name: hubv1.Northbound, Connected: true, Unsupported: true}),
 		"missing-entry":     holding(lacking(refused(miss(tracev1.Allowed))), confirmed("n1", true), confirmed("n3", false)),
 		"unlisted":          holding(lacking(refused(unlisted, held)), confirmed("n1", true)),
 		"closest-rules":     holding(lacking(refused(miss(tracev1.Denied))), confirmed("n1", true)),

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
@@ -133,7 +134,10 @@ func (e *Explanation) awaited() string {
 func (t *text) node(n *Node) {
 	t.line(0, "")
 	name := "Node " + n.Name
-	if n.Own {
+	switch {
+	case n.northbound():
+		name = "OVN's northbound database (" + n.Name + ")"
+	case n.Own:
 		name += ", its own,"
 	}
 	t.line(0, "%s %s", name, n.words())
@@ -155,11 +159,20 @@ func (t *text) node(n *Node) {
 	}
 }
 
+// northbound reports whether it is no node, but OVN's northbound database.
+func (n *Node) northbound() bool { return n.Name == hubv1.Northbound }
+
 // words says how it stands with the node, behind its name.
 func (n *Node) words() string {
 	switch {
 	case n.Confirmed:
 		return fmt.Sprintf("has confirmed: %s.", held(n.Expectations))
+	case n.Holds && !n.Connected && n.northbound():
+		return "holds it: no agent is connected that sees it."
+	case n.Unsupported && n.northbound():
+		return "is not awaited: its agent cannot read it."
+	case n.Holds && len(n.Lacks) > 0 && n.Required > 0 && n.northbound():
+		return fmt.Sprintf("holds it: by what is written there, %d of %d connections would not fare as the policies demand.", n.Required, n.Expectations)
 	case n.Holds && !n.Connected:
 		return "holds it: no agent is connected from there."
 	case n.Holds && n.Unsupported:

@@ -63,6 +63,13 @@ func lagging() v1alpha1.PolicyStatus {
 	})
 }
 
+// unwritten returns one that OVN's northbound database lags behind with.
+func unwritten(reason, message string) v1alpha1.PolicyStatus {
+	return policy("unwritten", metav1.ConditionFalse, v1alpha1.PolicyReasonLagging, func(p *v1alpha1.PolicyStatus) {
+		p.Status.LaggingNodes = []v1alpha1.LaggingNode{{Name: "kube-ovn:northbound", Reason: reason, Message: message, Since: new(ago(12 * time.Second))}}
+	})
+}
+
 func deviating() v1alpha1.PolicyStatus {
 	return policy("named-ports", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce, func(p *v1alpha1.PolicyStatus) {
 		p.Status.Conditions[1] = metav1.Condition{
@@ -111,6 +118,7 @@ func TestTable(t *testing.T) {
 		"table-namespaces": {all, Options{Namespaces: true}},
 		"table-wide":       {all, Options{Wide: true}},
 		"table-empty":      {nil, Options{}},
+		"table-northbound": {[]v1alpha1.PolicyStatus{unwritten(v1alpha1.LagNotIsolating, "in words"), inForce()}, Options{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.options.Now = noon()
@@ -136,6 +144,8 @@ func TestWords(t *testing.T) {
 		generation int64
 	}{
 		"words-in-force":       {inForce(), 3},
+		"words-northbound":     {unwritten(v1alpha1.LagNotIsolating, "in OVN's northbound database: connections that the policy does not allow would pass"), 3},
+		"words-no-northbound":  {unwritten(v1alpha1.LagNoAgent, "no agent is connected that sees OVN's northbound database"), 3},
 		"words-one-node":       {one, 0},
 		"words-lagging":        {lagging(), 4},
 		"words-drifted":        {drifted, 3},

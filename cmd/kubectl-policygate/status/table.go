@@ -132,7 +132,7 @@ func (o Options) details(p *v1alpha1.PolicyStatus) []string {
 		}
 	}
 	for _, n := range p.Status.LaggingNodes {
-		line := fmt.Sprintf("node %s: %s%s", n.Name, n.Reason, o.since(n.Since))
+		line := fmt.Sprintf("%s: %s%s", place(n.Name), n.Reason, o.since(n.Since))
 		if n.Message != "" {
 			line += ": " + n.Message
 		}

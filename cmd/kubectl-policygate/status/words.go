@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	tracev1 "github.com/policygate/policygate/api/trace/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
 )
 
@@ -23,7 +25,7 @@ func Words(w io.Writer, p *v1alpha1.PolicyStatus, generation int64, now time.Tim
 	t.heading(p, generation)
 	for _, n := range p.Status.LaggingNodes {
 		t.line(0, "")
-		t.line(0, "Node %s%s: %s (%s).", n.Name, t.now.since(n.Since), lag(n.Reason), n.Reason)
+		t.line(0, "%s%s: %s (%s).", tracev1.Capital(place(n.Name)), t.now.since(n.Since), lag(n), n.Reason)
 		if n.Message != "" {
 			t.line(1, "%s", n.Message)
 		}
@@ -117,9 +119,28 @@ func enforced(n v1alpha1.NodeCounts) string {
 	return fmt.Sprintf("%d of %d nodes enforce it", *n.Programmed, *n.Desired)
 }
 
-// lag says what a lagging node's reason means.
-func lag(reason string) string {
-	switch reason {
+// place returns what people call one that lags: a node, or OVN's northbound
+// database.
+func place(name string) string {
+	if name == hubv1.Northbound {
+		return "OVN's northbound database (" + name + ")"
+	}
+	return "node " + name
+}
+
+// lag says what the reason of one that lags means.
+func lag(n v1alpha1.LaggingNode) string {
+	if n.Name == hubv1.Northbound {
+		switch n.Reason {
+		case v1alpha1.LagInconclusive:
+			return "it cannot be told what is written there"
+		case v1alpha1.LagNoAgent:
+			return "no agent is connected that sees it"
+		case v1alpha1.LagUnsupported:
+			return "its agent cannot read it"
+		}
+	}
+	switch n.Reason {
 	case v1alpha1.LagNotAdmitting:
 		return "connections that the policy allows would be refused"
 	case v1alpha1.LagNotIsolating:
@@ -138,8 +159,13 @@ func lag(reason string) string {
 
 // advice says what to do next, each once.
 func advice(p *v1alpha1.PolicyStatus) []string {
-	behind, unseen := false, false
+	behind, unseen, unwritten, unread := false, false, false, false
 	for _, n := range p.Status.LaggingNodes {
+		wrong := n.Reason == v1alpha1.LagNotAdmitting || n.Reason == v1alpha1.LagNotIsolating
+		if n.Name == hubv1.Northbound {
+			unwritten, unread = wrong, !wrong
+			continue
+		}
 		switch n.Reason {
 		case v1alpha1.LagNoAgent, v1alpha1.LagUnsupported, v1alpha1.LagNoAnswer:
 			unseen = true
@@ -150,6 +176,12 @@ func advice(p *v1alpha1.PolicyStatus) []string {
 	var lines []string
 	if len(p.Status.Deviations) > 0 {
 		lines = append(lines, "Waiting does not mend what the policy engine does not carry out: write the policy otherwise, or see the engine's documentation.")
+	}
+	if unwritten {
+		lines = append(lines, "No node can enforce what is not in OVN's northbound database: kube-ovn-controller writes it within seconds; if it lasts, see its log.")
+	}
+	if unread {
+		lines = append(lines, "See whether a Pod of Deployment policygate-northbound runs, and its log, which says why it cannot tell.")
 	}
 	if behind {
 		lines = append(lines, "Policy engines write their rules within seconds; if it lasts, see the engine's log on these nodes.",
