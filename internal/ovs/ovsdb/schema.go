@@ -267,7 +267,7 @@ func (s *databaseSchema) resolve(asked []Table) (map[string]*table, error) {
 				return nil, fmt.Errorf("table %s of the server's schema (version %.20q) has no column %s", a.Name, s.Version, c.Name)
 			}
 			if !c.As.reads(found.Type) {
-				return nil, fmt.Errorf("column %s of table %s is a %s and cannot be read as %s", c.Name, a.Name, found.Type, c.As)
+				return nil, fmt.Errorf("column %s of table %s has the type %s and cannot be read as %s", c.Name, a.Name, found.Type, c.As)
 			}
 			t.index[c.Name] = len(t.columns)
 			t.columns = append(t.columns, column{name: c.Name, as: c.As, typ: found.Type})
