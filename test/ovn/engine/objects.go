@@ -24,8 +24,8 @@ type Shape struct {
 	Lax bool
 }
 
-// Release115 is the shape of Kube-OVN 1.15.0 and older ones. Later ones of 1.15
-// have inline blocks.
+// Release115 is the shape of Kube-OVN up to 1.15.4. Later ones of 1.15 have
+// inline blocks as well.
 func Release115() Shape { return Shape{ClusterIPs: true} }
 
 // Release116 is the shape of Kube-OVN 1.16.
