@@ -26,6 +26,11 @@ COMMANDS = containerd runc iptables ipset nft ip nsenter gcc prometheus promtool
 PACKAGES = containerd runc containernetworking-plugins iptables ipset nftables \
            iproute2 util-linux conntrack gcc libc6-dev prometheus
 
+# What the tests with a real OVN need. They start its daemons themselves, in
+# network namespaces and a directory of their own.
+OVN_COMMANDS = ovsdb-server ovsdb-tool ovs-vswitchd ovs-vsctl ovs-ofctl ovn-northd ovn-controller ovn-nbctl ovn-sbctl ip ethtool
+OVN_PACKAGES = openvswitch-switch ovn-central ovn-host iproute2 ethtool
+
 .DEFAULT_GOAL := help
 
 ##@ General
@@ -57,6 +62,7 @@ test: deps ## Everything: lint, unit, kernel and end-to-end tests
 	$(MAKE) test-observe
 	$(MAKE) test-scale
 	$(MAKE) test-kernel
+	$(MAKE) test-ovn
 	$(MAKE) test-cluster
 	$(MAKE) test-apiserver
 	$(MAKE) test-e2e
@@ -68,6 +74,19 @@ deps:
 	if [ -n "$$missing" ]; then \
 	  echo "installing what is missing:$$missing"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	fi
+
+# Where systemd runs, Debian starts the daemons of what it installs: those that
+# come with this are stopped again, one that was there before is left alone.
+.PHONY: deps-ovn
+deps-ovn:
+	@missing=; for c in $(OVN_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing what is missing:$$missing"; \
+	  units=; for p in openvswitch-switch ovn-central ovn-host; do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || units="$$units $$p"; done; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(OVN_PACKAGES) >/dev/null || exit; \
+	  if [ -n "$$units" ] && [ -d /run/systemd/system ]; then systemctl --quiet disable --now $$units; fi; \
 	fi
 
 .PHONY: test-unit
@@ -89,6 +108,10 @@ test-scale: ## The manager with dozens of agents on simulated kernels
 .PHONY: test-kernel
 test-kernel: deps ## Rules and packets in network namespaces (root, or a user who may make user namespaces)
 	go test -count=1 -timeout 20m ./test/kernel/... ./test/engine/...
+
+.PHONY: test-ovn
+test-ovn: deps-ovn ## Kube-OVN's dataplane: a real OVN with real packets, in network namespaces (root)
+	go test -count=1 -timeout 20m ./test/ovn/...
 
 .PHONY: fuzz-verdict
 fuzz-verdict: deps ## Verdicts on random rules against the kernel, for long (N=200000 SEED=...)
