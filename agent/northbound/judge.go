@@ -32,13 +32,28 @@ func (p *place) judged() *port {
 	return p.out
 }
 
-// SetExists implements match.World.
-func (p *place) SetExists(name string) bool {
-	return p.model.setsByName[name] != nil || p.model.groupOfSet(name) != nil
-}
+// SetFault implements match.World.
+func (p *place) SetFault(name string, ipv6 bool) string { return p.model.setFault(name, ipv6) }
 
-// GroupExists implements match.World.
-func (p *place) GroupExists(name string) bool { return p.model.groupsByName[name] != nil }
+// GroupFault implements match.World. The southbound database has a port group once
+// for each switch on which it has ports, and OVN refuses its name on others.
+func (p *place) GroupFault(name string) string {
+	g := p.model.groupsByName[name]
+	if g == nil {
+		return "there is no port group " + name
+	}
+	if at := p.judged(); at != nil {
+		if _, in := g.ports[at.id]; in {
+			return ""
+		}
+	}
+	for i := range g.ports {
+		if p.model.switchOf[i] == p.on {
+			return ""
+		}
+	}
+	return "port group " + name + " has no port on logical switch " + p.on.name
+}
 
 // InSet implements match.World.
 func (p *place) InSet(name string, a netip.Addr) match.Truth { return p.model.inSet(name, a) }
@@ -135,7 +150,13 @@ func (p *place) judge(f flow.Flow) ruling {
 func (p *place) hits(f flow.Flow) []hit {
 	var hits []hit
 	ask := func(a *acl, holder *group) {
-		switch t, why := a.match.Match(f, p); t {
+		t, why := a.match.Match(f, p)
+		if t == match.True && a.action == "reject" && a.match.Alternatives() {
+			// Seen in OVN 23.03: northd puts a term before it, and no parentheses
+			// around it, which makes a match that is refused.
+			t, why = match.Unknown, "|| outside of parentheses, in an ACL that rejects"
+		}
+		switch t {
 		case match.True:
 			hits = append(hits, hit{acl: a, holder: holder, sure: true})
 		case match.Unknown:

@@ -268,6 +268,20 @@ func (m *model) inSet(name string, a netip.Addr) match.Truth {
 	return match.Unknown
 }
 
+// setFault returns why OVN may refuse to compare addresses of a family with the
+// address set of that name, or "".
+func (m *model) setFault(name string, ipv6 bool) string {
+	s, g := m.setsByName[name], m.groupOfSet(name)
+	switch {
+	case s == nil && g == nil:
+		return "there is no address set " + name
+	case s != nil && (ipv6 && s.ipv4 || !ipv6 && s.ipv6),
+		g != nil && len(g.ports) > 0 && strings.HasSuffix(name, suffixIPv6) != ipv6:
+		return "address set " + name + " has addresses of the other family"
+	}
+	return ""
+}
+
 const suffixIPv4, suffixIPv6 = "_ip4", "_ip6"
 
 func suffixOf(a netip.Addr) string {

@@ -172,24 +172,27 @@ type addressSet struct {
 	// is not known. illegible: there is more that is not.
 	partial   []netip.Prefix
 	illegible bool
+	// ipv4 and ipv6: there are addresses of the family.
+	ipv4, ipv6 bool
 }
 
 // read fills the set from what the row says.
 func (s *addressSet) read(entries []string) {
 	s.single = make(map[netip.Addr]struct{}, len(entries))
 	for _, entry := range entries {
-		for word := range strings.FieldsSeq(entry) {
-			p, ok := match.ParsePrefix(word)
-			switch {
-			case !ok:
-				s.illegible = true
-			case p.IsSingleIP():
-				s.single[p.Addr()] = struct{}{}
-			case p != p.Masked():
-				s.partial = append(s.partial, p)
-			default:
-				s.networks = append(s.networks, p)
-			}
+		p, ok := match.ParsePrefix(entry)
+		if !ok {
+			s.illegible = true
+			continue
+		}
+		s.ipv4, s.ipv6 = s.ipv4 || p.Addr().Is4(), s.ipv6 || p.Addr().Is6()
+		switch {
+		case p.IsSingleIP():
+			s.single[p.Addr()] = struct{}{}
+		case p != p.Masked():
+			s.partial = append(s.partial, p)
+		default:
+			s.networks = append(s.networks, p)
 		}
 	}
 }

@@ -73,10 +73,11 @@ func (s Side) String() string {
 // World says what the names in an expression stand for, and through which ports
 // the packet goes.
 type World interface {
-	// SetExists and GroupExists return whether there is an address set, or a
-	// port group, of that name.
-	SetExists(name string) bool
-	GroupExists(name string) bool
+	// SetFault returns why OVN may refuse to compare addresses of a family with
+	// the address set of that name, or "": it does not exist, for instance.
+	SetFault(name string, ipv6 bool) string
+	// GroupFault returns why OVN may refuse the port group of that name, or "".
+	GroupFault(name string) string
 	// InSet returns whether the address set holds a.
 	InSet(name string, a netip.Addr) Truth
 	// InGroup returns whether the packet's port is in the port group.
@@ -91,9 +92,18 @@ type Expr struct {
 	text string
 	root node
 	// sets and groups are all names that are in it.
-	sets, groups []string
+	sets   []comparedSet
+	groups []string
 	// doubt is why OVN may refuse the text, or "".
 	doubt string
+	// alternatives: it is joined by || outside of parentheses.
+	alternatives bool
+}
+
+// comparedSet is an address set that addresses of a family are compared with.
+type comparedSet struct {
+	name string
+	ipv6 bool
 }
 
 // String returns the text that was read.
@@ -138,6 +148,9 @@ func (n node) not() node {
 	return n
 }
 
+// Alternatives returns whether the text is joined by || outside of parentheses.
+func (e *Expr) Alternatives() bool { return e.alternatives }
+
 // Match returns whether the first packet of f matches. why names, for Unknown,
 // what is not known.
 func (e *Expr) Match(f flow.Flow, w World) (t Truth, why string) {
@@ -159,13 +172,13 @@ func (e *Expr) Refused(w World) string {
 		return e.doubt
 	}
 	for _, s := range e.sets {
-		if !w.SetExists(s) {
-			return "there is no address set " + s
+		if why := w.SetFault(s.name, s.ipv6); why != "" {
+			return why
 		}
 	}
 	for _, g := range e.groups {
-		if !w.GroupExists(g) {
-			return "there is no port group " + g
+		if why := w.GroupFault(g); why != "" {
+			return why
 		}
 	}
 	return ""

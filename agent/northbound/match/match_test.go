@@ -23,8 +23,19 @@ type world struct {
 	ports  map[match.Side]string
 }
 
-func (w world) SetExists(name string) bool   { _, ok := w.sets[name]; return ok }
-func (w world) GroupExists(name string) bool { _, ok := w.groups[name]; return ok }
+func (w world) SetFault(name string, ipv6 bool) string {
+	if all, ok := w.sets[name]; !ok || ipv6 != strings.Contains(strings.Join(all, ""), ":") {
+		return "no such set " + name
+	}
+	return ""
+}
+
+func (w world) GroupFault(name string) string {
+	if _, ok := w.groups[name]; !ok {
+		return "no such group " + name
+	}
+	return ""
+}
 
 func (w world) InSet(name string, a netip.Addr) match.Truth {
 	for _, s := range w.sets[name] {
@@ -100,7 +111,7 @@ func TestMatch(t *testing.T) {
 		"what is of IPv4 is false for IPv6":                   {"ip4.src != 10.0.0.1", v6, match.False},
 		"its negation as well":                                {"!(ip4.src == 10.0.0.1)", v6, match.False},
 		"an address of IPv6 is in a set":                      {"ip6.src == $v6 && ip6.dst == fd00::/8", v6, match.True},
-		"a family may be negated":                             {"!ip4", v6, match.True},
+		"a family cannot be negated":                          {"!ip4", v6, match.Unknown},
 		"a port of another protocol is false when negated":    {"!(udp.dst == 1)", v4, match.False},
 		"a protocol by number":                                {"ip.proto == 6", v4, match.True},
 		"one of several":                                      {"ip.proto == {17, 132}", v4, match.False},
@@ -122,6 +133,9 @@ func TestMatch(t *testing.T) {
 		"source ports are any":                                {"tcp.src == 1234", v4, match.Unknown},
 		"but of one protocol":                                 {"udp.src == 1234", v4, match.False},
 		"the state of a connection is not known":              {"ct.new && tcp", v4, match.Unknown},
+		"but twice":                                           {"!(!ip4 || !(tcp))", v4, match.True},
+		"a protocol is tested for equality alone":             {"ip.proto != 17", v4, match.Unknown},
+		"and a port for not being unequal":                    {`!(outport != "srv.db")`, v4, match.True},
 		"a part of a field is not known":                      {"ip4.src[0..7] == 6", v4, match.Unknown},
 		"a function is not known":                             {`is_chassis_resident("x") && tcp`, v4, match.Unknown},
 		"an address with bits beyond its mask is never true":  {"ip4.src == 10.16.0.6/16", v4, match.Unknown},
@@ -224,10 +238,15 @@ type formula struct {
 	atomic bool
 }
 
-// random makes up a formula over what is known of f.
-func random(r *rand.Rand, f flow.Flow, depth int) formula {
+// random makes up a formula over what is known of f. negative: behind an odd
+// number of negations, where OVN has no protocols.
+func random(r *rand.Rand, f flow.Flow, depth int, negative bool) formula {
 	if depth == 0 || r.IntN(4) == 0 {
-		switch r.IntN(6) {
+		kind := r.IntN(6)
+		if negative {
+			kind = 2 + r.IntN(4)
+		}
+		switch kind {
 		case 0:
 			return formula{"ip4", f.Dst.Is4(), true}
 		case 1:
@@ -249,22 +268,22 @@ func random(r *rand.Rand, f flow.Flow, depth int) formula {
 	}
 	switch r.IntN(3) {
 	case 0:
-		of := random(r, f, depth-1)
+		of := random(r, f, depth-1, !negative)
 		if !of.atomic {
 			of.text = "(" + of.text + ")"
 		}
 		return formula{"!" + of.text, !of.value, false}
 	case 1:
-		return joined(r, f, depth, " && ")
+		return joined(r, f, depth, negative, " && ")
 	default:
-		return joined(r, f, depth, " || ")
+		return joined(r, f, depth, negative, " || ")
 	}
 }
 
-func joined(r *rand.Rand, f flow.Flow, depth int, by string) formula {
+func joined(r *rand.Rand, f flow.Flow, depth int, negative bool, by string) formula {
 	parts, value := []string{}, by == " && "
 	for range r.IntN(3) + 2 {
-		of := random(r, f, depth-1)
+		of := random(r, f, depth-1, negative)
 		parts = append(parts, "("+of.text+")")
 		if by == " && " {
 			value = value && of.value
@@ -281,7 +300,7 @@ func TestMatchOfRandomExpressions(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		// All fields are there, so that a negation is what it seems to be.
 		f := tcp("10.16.0.6", "10.16.0.5", 80)
-		of := random(r, f, 4)
+		of := random(r, f, 4, false)
 		if got, why := match.Parse(of.text).Match(f, example()); got != match.Of(of.value) {
 			t.Fatalf("seed %d: %s: %s (%s), want %v", seed, of.text, got, why, of.value)
 		}

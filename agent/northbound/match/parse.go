@@ -40,6 +40,8 @@ type parser struct {
 	token token
 	expr  *Expr
 	depth int
+	// negative: what is being read is behind an odd number of negations.
+	negative bool
 }
 
 func (p *parser) whole() (node, error) {
@@ -90,6 +92,7 @@ func (p *parser) junction() (node, error) {
 	by := p.token.text
 	if by == "||" {
 		joined.junction = or
+		p.expr.alternatives = p.expr.alternatives || p.depth == 1
 	}
 	joined.add(first)
 	for p.is(by) {
@@ -124,16 +127,15 @@ func (p *parser) operand() (node, error) {
 		return node{}, err
 	}
 	at := p.token.at
+	p.negative = p.negative != negated
 	n, atomic, err := p.primary()
+	p.negative = p.negative != negated
 	switch {
 	case err != nil:
 		return node{}, err
 	case negated && !atomic:
 		return node{}, fmt.Errorf("at %d: ! needs parentheses around a comparison", at)
 	case negated:
-		if n.comparesPorts() {
-			p.suspect("OVN refuses to compare ports but for equality")
-		}
 		return n.not(), nil
 	}
 	return n, nil
@@ -165,12 +167,6 @@ func (p *parser) primary() (n node, atomic bool, err error) {
 		n.test.text = strings.TrimSpace(p.lexer.text[from:p.token.at])
 	}
 	return n, atomic, err
-}
-
-// comparesPorts returns whether some logical port is compared.
-func (n *node) comparesPorts() bool {
-	return n.junction == leaf && n.test.field == port ||
-		slices.ContainsFunc(n.nodes, func(k node) bool { return k.comparesPorts() })
 }
 
 // operandSymbol is a symbol as it is used.
@@ -227,6 +223,14 @@ func (p *parser) suspect(why string) {
 	}
 }
 
+// nominal notes that OVN has protocols, families and ports tested for being
+// something, and not for not being it, negations around it taken into account.
+func (p *parser) nominal(s operandSymbol, o op) {
+	if (o == equal) == p.negative {
+		p.suspect("OVN refuses to test what " + s.name + " is not")
+	}
+}
+
 // symbolFirst reads a predicate, or a comparison that begins with the field.
 func (p *parser) symbolFirst() (n node, atomic bool, err error) {
 	s, err := p.field()
@@ -241,6 +245,7 @@ func (p *parser) symbolFirst() (n node, atomic bool, err error) {
 		t := test{needs: s.needs}
 		if s.field == always && !s.part {
 			t.field = always
+			p.nominal(s, equal)
 		}
 		return node{test: t}, true, nil
 	}
@@ -345,7 +350,6 @@ func (p *parser) constant(c *constants) error {
 		c.ports = append(c.ports, text)
 	case setName:
 		c.sets = append(c.sets, text)
-		p.expr.sets = append(p.expr.sets, text)
 	case group:
 		c.groups = append(c.groups, text)
 		p.expr.groups = append(p.expr.groups, text)
@@ -448,6 +452,9 @@ func (p *parser) compare(s operandSymbol, o op, c constants) test {
 	}
 	ordered := o != equal && o != unequal
 	understood := !s.part && !c.odd
+	for _, name := range c.sets {
+		p.expr.sets = append(p.expr.sets, comparedSet{name, s.needs.family == 6})
+	}
 	switch s.field {
 	case unknown:
 		return t
@@ -465,8 +472,12 @@ func (p *parser) compare(s operandSymbol, o op, c constants) test {
 		}
 		understood = understood && c.count == len(c.numbers) && (!ordered || c.count == 1 && s.field == number) &&
 			!slices.ContainsFunc(c.numbers, func(n uint64) bool { return n > most })
+		if s.field == protocol {
+			p.nominal(s, o)
+		}
 	case port:
-		understood = understood && o == equal && c.count == len(c.ports)+len(c.groups)
+		understood = understood && !ordered && c.count == len(c.ports)+len(c.groups)
+		p.nominal(s, o)
 	}
 	if !understood {
 		t.field = unknown
