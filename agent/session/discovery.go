@@ -56,6 +56,13 @@ type Discovery struct {
 // Trusts the hub's certificate authority, the old and the new one.
 // +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=policygate-ca,verbs=list;watch,namespace=policygate-system,roleName=policygate-agent
 
+// Finds the manager's replicas, as an agent does. Names of EndpointSlices are
+// made up, so it cannot be limited to them.
+// +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch,namespace=policygate-system,roleName=policygate-northbound
+
+// Trusts the hub's certificate authority, the old and the new one.
+// +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=policygate-ca,verbs=list;watch,namespace=policygate-system,roleName=policygate-northbound
+
 // Run passes on to c what it sees until ctx ends; then it returns nil. It
 // returns an error if it cannot begin.
 func (d *Discovery) Run(ctx context.Context, c *Client) error {

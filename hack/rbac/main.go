@@ -45,6 +45,7 @@ func generated() []role {
 		{name: "policygate-explainer", account: "policygate-explainer", file: "config/rbac/question_roles.yaml"},
 		{name: "policygate-doctor", account: "policygate-doctor", file: "config/rbac/question_roles.yaml"},
 		// Rights that only a component of config gives.
+		{name: "policygate-northbound", account: "policygate-northbound", file: "config/kube-ovn/role.yaml"},
 		{name: "policygate-manager-services", account: "policygate-manager", file: "config/services/role.yaml"},
 		{name: "policygate-manager-startup-taint", account: "policygate-manager", file: "config/startup-taint/role.yaml"},
 	}

@@ -161,7 +161,7 @@ func TestTheRepositorysRolesAreUpToDate(t *testing.T) {
 	for _, r := range generated() {
 		named[r.account] = true
 	}
-	if len(rules) == 0 || len(named) != 5 {
-		t.Errorf("%d rules for the accounts %q, want rules for five", len(rules), slices.Sorted(maps.Keys(named)))
+	if len(rules) == 0 || len(named) != 6 {
+		t.Errorf("%d rules for the accounts %q, want rules for six", len(rules), slices.Sorted(maps.Keys(named)))
 	}
 }
