@@ -146,14 +146,15 @@ func parseAtom(v any, t atomType) (string, error) {
 	case typeUUID:
 		if pair, ok := v.([]any); ok && len(pair) == 2 && pair[0] == "uuid" {
 			if s, ok := pair[1].(string); ok && isUUID(s) {
-				return strings.ToLower(s), nil
+				return s, nil
 			}
 		}
 	}
 	return "", fmt.Errorf("%.100q is no %s", fmt.Sprint(v), t)
 }
 
-// isUUID returns whether s is a UUID as RFC 7047 section 3.1 writes it.
+// isUUID returns whether s is a UUID in the way that servers write it, with
+// small letters: a row has one name only.
 func isUUID(s string) bool {
 	if len(s) != 36 {
 		return false
@@ -166,7 +167,7 @@ func isUUID(s string) bool {
 				return false
 			}
 		default:
-			if !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F') {
+			if !('0' <= c && c <= '9' || 'a' <= c && c <= 'f') {
 				return false
 			}
 		}

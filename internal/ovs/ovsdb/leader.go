@@ -14,17 +14,22 @@ const serverDatabase = "_Server"
 // serverTable is the table of the server's databases: see ovsdb-server(5).
 const serverTable = "Database"
 
+// serverTables are what is used of it.
+func serverTables() []Table {
+	return []Table{{Name: serverTable, Columns: []Column{
+		{Name: "name", As: String},
+		{Name: "connected", As: Bool},
+		{Name: "leader", As: Bool},
+	}}}
+}
+
 // watchServer finds out whether the server suits, and goes on to watch that.
 func (s *session) watchServer(ctx context.Context) error {
 	schema, err := s.getSchema(ctx, serverDatabase)
 	if err != nil {
 		return err
 	}
-	s.serverTables, err = schema.resolve([]Table{{Name: serverTable, Columns: []Column{
-		{Name: "name", As: String},
-		{Name: "connected", As: Bool},
-		{Name: "leader", As: Bool},
-	}}})
+	s.serverTables, err = schema.resolve(serverTables())
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ package ovsdb
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 )
 
 // op is what happened to a row.
@@ -100,7 +99,7 @@ func parseUpdates(raw json.RawMessage, tables map[string]*table, parse func(*cha
 			if !isUUID(id) {
 				return nil, fmt.Errorf("malformed update: table %s has a row %.60q, which is no UUID", name, id)
 			}
-			ch := change{table: t, uuid: UUID(strings.ToLower(id))}
+			ch := change{table: t, uuid: UUID(id)}
 			if err := parse(&ch, row); err != nil {
 				return nil, fmt.Errorf("malformed update: table %s, row %s: %w", name, id, err)
 			}
