@@ -70,10 +70,10 @@ func (w *world) cluster(pods []string, policies ...*networkingv1.NetworkPolicy) 
 	return c
 }
 
-// sync waits until the nodes have what the northbound database has.
-func (w *world) sync() {
+// settle waits until the nodes have what the northbound database has.
+func (w *world) settle() {
 	w.Helper()
-	if err := w.fixture.Sync(w.Context()); err != nil {
+	if err := w.fixture.Settle(w.Context()); err != nil {
 		w.Fatal(err)
 	}
 }
@@ -111,7 +111,7 @@ func (w *world) apply(e *engine.Engine, c engine.Cluster) {
 	if err := e.Sync(w.Context(), c); err != nil {
 		w.Fatal(err)
 	}
-	w.sync()
+	w.settle()
 }
 
 func all() []string { return []string{"server", "friend", "stranger"} }
@@ -262,14 +262,14 @@ func TestAFrozenEngineLeavesAPolicyHalfWritten(t *testing.T) {
 		if s := <-reached; s.Part != part || s.Policy.String() != "db/from-friend" || s.Object != "from.friend.db" {
 			t.Errorf("frozen before %+v, want %s", s, part)
 		}
-		w.sync()
+		w.settle()
 		w.want("stranger", fixture.Open, fixture.Refused)
 		e.Thaw()
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	w.sync()
+	w.settle()
 	w.want("stranger", fixture.Silent, fixture.Silent)
 }
 
@@ -343,6 +343,6 @@ func TestADeletedDropFlowOpensWhatThePolicyDenies(t *testing.T) {
 	}
 	t.Logf("%d flows deleted", deleted)
 	// ovn-controller does not notice.
-	w.sync()
+	w.settle()
 	w.want("stranger", fixture.Open, fixture.Refused)
 }
