@@ -9,13 +9,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,15 +29,12 @@ import (
 	"github.com/policygate/policygate/api/v1alpha1"
 	"github.com/policygate/policygate/test/bench/fleet"
 	"github.com/policygate/policygate/test/bench/world"
+	"github.com/policygate/policygate/test/installation"
 )
 
 const (
-	// hubAudience is what a hub's token must be for.
-	hubAudience = "policygate-hub"
 	// hubServerName is what the hub's certificate is for.
-	hubServerName = "policygate-hub." + installed + ".svc"
-	// tokenLife is longer than any run.
-	tokenLife = 6 * time.Hour
+	hubServerName = "policygate-hub." + installation.Namespace + ".svc"
 	// maxWrong bounds the descriptions of wrong openings that are kept.
 	maxWrong = 20
 )
@@ -54,15 +51,15 @@ func (c *controlPlane) newAgents(ctx context.Context, dir string, s Shape, w *wo
 	a := &agents{fleets: make([]*fleet.Fleet, s.Nodes), judge: &judge{world: w, opened: make(map[types.UID]bool)}}
 	err := parallel(ctx, s.Nodes, func(ctx context.Context, i int) error {
 		node := s.node(i)
-		pod := newPod(installed, "policygate-agent-"+node, node, "agent")
-		pod.Spec.ServiceAccountName, pod.Spec.HostNetwork = agentAccount, true
+		pod := newPod(installation.Namespace, "policygate-agent-"+node, node, "agent")
+		pod.Spec.ServiceAccountName, pod.Spec.HostNetwork = installation.AgentAccount, true
 		pod.Spec.Containers[0].Ports = nil
-		hubToken, apiToken, err := c.newPodTokens(ctx, pod)
+		hubToken, apiToken, err := installation.CreatePod(ctx, c.client, pod)
 		if err != nil {
 			return err
 		}
 		file := filepath.Join(dir, node+".token")
-		if err := writeFile(file, hubToken); err != nil {
+		if err := os.WriteFile(file, []byte(hubToken), 0o600); err != nil {
 			return err
 		}
 		client, err := c.newAgentClient(apiToken)
@@ -81,34 +78,6 @@ func (c *controlPlane) newAgents(ctx context.Context, dir string, s Shape, w *wo
 	return a, nil
 }
 
-// newPodTokens creates a Pod and two tokens of its ServiceAccount that are
-// bound to it, as the kubelet asks for: one for the hub and one for the API
-// server.
-func (c *controlPlane) newPodTokens(ctx context.Context, pod *corev1.Pod) (hub, api string, err error) {
-	created, err := c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
-	if err != nil {
-		return "", "", err
-	}
-	token := func(audiences ...string) (string, error) {
-		request, err := c.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, pod.Spec.ServiceAccountName,
-			&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-				Audiences:         audiences,
-				ExpirationSeconds: new(int64(tokenLife / time.Second)),
-				BoundObjectRef:    &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: created.Name, UID: created.UID},
-			}}, metav1.CreateOptions{})
-		if err != nil {
-			return "", fmt.Errorf("ask for a token of %s: %w", created.Name, err)
-		}
-		return request.Status.Token, nil
-	}
-	hub, err = token(hubAudience)
-	if err != nil {
-		return "", "", err
-	}
-	api, err = token()
-	return hub, api, err
-}
-
 // newAgentClient returns a client of core/v1 with the token. All share their
 // connections.
 func (c *controlPlane) newAgentClient(token string) (*rest.RESTClient, error) {
@@ -124,7 +93,7 @@ func (c *controlPlane) roots(ctx context.Context) (*x509.CertPool, error) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
-		bundle, err := c.client.CoreV1().ConfigMaps(installed).Get(ctx, "policygate-ca", metav1.GetOptions{})
+		bundle, err := c.client.CoreV1().ConfigMaps(installation.Namespace).Get(ctx, "policygate-ca", metav1.GetOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return nil, fmt.Errorf("get the certificates of the hub: %w", err)
 		}
@@ -151,10 +120,10 @@ func (a *agents) run(ctx context.Context) error {
 
 // setReplicas tells all what they would learn from EndpointSlices: those of a
 // replica whose process has ended say that it is not ready.
-func (a *agents) setReplicas(replicas []*replica) {
+func (a *agents) setReplicas(replicas []*installation.Manager) {
 	var known []session.Replica
 	for _, r := range replicas {
-		known = append(known, session.Replica{Name: r.name, Address: r.hub, Ready: r.ready})
+		known = append(known, session.Replica{Name: r.Name, Address: r.Hub, Ready: r.Ready})
 	}
 	for _, f := range a.fleets {
 		f.SetReplicas(known)

@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/test/bench/world"
+	"github.com/policygate/policygate/test/installation"
 )
 
 // Options are what a Cluster is made of.
@@ -46,14 +47,17 @@ func (o *Options) Validate() error {
 	return errors.Join(errs...)
 }
 
+// pollInterval is how often something is asked that nothing tells.
+const pollInterval = 50 * time.Millisecond
+
 // Cluster is all of it, running. Its methods are not safe for concurrent use.
 type Cluster struct {
 	options  Options
 	truth    *world.World
 	control  *controlPlane
-	kwok     *process
+	kwok     *installation.Process
 	balancer *balancer
-	replicas []*replica
+	replicas []*installation.Manager
 	watcher  *watcher
 	agents   *agents
 	// running lasts until Close, as do the watcher and the agents. ended has
@@ -74,7 +78,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err := errors.Join(o.Validate(), checkAssets()); err != nil {
 		return nil, err
 	}
-	root, err := repositoryRoot()
+	root, err := installation.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +98,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	manager, err := buildManager(ctx, root, o.Dir)
-	if err != nil {
+	if err := installation.Build(ctx, root, o.Dir, "manager"); err != nil {
 		return nil, err
 	}
 	o.Progress("starting etcd and the API server")
@@ -108,7 +111,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err := c.populate(ctx); err != nil {
 		return nil, err
 	}
-	return c, c.install(ctx, root, manager)
+	return c, c.install(ctx, root)
 }
 
 // populate makes what is there before Policy Gate is, and waits until all Pods
@@ -124,19 +127,22 @@ func (c *Cluster) populate(ctx context.Context) error {
 		return err
 	}
 	if err := c.await(ctx, "every Pod has an address", func() bool { return c.watcher.running() >= o.Pods }); err != nil {
-		return fmt.Errorf("%w: %d of %d have\n%s", err, c.watcher.running(), o.Pods, c.kwok.tail())
+		return fmt.Errorf("%w: %d of %d have\n%s", err, c.watcher.running(), o.Pods, c.kwok.Tail())
 	}
 	return nil
 }
 
 // install installs Policy Gate, and returns once every agent has a session.
-func (c *Cluster) install(ctx context.Context, root, manager string) (err error) {
+func (c *Cluster) install(ctx context.Context, root string) (err error) {
 	o := &c.options
 	o.Progress("installing Policy Gate")
 	if c.balancer, err = newBalancer(ctx); err != nil {
 		return err
 	}
-	if err := c.control.install(ctx, root, c.balancer.port()); err != nil {
+	if err := installation.Install(ctx, installation.Options{
+		Client: c.control.client, Kubectl: asset("kubectl"), Kubeconfig: c.control.kubeconfig,
+		Directory: filepath.Join(root, "config", "default"), WebhookPort: c.balancer.port(),
+	}); err != nil {
 		return err
 	}
 	tokens := filepath.Join(o.Dir, "tokens")
@@ -150,13 +156,13 @@ func (c *Cluster) install(ctx context.Context, root, manager string) (err error)
 	go func() { c.ended <- c.agents.run(c.running) }()
 	for i := range o.Replicas {
 		name := fmt.Sprintf("policygate-manager-%d", i)
-		pod := newPod(installed, name, o.node(i), "manager")
-		pod.Spec.ServiceAccountName = managerAccount
-		_, token, err := c.control.newPodTokens(ctx, pod)
+		pod := newPod(installation.Namespace, name, o.node(i), "manager")
+		pod.Spec.ServiceAccountName = installation.ManagerAccount
+		_, token, err := installation.CreatePod(ctx, c.control.client, pod)
 		if err != nil {
 			return fmt.Errorf("make a token of the manager: %w", err)
 		}
-		r, err := newReplica(ctx, o.Dir, manager, name, c.control.config, token)
+		r, err := installation.NewManager(ctx, o.Dir, filepath.Join(o.Dir, "manager"), name, c.control.config, token)
 		if err != nil {
 			return err
 		}
@@ -164,12 +170,12 @@ func (c *Cluster) install(ctx context.Context, root, manager string) (err error)
 	}
 	began := time.Now()
 	for _, r := range c.replicas {
-		if err := r.start(); err != nil {
+		if err := r.Start(); err != nil {
 			return err
 		}
 	}
 	for _, r := range c.replicas {
-		if err := r.awaitReady(ctx); err != nil {
+		if err := r.AwaitReady(ctx); err != nil {
 			return err
 		}
 	}
@@ -192,8 +198,8 @@ func (c *Cluster) install(ctx context.Context, root, manager string) (err error)
 func (c *Cluster) route() {
 	var backends []string
 	for _, r := range c.replicas {
-		if r.ready {
-			backends = append(backends, r.webhook)
+		if r.Ready {
+			backends = append(backends, r.Webhook)
 		}
 	}
 	c.balancer.set(backends)
@@ -204,7 +210,7 @@ func (c *Cluster) route() {
 func (c *Cluster) awaitAgents(ctx context.Context) error {
 	err := c.await(ctx, "every agent has a session", func() bool { return c.agents.synced() == c.options.Nodes })
 	if err != nil {
-		return fmt.Errorf("%w: %d of %d have\n%s", err, c.agents.synced(), c.options.Nodes, c.replicas[0].process.tail())
+		return fmt.Errorf("%w: %d of %d have\n%s", err, c.agents.synced(), c.options.Nodes, c.replicas[0].Process.Tail())
 	}
 	return nil
 }
@@ -228,7 +234,7 @@ func (c *Cluster) Leader(ctx context.Context) (int, error) {
 	leader := -1
 	err := c.await(ctx, "a replica leads", func() bool {
 		for i, r := range c.replicas {
-			if r.leads(ctx) {
+			if r.Leads(ctx) {
 				leader = i
 				return true
 			}
@@ -240,7 +246,7 @@ func (c *Cluster) Leader(ctx context.Context) (int, error) {
 
 // Kill ends a replica without a warning.
 func (c *Cluster) Kill(i int) {
-	c.replicas[i].kill()
+	c.replicas[i].Kill()
 	c.route()
 }
 
@@ -248,10 +254,10 @@ func (c *Cluster) Kill(i int) {
 // ready.
 func (c *Cluster) Restart(ctx context.Context, i int) error {
 	r := c.replicas[i]
-	if err := r.start(); err != nil {
+	if err := r.Start(); err != nil {
 		return err
 	}
-	if err := r.awaitReady(ctx); err != nil {
+	if err := r.AwaitReady(ctx); err != nil {
 		return err
 	}
 	c.route()
@@ -266,15 +272,15 @@ func (c *Cluster) Close() error {
 		errs = append(errs, <-c.ended)
 	}
 	for _, r := range c.replicas {
-		if r.process != nil && !r.process.exited() {
-			errs = append(errs, r.process.stop())
+		if r.Process != nil && !r.Process.Exited() {
+			errs = append(errs, r.Process.Stop())
 		}
 	}
 	if c.balancer != nil {
 		c.balancer.close()
 	}
 	if c.kwok != nil {
-		errs = append(errs, c.kwok.stop())
+		errs = append(errs, c.kwok.Stop())
 	}
 	if c.control != nil {
 		errs = append(errs, c.control.close())

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/policygate/policygate/test/installation"
 )
 
 //go:embed stages.yaml
@@ -31,45 +33,15 @@ func buildKwok(ctx context.Context, root string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// buildManager builds the product's manager into dir, as a release does, and
-// returns the path of its executable.
-func buildManager(ctx context.Context, root, dir string) (string, error) {
-	path := filepath.Join(dir, "manager")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "./cmd/manager")
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the manager: %w\n%s", err, out)
-	}
-	return path, nil
-}
-
 // startKwok runs the lifecycle of all Nodes and Pods. Leases of nodes are left
 // out: nobody reads them here, and 1,000 nodes renew 100 a second.
-func startKwok(dir, executable, kubeconfig string) (*process, error) {
+func startKwok(dir, executable, kubeconfig string) (*installation.Process, error) {
 	config := filepath.Join(dir, "stages.yaml")
 	if err := os.WriteFile(config, stages, 0o600); err != nil {
 		return nil, err
 	}
-	return start(dir, "kwok", []string{
+	return installation.Start(dir, installation.Command{Name: "kwok", Argv: []string{
 		executable, "--kubeconfig=" + kubeconfig, "--config=" + config, "--manage-all-nodes",
 		"--node-lease-duration-seconds=0", "--node-ip=127.0.0.1",
-	}, nil)
-}
-
-// repositoryRoot returns the directory that holds the product's go.mod, below
-// which tests and commands run.
-func repositoryRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for ; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "PROJECT")); err == nil {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("no directory above the current one holds PROJECT: run from within the repository")
-		}
-	}
+	}})
 }

@@ -13,6 +13,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/policygate/policygate/test/installation"
 )
 
 // promptly is how long a Pod may wait before the manager writes a message about
@@ -44,7 +46,7 @@ type Loaded struct {
 	Ungated int
 	// Usage is what each replica has used meanwhile, as CPU, and has at the
 	// end, as RSS; one that was started meanwhile is not there.
-	Usage map[string]Usage
+	Usage map[string]installation.Usage
 	// Requests are those of managers and agents.
 	Requests []Requests
 	Lists    []Lists
@@ -164,7 +166,7 @@ func (c *Cluster) shut(gated []Gated) string {
 		}
 	}
 	for _, r := range c.replicas {
-		text += r.name + ": " + r.process.tail() + "\n"
+		text += r.Name + ": " + r.Process.Tail() + "\n"
 	}
 	return fmt.Sprintf("%d of %d are shut:\n%s", n, len(gated), text)
 }
@@ -188,14 +190,14 @@ func patchesOf(requests []request, gated []Gated) map[int]int {
 }
 
 // usage returns what each replica that runs has used since it began.
-func (c *Cluster) usage() map[string]Usage {
-	out := make(map[string]Usage)
+func (c *Cluster) usage() map[string]installation.Usage {
+	out := make(map[string]installation.Usage)
 	for _, r := range c.replicas {
-		if r.process.exited() {
+		if r.Process.Exited() {
 			continue
 		}
-		if u, err := r.process.usage(); err == nil {
-			out[r.name] = u
+		if u, err := r.Process.Usage(); err == nil {
+			out[r.Name] = u
 		}
 	}
 	return out
@@ -204,8 +206,8 @@ func (c *Cluster) usage() map[string]Usage {
 // replicasRun returns an error if one has ended without being asked to.
 func (c *Cluster) replicasRun() error {
 	for _, r := range c.replicas {
-		if r.process.exited() && !r.killed {
-			return fmt.Errorf("%s has ended: %w\n%s", r.name, r.process.err, r.process.tail())
+		if r.Process.Exited() && !r.Killed {
+			return r.Process.Err()
 		}
 	}
 	return nil
@@ -281,7 +283,7 @@ type Storm struct {
 // Storm restarts every replica at once.
 func (c *Cluster) Storm(ctx context.Context) (*Storm, error) {
 	for _, r := range c.replicas {
-		if err := r.stop(); err != nil {
+		if err := r.Stop(); err != nil {
 			return nil, err
 		}
 	}
@@ -291,12 +293,12 @@ func (c *Cluster) Storm(ctx context.Context) (*Storm, error) {
 	}
 	began := time.Now()
 	for _, r := range c.replicas {
-		if err := r.start(); err != nil {
+		if err := r.Start(); err != nil {
 			return nil, err
 		}
 	}
 	for _, r := range c.replicas {
-		if err := r.awaitReady(ctx); err != nil {
+		if err := r.AwaitReady(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -332,7 +334,7 @@ func (c *Cluster) Storm(ctx context.Context) (*Storm, error) {
 func reviews(requests []request) map[string][]time.Time {
 	out := make(map[string][]time.Time)
 	for i := range requests {
-		if r := &requests[i]; r.Verb == "create" && r.what() == "tokenreviews" && r.account() == managerAccount {
+		if r := &requests[i]; r.Verb == "create" && r.what() == "tokenreviews" && r.account() == installation.ManagerAccount {
 			out[r.pod()] = append(out[r.pod()], r.Received)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/policygate/policygate/test/installation"
 )
 
 // entry is a line of the audit log.
@@ -29,26 +31,26 @@ func second(s string) time.Time {
 
 func TestAuditLog(t *testing.T) {
 	const policies, patch = "/apis/networking.k8s.io/v1/networkpolicies", "/api/v1/namespaces/n/pods/p/status?fieldManager=x"
-	log := entry("01", "list", policies, managerAccount, "m-0", "networkpolicies", "") +
-		entry("02.5", "list", policies, managerAccount, "m-0", "networkpolicies", "") +
-		entry("02", "list", policies+"?limit=500&resourceVersion=0", managerAccount, "m-0", "networkpolicies", "") +
-		entry("02", "list", policies, managerAccount, "m-1", "networkpolicies", "") +
-		entry("03", "patch", patch, agentAccount, "a-1", "pods/status", "p") +
-		entry("03.1", "patch", patch, agentAccount, "a-1", "pods/status", "p") +
-		entry("03.2", "patch", patch, agentAccount, "a-1", "pods/status", "late") +
-		entry("04", "update", "/x", managerAccount, "m-0", "leases", "l") +
-		entry("04", "create", "/x", managerAccount, "m-0", "tokenreviews", "") +
-		entry("09", "update", "/x", managerAccount, "m-0", "leases", "l") +
+	log := entry("01", "list", policies, installation.ManagerAccount, "m-0", "networkpolicies", "") +
+		entry("02.5", "list", policies, installation.ManagerAccount, "m-0", "networkpolicies", "") +
+		entry("02", "list", policies+"?limit=500&resourceVersion=0", installation.ManagerAccount, "m-0", "networkpolicies", "") +
+		entry("02", "list", policies, installation.ManagerAccount, "m-1", "networkpolicies", "") +
+		entry("03", "patch", patch, installation.AgentAccount, "a-1", "pods/status", "p") +
+		entry("03.1", "patch", patch, installation.AgentAccount, "a-1", "pods/status", "p") +
+		entry("03.2", "patch", patch, installation.AgentAccount, "a-1", "pods/status", "late") +
+		entry("04", "update", "/x", installation.ManagerAccount, "m-0", "leases", "l") +
+		entry("04", "create", "/x", installation.ManagerAccount, "m-0", "tokenreviews", "") +
+		entry("09", "update", "/x", installation.ManagerAccount, "m-0", "leases", "l") +
 		`{"verb":"half writ`
 	requests, err := parseAudit(strings.NewReader(log), second("01"), second("05"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantCounts := []Requests{
-		{agentAccount, "patch", "pods/status", 3},
-		{managerAccount, "list", "networkpolicies", 4},
-		{managerAccount, "update", "leases", 1},
-		{managerAccount, "create", "tokenreviews", 1},
+		{installation.AgentAccount, "patch", "pods/status", 3},
+		{installation.ManagerAccount, "list", "networkpolicies", 4},
+		{installation.ManagerAccount, "update", "leases", 1},
+		{installation.ManagerAccount, "create", "tokenreviews", 1},
 	}
 	if diff := cmp.Diff(wantCounts, countRequests(requests)); diff != "" {
 		t.Errorf("requests (-want +got):\n%s", diff)
@@ -105,31 +107,6 @@ func TestBusiest(t *testing.T) {
 			}
 			if got := busiest(times); got != tc.want {
 				t.Errorf("%d, want %d", got, tc.want)
-			}
-		})
-	}
-}
-
-func TestUsage(t *testing.T) {
-	const stat = "42 (man) ager) S 1 42 42 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 9 0 12345 1 1"
-	cases := map[string]struct {
-		stat, status string
-		want         Usage
-		fails        bool
-	}{
-		"a name with a parenthesis": {stat, "Name:\tm\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n", Usage{2 * time.Second, 1 << 20, 2 << 20}, false},
-		"too short":                 {"42 (m) S 1", "", Usage{}, true},
-		"no numbers":                {strings.Replace(stat, "150", "x", 1), "", Usage{}, true},
-		"another unit":              {stat, "VmRSS:\t1 MB\n", Usage{}, true},
-	}
-	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) {
-			got, err := parseUsage(tc.stat, tc.status)
-			if (err != nil) != tc.fails {
-				t.Fatalf("error %v", err)
-			}
-			if err == nil && got != tc.want {
-				t.Errorf("%+v, want %+v", got, tc.want)
 			}
 		})
 	}

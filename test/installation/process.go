@@ -1,7 +1,7 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package apiserver
+package installation
 
 import (
 	"bytes"
@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,8 +28,24 @@ const (
 	clockTick = 10 * time.Millisecond
 )
 
-// process is a child of this process, which ends with it.
-type process struct {
+// Command is what a Process runs.
+type Command struct {
+	// Name names the process and its log.
+	Name string
+	Argv []string
+	// Env is added to this process's environment.
+	Env []string
+	// Credential is as whom it runs; nil is as this process. Of another user
+	// than root it has no capability.
+	Credential *syscall.Credential
+	// Network is the network namespace that it runs in; nil is this process's.
+	// It may be closed after the start.
+	Network *os.File
+}
+
+// Process is a child of this process, which ends with it. Its methods may be
+// called concurrently.
+type Process struct {
 	name string
 	cmd  *exec.Cmd
 	log  string
@@ -36,24 +54,30 @@ type process struct {
 	err  error
 }
 
-// start runs argv with its output in dir/name.log. The process is killed when
-// this one ends.
-func start(dir, name string, argv, env []string) (*process, error) {
-	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
+// Start runs a command with its output added to dir/<name>.log. The process is
+// killed when this one ends.
+func Start(dir string, c Command) (*Process, error) {
+	p := &Process{name: c.Name, log: filepath.Join(dir, c.Name+".log"), done: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", c.Name, err)
 	}
-	p.cmd = exec.Command(argv[0], argv[1:]...)
+	p.cmd = exec.Command(c.Argv[0], c.Argv[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.Env = append(os.Environ(), c.Env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: c.Credential}
 	started := make(chan error, 1)
 	go func() {
-		// The signal comes when the thread that started the process ends.
+		// The signal comes when the thread that started the process ends. One
+		// that was in another namespace is of no use to others.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
 		defer log.Close()
+		if c.Network == nil {
+			defer runtime.UnlockOSThread()
+		} else if err := unix.Setns(int(c.Network.Fd()), unix.CLONE_NEWNET); err != nil {
+			started <- os.NewSyscallError("setns", err)
+			return
+		}
 		if err := p.cmd.Start(); err != nil {
 			started <- err
 			return
@@ -63,13 +87,16 @@ func start(dir, name string, argv, env []string) (*process, error) {
 		close(p.done)
 	}()
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", c.Name, err)
 	}
 	return p, nil
 }
 
-// exited reports whether the process has ended.
-func (p *process) exited() bool {
+// PID returns its id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Exited reports whether the process has ended.
+func (p *Process) Exited() bool {
 	select {
 	case <-p.done:
 		return true
@@ -78,17 +105,26 @@ func (p *process) exited() bool {
 	}
 }
 
-// kill ends the process without a warning and waits until it has.
-func (p *process) kill() {
+// Err returns how the process has ended, with the end of its log, or nil while
+// it runs.
+func (p *Process) Err() error {
+	if !p.Exited() {
+		return nil
+	}
+	return fmt.Errorf("%s has ended: %w\n%s", p.name, errors.Join(p.err), p.Tail())
+}
+
+// Kill ends the process without a warning and waits until it has.
+func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // the error says that it has ended
 	<-p.done
 }
 
-// stop asks the process to end and waits until it has. An error says that it
+// Stop asks the process to end and waits until it has. An error says that it
 // had to be killed, or had ended before.
-func (p *process) stop() error {
-	if p.exited() {
-		return fmt.Errorf("%s has ended before it was asked to: %w\n%s", p.name, errors.Join(p.err), p.tail())
+func (p *Process) Stop() error {
+	if p.Exited() {
+		return fmt.Errorf("%s has ended before it was asked to: %w\n%s", p.name, errors.Join(p.err), p.Tail())
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // the error says that it has ended
 	timer := time.NewTimer(stopTimeout)
@@ -97,13 +133,16 @@ func (p *process) stop() error {
 	case <-p.done:
 		return nil
 	case <-timer.C:
-		p.kill()
+		p.Kill()
 		return fmt.Errorf("%s did not end within %s and was killed", p.name, stopTimeout)
 	}
 }
 
-// tail returns the last lines of the log, for an error's text.
-func (p *process) tail() string {
+// Log returns the path of the process's output.
+func (p *Process) Log() string { return p.log }
+
+// Tail returns the last lines of the log, for an error's text.
+func (p *Process) Tail() string {
 	const most = 4096
 	text, err := os.ReadFile(p.log)
 	if err != nil {
@@ -121,8 +160,8 @@ type Usage struct {
 	RSS, PeakRSS uint64
 }
 
-// usage reads it from /proc.
-func (p *process) usage() (Usage, error) {
+// Usage reads it from /proc.
+func (p *Process) Usage() (Usage, error) {
 	dir := "/proc/" + strconv.Itoa(p.cmd.Process.Pid)
 	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {
