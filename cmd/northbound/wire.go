@@ -1,0 +1,171 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/agent/confirm"
+	"github.com/policygate/policygate/agent/northbound"
+	"github.com/policygate/policygate/agent/session"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/internal/ovs/ovsdb"
+)
+
+// noBoot stands in the place of a node's boot id: nothing runs on a node of the
+// name, and no gate is opened there.
+const noBoot = "none"
+
+// runNorthbound wires the parts together and runs them until ctx ends or one
+// fails.
+func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
+	config, err := clientConfig(o.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("configure the client: %w", err)
+	}
+	api, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("make the client: %w", err)
+	}
+	var database *northbound.Dataplane // made below, and before any change
+	client, err := ovsdb.New(ovsdb.Options{
+		Endpoints: o.Northbound, TLS: o.tls(), Database: northbound.Database, Tables: northbound.Tables(), Leader: true,
+		Clock: clock.RealClock{}, Log: log.WithName("ovsdb"), Changed: func() { database.Changed() },
+	})
+	if err != nil {
+		return fmt.Errorf("make the database's client: %w", err)
+	}
+	database = northbound.New(northbound.Views(client))
+	bumper := northbound.NewBumper(northbound.Increments(client), clock.RealClock{})
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var confirmer *confirm.Confirmer // made below, and before any session
+	sessions := session.New(session.Options{
+		ServerName: o.serverName(),
+		TokenFile:  o.TokenFile,
+		Hello: func(ctx context.Context) *hubv1.Hello {
+			return &hubv1.Hello{Version: version(), BootId: noBoot, State: confirmer.State(ctx)}
+		},
+		Clock: clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
+	})
+	confirmer = confirm.New(confirm.Options{
+		Dataplane: dataplane{database}, Reports: sessions,
+		Surveyor: database, States: sessions,
+		Notices: notices{database, bumper},
+		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
+	})
+	discovery := &session.Discovery{
+		CoreV1: api.CoreV1().RESTClient(), DiscoveryV1: api.DiscoveryV1().RESTClient(),
+		Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
+	}
+	ready := func() error {
+		if !sessions.Synced() {
+			return errors.New("no session with a replica of the manager is synced")
+		}
+		_, err := client.View()
+		return err
+	}
+
+	log.Info("It starts", "version", version(), "northbound", o.Northbound)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return client.Run(ctx) })
+	group.Go(func() error { return bumper.Run(ctx) })
+	group.Go(func() error { return confirmer.Run(ctx) })
+	group.Go(func() error { return sessions.Run(ctx, confirmer, releases{log.WithName("session")}) })
+	group.Go(func() error { return discovery.Run(ctx, sessions) })
+	group.Go(func() error { return serve(ctx, o.MetricsBindAddress, newHandler(registry, ready)) })
+	return group.Wait()
+}
+
+// releases are those of gates, of which there are none here.
+type releases struct{ log logr.Logger }
+
+// Release implements session.Releases.
+func (r releases) Release(m *hubv1.Release) {
+	r.log.Info("A release came, and is dropped: no Pod runs on the northbound database", "uid", m.GetSubject().GetUid())
+}
+
+// notices tell of changes of the database. While anybody waits for what is in it,
+// the nodes are asked to acknowledge it.
+type notices struct {
+	database *northbound.Dataplane
+	bumper   *northbound.Bumper
+}
+
+// Watch implements confirm.Notices.
+func (n notices) Watch(ctx context.Context, noticed func(source string)) {
+	n.database.Watch(ctx, func(source string) {
+		n.bumper.Ask()
+		noticed(source)
+	})
+}
+
+// dataplane is the northbound database as package confirm consumes it.
+type dataplane struct{ *northbound.Dataplane }
+
+// Look implements confirm.Dataplane.
+func (d dataplane) Look(ctx context.Context) (confirm.Look, error) {
+	look, err := d.Dataplane.Look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return dataplaneLook{look}, nil
+}
+
+// dataplaneLook is one of its looks.
+type dataplaneLook struct{ *northbound.Look }
+
+// Together implements confirm.Look.
+func (l dataplaneLook) Together(ctx context.Context, questions []confirm.Question) ([]confirm.Answer, error) {
+	asked := make([]northbound.Question, len(questions))
+	for i, q := range questions {
+		asked[i] = northbound.Question(q)
+	}
+	answers, err := l.Look.Together(ctx, asked)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]confirm.Answer, len(answers))
+	for i, a := range answers {
+		all[i] = confirm.Answer(a)
+	}
+	return all, nil
+}
+
+// clientConfig returns how to reach the API server: by the kubeconfig, or as
+// the Pod's ServiceAccount if that is empty.
+func clientConfig(kubeconfig string) (*rest.Config, error) {
+	load := rest.InClusterConfig
+	if kubeconfig != "" {
+		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", kubeconfig) }
+	}
+	config, err := load()
+	if err != nil {
+		return nil, err
+	}
+	config.UserAgent = rest.DefaultKubernetesUserAgent()
+	return config, nil
+}
+
+// version is that of the build, for people.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
