@@ -169,7 +169,7 @@ func (b *batch) leaves(q Question, d *port, o outcome) suspicion {
 // proveEgress proves that a packet was dropped by the ACLs of the source: one
 // that they do not judge leaves the source's switch on the same way.
 func (b *batch) proveEgress(ctx context.Context, f flow.Flow, w way, entry keys) flow.Verdict {
-	o := b.control(ctx, neighbourReply(w, f.Src, f.Dst))
+	o := b.control(ctx, neighbourReply(w, f.Src, documentation(f.Dst)))
 	at := o.place()
 	if o.entry() == entry && (at.datapath != entry.datapath || at.port != 0) {
 		return denied("dropped by the switch of the source")
@@ -211,7 +211,7 @@ func (b *batch) proveIngress(ctx context.Context, f flow.Flow, w way, d *port) f
 	verdict := denied("dropped by the logical port of the destination")
 	var last outcome
 	if w.key.known() {
-		if last = b.control(ctx, neighbourReply(w, f.Src, f.Dst)); last.reaches(d) {
+		if last = b.control(ctx, neighbourReply(w, documentation(f.Src), f.Dst)); last.reaches(d) {
 			return verdict
 		}
 		return inconclusive("dropped by the logical port of the destination, as is what no policy judges: " + last.String())
@@ -220,14 +220,14 @@ func (b *batch) proveIngress(ctx context.Context, f flow.Flow, w way, d *port) f
 	mac := b.learned.routed[d.ground].mac
 	tried := 0
 	for _, s := range b.ports.siblings {
-		if s == d || mac == "" {
+		if s == d || s.why != "" || mac == "" {
 			continue
 		}
 		if tried++; tried > mostSiblings {
 			break
 		}
-		from := way{in: s.ofport, from: b.learned.routed[s.ground].mac, to: mac}
-		if last = b.control(ctx, neighbourReply(from, f.Src, f.Dst)); last.reaches(d) {
+		from := way{in: s.ofport, from: b.routed(ctx, s).mac, to: mac}
+		if last = b.control(ctx, neighbourReply(from, documentation(f.Src), f.Dst)); last.reaches(d) {
 			return verdict
 		}
 	}
@@ -239,7 +239,7 @@ func (b *batch) proveIngress(ctx context.Context, f flow.Flow, w way, d *port) f
 
 // fromPod returns the way of a Pod's packet to the flow's destination.
 func (b *batch) fromPod(ctx context.Context, s *port, f flow.Flow) way {
-	routed := b.routed(ctx, s, f.Src)
+	routed := b.routed(ctx, s)
 	w := way{in: s.ofport, from: routed.mac, to: b.peer(ctx, s, routed.mac, f)}
 	if w.to == "" {
 		w.to = routed.router
@@ -254,7 +254,7 @@ func (b *batch) toPod(ctx context.Context, f flow.Flow, d *port) (way, string) {
 	if !at.known() {
 		return way{}, fmt.Sprintf("the bridge has no flows for interface %s", d.name)
 	}
-	routed := b.routed(ctx, d, f.Dst)
+	routed := b.routed(ctx, d)
 	switch {
 	case b.ports.geneve != 0:
 		return way{in: b.ports.geneve, key: at, from: stranger, to: routed.mac}, ""

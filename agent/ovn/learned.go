@@ -139,15 +139,15 @@ func (b *batch) peer(ctx context.Context, s *port, mac string, f flow.Flow) stri
 // routed returns the hardware addresses of a local Pod and of the router at its
 // switch, as a packet shows them that the node sends to the Pod, whether or not
 // it arrives there.
-func (b *batch) routed(ctx context.Context, p *port, address netip.Addr) learnedMACs {
+func (b *batch) routed(ctx context.Context, p *port) learnedMACs {
 	l := b.learned
 	if known, ok := l.routed[p.ground]; ok && l.fresh(known.at) {
 		return known
 	}
 	found := learnedMACs{at: l.clock.Now()}
-	if join := b.join(ctx, address); join != "" {
+	if join := b.join(ctx, p.address); join != "" {
 		w := way{in: b.ports.node.ofport, from: b.ports.nodeMAC, to: join}
-		o := b.trace(ctx, first(w, flow.Flow{Protocol: flow.TCP, Src: documentation(address), Dst: address, Port: ephemeral}))
+		o := b.trace(ctx, first(w, flow.Flow{Protocol: flow.TCP, Src: documentation(p.address), Dst: p.address, Port: ephemeral}))
 		for _, s := range o.sections {
 			if n := len(s.sources); n > 0 {
 				found.router = hardwareAddress(s.sources[n-1])

@@ -52,6 +52,8 @@ const nodePort = "ovn0"
 type port struct {
 	name   string
 	ofport int64
+	// address is one of the Pod's, an IPv4 one if it has any.
+	address netip.Addr
 	// ground is the same as long as nothing of it has changed.
 	ground string
 	// why it cannot be judged, or "".
@@ -113,6 +115,10 @@ func (p *ports) pod(i Interface, one *port, byPod map[string]*port) {
 	addresses := i.addresses()
 	if i.ExternalIDs[idPort] == "" || len(addresses) == 0 {
 		return
+	}
+	one.address = addresses[0]
+	if k := slices.IndexFunc(addresses, netip.Addr.Is4); k > 0 {
+		one.address = addresses[k]
 	}
 	if i.OFPort > 0 {
 		p.taken[i.OFPort] = true
