@@ -30,6 +30,7 @@ type options struct {
 	Kubeconfig         string
 	MetricsBindAddress string
 	XtablesLock        string
+	OVSRunDir          string
 }
 
 // newOptions returns the defaults. getenv is os.Getenv.
@@ -71,6 +72,9 @@ func (o *options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.XtablesLock, "xtables-lock", o.XtablesLock,
 		"Lock file of iptables on the node, watched while something is pending: who writes the legacy tables closes it, and "+
 			"nothing else tells. Without it, or if it is empty, changes of them are found by the clock.")
+	fs.StringVar(&o.OVSRunDir, "ovs-run-dir", o.OVSRunDir,
+		"Open vSwitch's run directory on the node, with db.sock, ovs-vswitchd.pid and its control socket, where OVN enforces "+
+			"policies, as Kube-OVN's: /run/openvswitch. Empty: no flow is asked of OVN.")
 }
 
 // Validate returns all that is wrong with o, each naming its flag, or nil.
@@ -99,6 +103,9 @@ func (o *options) Validate() error {
 	}
 	if o.XtablesLock != "" && !filepath.IsAbs(o.XtablesLock) {
 		wrong("xtables-lock", o.XtablesLock, "an absolute path, or nothing")
+	}
+	if o.OVSRunDir != "" && !filepath.IsAbs(o.OVSRunDir) {
+		wrong("ovs-run-dir", o.OVSRunDir, "an absolute path, or nothing")
 	}
 	if !isBindAddress(o.MetricsBindAddress) {
 		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")

@@ -43,6 +43,7 @@ func TestFlags(t *testing.T) {
 		"--condition-type":       {args: []string{"--condition-type=x.io/Y"}, want: defaults(func(o *options) { o.ConditionType = "x.io/Y" })},
 		"--kubeconfig":           {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
 		"--metrics-bind-address": {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
+		"--ovs-run-dir":          {args: []string{"--ovs-run-dir=/run/openvswitch"}, want: defaults(func(o *options) { o.OVSRunDir = "/run/openvswitch" })},
 		"--xtables-lock":         {args: []string{"--xtables-lock="}, want: defaults(func(o *options) { o.XtablesLock = "" })},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -78,6 +79,7 @@ func TestValidateNamesEachWrongFlag(t *testing.T) {
 		"a ConfigMap":       {change: func(o *options) { o.CAConfigMap = "A" }, want: []string{`--ca-configmap "A": want `}},
 		"a relative path":   {change: func(o *options) { o.TokenFile = "token" }, want: []string{`--token-file "token": want an absolute path`}},
 		"a lock file":       {change: func(o *options) { o.XtablesLock = "lock" }, want: []string{`--xtables-lock "lock": want an absolute path`}},
+		"OVS' directory":    {change: func(o *options) { o.OVSRunDir = "ovs" }, want: []string{`--ovs-run-dir "ovs": want an absolute path`}},
 		"a condition type":  {change: func(o *options) { o.ConditionType = "a b" }, want: []string{`--condition-type "a b": want `}},
 		"no port":           {change: func(o *options) { o.MetricsBindAddress = "127.0.0.1" }, want: []string{`--metrics-bind-address "127.0.0.1": want `}},
 		"a port too large":  {change: func(o *options) { o.MetricsBindAddress = ":65536" }, want: []string{`--metrics-bind-address ":65536": want `}},

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"context"
 	"slices"
 	"strings"
 
@@ -12,18 +11,6 @@ import (
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
-
-// surveyor is the netfilter dataplane as package confirm surveys it.
-type surveyor struct{ *kernel.Netfilter }
-
-// Survey implements confirm.Surveyor.
-func (s surveyor) Survey(ctx context.Context) (*hubv1.State, error) {
-	survey, err := s.Netfilter.Survey(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return stateOf(survey), nil
-}
 
 // mostNamed is how many bridges a remark names: a text has room for 200 bytes,
 // an interface's name takes 15.

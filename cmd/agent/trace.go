@@ -40,6 +40,8 @@ Flags:
 type traceOptions struct {
 	flow   flow.Flow
 	output string
+	// ovsRunDir is Open vSwitch's run directory; empty: OVN is not asked.
+	ovsRunDir string
 }
 
 // parseTrace reads the arguments behind "trace". Help and errors of the flags
@@ -49,6 +51,7 @@ func parseTrace(args []string, out io.Writer) (*traceOptions, error) {
 	flags.SetOutput(out)
 	protocol := flags.String("protocol", "tcp", "Protocol of the connection: tcp, udp or sctp.")
 	output := flags.StringP("output", "o", "text", "How to print the answer: text for people, json for scripts.")
+	ovsRunDir := flags.String("ovs-run-dir", "", "Open vSwitch's run directory, to ask OVN about flows of its Pods, such as /run/openvswitch.")
 	flags.Usage = func() { _, _ = fmt.Fprint(out, traceUsage+flags.FlagUsages()) }
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -59,7 +62,7 @@ func parseTrace(args []string, out io.Writer) (*traceOptions, error) {
 	if *output != "text" && *output != "json" {
 		return nil, fmt.Errorf("--output %q: want text or json", *output)
 	}
-	o := &traceOptions{output: *output}
+	o := &traceOptions{output: *output, ovsRunDir: *ovsRunDir}
 	var err error
 	if o.flow.Protocol, err = tracev1.ParseProtocol(*protocol); err != nil {
 		return nil, fmt.Errorf("--protocol: %w", err)
@@ -85,6 +88,9 @@ func runTrace(ctx context.Context, args []string, traces session.Traces, stdout,
 		return 0
 	}
 	if err == nil {
+		if o.ovsRunDir != "" {
+			traces = ovnOnce{o.ovsRunDir, traces}
+		}
 		var answer *tracev1.Answer
 		if answer, err = ask(ctx, o.flow, traces); err == nil {
 			if err = o.print(answer, stdout); err == nil {

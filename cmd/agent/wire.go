@@ -17,7 +17,6 @@ import (
 
 	"github.com/policygate/policygate/agent/confirm"
 	"github.com/policygate/policygate/agent/kernel"
-	"github.com/policygate/policygate/agent/kernel/notice"
 	"github.com/policygate/policygate/agent/reporter"
 	"github.com/policygate/policygate/agent/session"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
@@ -37,18 +36,17 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
-	netfilter, err := kernel.New(kernel.Options{})
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	node, err := openDataplanes(ctx, o, log, registry)
 	if err != nil {
 		return fmt.Errorf("open the dataplane: %w", err)
 	}
 	defer func() {
-		if err := netfilter.Close(); err != nil {
+		if err := node.close(); err != nil {
 			log.Error(err, "The dataplane could not be closed")
 		}
 	}()
-
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var confirmer *confirm.Confirmer // made below, and before any session
 	sessions := session.New(session.Options{
 		ServerName: o.serverName(),
@@ -56,13 +54,13 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 		Hello: func(ctx context.Context) *hubv1.Hello {
 			return &hubv1.Hello{Version: version(), BootId: bootID, State: confirmer.State(ctx)}
 		},
-		Traces: kernelTraces{},
+		Traces: node.traces,
 		Clock:  clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
 	})
 	confirmer = confirm.New(confirm.Options{
-		Dataplane: dataplane{netfilter}, Reports: sessions,
-		Surveyor: surveyor{netfilter}, States: sessions,
-		Notices: notice.New(notice.Options{XtablesLock: o.XtablesLock, Clock: clock.RealClock{}, Log: log.WithName("notice")}),
+		Dataplane: node, Reports: sessions,
+		Surveyor: node, States: sessions,
+		Notices: node.notices,
 		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})
 	gates := reporter.New(reporter.Options{
@@ -77,44 +75,13 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 
 	log.Info("The agent starts", "version", version(), "bootID", bootID)
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return node.run(ctx) })
 	group.Go(func() error { return confirmer.Run(ctx) })
 	group.Go(func() error { return gates.Run(ctx) })
 	group.Go(func() error { return sessions.Run(ctx, confirmer, gates) })
 	group.Go(func() error { return discovery.Run(ctx, sessions) })
 	group.Go(func() error { return serve(ctx, o.MetricsBindAddress, newHandler(registry, sessions.Synced)) })
 	return group.Wait()
-}
-
-// dataplane is the netfilter dataplane as package confirm consumes it.
-type dataplane struct{ *kernel.Netfilter }
-
-// Look implements confirm.Dataplane.
-func (d dataplane) Look(ctx context.Context) (confirm.Look, error) {
-	look, err := d.Netfilter.Look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return dataplaneLook{look}, nil
-}
-
-// dataplaneLook is one of its looks.
-type dataplaneLook struct{ *kernel.Look }
-
-// Together implements confirm.Look.
-func (l dataplaneLook) Together(ctx context.Context, questions []confirm.Question) ([]confirm.Answer, error) {
-	asked := make([]kernel.Question, len(questions))
-	for i, q := range questions {
-		asked[i] = kernel.Question(q)
-	}
-	answers, err := l.Look.Together(ctx, asked)
-	if err != nil {
-		return nil, err
-	}
-	all := make([]confirm.Answer, len(answers))
-	for i, a := range answers {
-		all[i] = confirm.Answer(a)
-	}
-	return all, nil
 }
 
 // version is that of the build, for people.

@@ -17,6 +17,9 @@ const (
 	// RemarkIPVS: virtual servers are in the kernel, whose packets take other
 	// ways.
 	RemarkIPVS = "IPVS"
+	// RemarkUnjudgedPorts: of some Pods on OVN's ports nothing can be concluded,
+	// and the text says why.
+	RemarkUnjudgedPorts = "UnjudgedPorts"
 	// RemarkUnenforcedFamily: the engine does not enforce an address family.
 	RemarkUnenforcedFamily = "UnenforcedFamily"
 )

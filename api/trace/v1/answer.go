@@ -76,8 +76,8 @@ type Node struct {
 
 // Hop is one way of a packet through a node.
 type Hop struct {
-	// Way is "forwarded", "delivered" (to the node itself) or "sent" (by the
-	// node itself); empty if the node does not know.
+	// Way is "forwarded", "delivered" (to the node itself), "sent" (by the
+	// node itself) or "switched" (by OVN); empty if the node does not know.
 	Way string `json:"way,omitempty"`
 	// In and Out are interfaces; empty if there is none on this way or it is
 	// not known which.

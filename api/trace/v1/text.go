@@ -120,6 +120,8 @@ func (t *text) hop(h *Hop) {
 		words[0] = "on a way that is not known"
 	case "delivered":
 		words[0] = "delivered to the node itself"
+	case "switched":
+		words[0] = "switched by OVN"
 	case "sent":
 		words[0] = "sent by the node itself"
 	}

@@ -95,6 +95,9 @@ func meaning(kind string) (text, do string) {
 	case hubv1.RemarkIPVS:
 		return "virtual servers (IPVS) are in the kernel, whose packets take other ways",
 			"Connections to Services cannot be judged; those between Pods can."
+	case hubv1.RemarkUnjudgedPorts:
+		return "of some Pods on OVN's ports nothing can be concluded",
+			"Gates of those Pods, and of Pods whose rules name them, run into their timeouts: see the reason. Pods with several logical ports are not judged."
 	case hubv1.RemarkUnenforcedFamily:
 		return "the policy engine does not enforce an address family",
 			"Set the manager's --families to the one that is enforced, or have the engine enforce both."
