@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -235,23 +236,26 @@ func (e *Engine) remove(ctx context.Context, key types.NamespacedName, group, np
 }
 
 // writeNode adds the ACLs that a node's port group does not have, or takes all
-// away.
+// away if there should be none.
 func (e *Engine) writeNode(ctx context.Context, n NodeGroup) error {
 	if err := e.before(ctx, Step{Part: PartNode, Object: n.Name}); err != nil {
 		return err
 	}
-	for _, direction := range []string{toLport, fromLport} {
-		var acls []ACL
-		for _, a := range n.ACLs {
-			if a.Direction == direction {
-				acls = append(acls, a)
-			}
-		}
-		if err := e.replaceACLs(ctx, n.Name, direction, acls); err != nil {
-			return err
-		}
+	if len(n.ACLs) == 0 {
+		return errors.Join(e.replaceACLs(ctx, n.Name, toLport, nil), e.replaceACLs(ctx, n.Name, fromLport, nil))
 	}
-	return nil
+	rows, err := e.rows(ctx, "ACL", []any{[]any{"external_ids", "includes", fixture.Map(map[string]string{parentKey: n.Name})}}, "match", "direction")
+	if err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(slices.Clone(n.ACLs), func(a ACL) bool {
+		return slices.ContainsFunc(rows, func(r map[string]any) bool { return r["match"] == a.Match && r["direction"] == a.Direction })
+	})
+	if len(missing) == 0 {
+		return nil
+	}
+	_, err = e.northbound.Transact(ctx, e.insertACLs(n.Name, missing)...)
+	return err
 }
 
 // rows selects columns of the rows that meet a condition.

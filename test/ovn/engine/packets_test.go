@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -81,11 +82,15 @@ func (w *world) settle() {
 // want dials the server's ports 80, where it listens, and 81.
 func (w *world) want(from string, at80, at81 fixture.Outcome) {
 	w.Helper()
+	var dials sync.WaitGroup
 	for port, want := range map[uint16]fixture.Outcome{80: at80, 81: at81} {
-		if got, err := w.pods[from].Dial(w.pods["server"], port); err != nil || got != want {
-			w.Errorf("%s to server:%d is %q, %v, want %q", from, port, got, err, want)
-		}
+		dials.Go(func() {
+			if got, err := w.pods[from].Dial(w.pods["server"], port); err != nil || got != want {
+				w.Errorf("%s to server:%d is %q, %v, want %q", from, port, got, err, want)
+			}
+		})
 	}
+	dials.Wait()
 }
 
 // fromFriend lets friend reach port 80 of server.
@@ -284,6 +289,25 @@ func TestAFrozenEngineCanBeGivenUp(t *testing.T) {
 	}
 }
 
+func TestNodesAreAllowedWhileThereArePolicies(t *testing.T) {
+	w := newWorld(t, fixture.Options{})
+	e := engine.New(w.fixture, engine.Options{Shape: engine.Release116()})
+	w.apply(e, w.cluster(all(), fromFriend()))
+	found, err := w.fixture.Nbctl(t.Context(), "--bare", "--columns=match", "find", "acl", "external_ids:parent=node.n1", "priority=3000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ip4.src == 172.30.0.1 && ip4.dst == $node.n1_ip4", "ip4.dst == 172.30.0.1 && ip4.src == $node.n1_ip4"} {
+		if !strings.Contains(found, want) {
+			t.Errorf("matches of the node's ACLs are %q, want %q", found, want)
+		}
+	}
+	w.apply(e, w.cluster(all()))
+	if found, err := w.fixture.Nbctl(t.Context(), "--bare", "--columns=match", "list", "acl"); err != nil || found != "" {
+		t.Errorf("without policies there are ACLs %q, %v", found, err)
+	}
+}
+
 func TestRulesThatWentLeaveNoAddressSets(t *testing.T) {
 	w := newWorld(t, fixture.Options{})
 	e := engine.New(w.fixture, engine.Options{Shape: engine.Release116()})
@@ -308,8 +332,9 @@ func TestRulesThatWentLeaveNoAddressSets(t *testing.T) {
 func TestEachPassWritesNewACLsThatSayTheSame(t *testing.T) {
 	w := newWorld(t, fixture.Options{})
 	e := engine.New(w.fixture, engine.Options{Shape: engine.Release116()})
-	list := func(columns string) string {
-		found, err := w.fixture.Nbctl(t.Context(), "--bare", "--columns="+columns, "find", "acl", "external_ids:parent=from.friend.db")
+	const policy = "from.friend.db"
+	list := func(columns, parent string) string {
+		found, err := w.fixture.Nbctl(t.Context(), "--bare", "--columns="+columns, "find", "acl", "external_ids:parent="+parent)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,13 +343,16 @@ func TestEachPassWritesNewACLsThatSayTheSame(t *testing.T) {
 		return strings.Join(lines, " ")
 	}
 	w.apply(e, w.cluster(all(), fromFriend()))
-	rows, matches := list("_uuid"), list("match")
+	rows, matches, node := list("_uuid", policy), list("match", policy), list("_uuid", "node.n2")
 	w.apply(e, w.cluster(all(), fromFriend()))
-	if again := list("_uuid"); again == rows || len(again) != len(rows) {
+	if again := list("_uuid", policy); again == rows || len(again) != len(rows) {
 		t.Errorf("ACLs were %q and are %q", rows, again)
 	}
-	if again := list("match"); again != matches {
+	if again := list("match", policy); again != matches {
 		t.Errorf("matches were %q and are %q", matches, again)
+	}
+	if again := list("_uuid", "node.n2"); again != node || len(strings.Fields(again)) != 2 {
+		t.Errorf("ACLs of the node were %q and are %q, want the same two", node, again)
 	}
 	w.want("friend", fixture.Open, fixture.Silent)
 }
