@@ -61,7 +61,7 @@ func (m *memory) settle(q Question, ground string, v flow.Verdict, mark uint64, 
 		return inconclusive("more flows are asked about at once than can be remembered"), false
 	}
 	m.answers[q] = &remembered{answer: v.Answer, ground: ground, since: mark, asked: m.batch}
-	return inconclusive(v.Answer.String() + ", but " + stale), known != nil
+	return inconclusive(v.Answer.String() + ", but " + stale), known != nil && known.answer != v.Answer
 }
 
 // makeRoom drops an answer that the current batch has not asked for, if it comes
