@@ -121,14 +121,16 @@ func (c *Conn) CallThen(ctx context.Context, apply func(json.RawMessage) error, 
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
-	err = c.send(ctx, map[string]any{"id": id, "method": method, "params": params})
+	err = c.send(ctx.Done(), map[string]any{"id": id, "method": method, "params": params})
 	if err == nil {
 		select {
 		case <-waits.done:
 			return waits.err
 		case <-ctx.Done():
-			err = ctx.Err()
 		}
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
 	}
 	if c.take(id) == nil {
 		// The response is here already.
@@ -158,8 +160,9 @@ func (c *Conn) take(id uint64) *call {
 	return waits
 }
 
-// send has a message written, and waits for no more than room in the queue.
-func (c *Conn) send(ctx context.Context, m any) error {
+// send has a message written. It waits for no more than room in the queue, and
+// returns nil without having sent it if enough is closed before there is.
+func (c *Conn) send(enough <-chan struct{}, m any) error {
 	raw, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -167,8 +170,8 @@ func (c *Conn) send(ctx context.Context, m any) error {
 	select {
 	case c.out <- raw:
 		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-enough:
+		return nil
 	case <-c.done:
 		return c.Err()
 	}
@@ -200,7 +203,7 @@ func (c *Conn) end(why error) {
 	pending := c.pending
 	c.pending = map[uint64]*call{}
 	c.mu.Unlock()
-	c.conn.Close()
+	_ = c.conn.Close()
 	close(c.done)
 	for _, waits := range pending {
 		waits.finish(fmt.Errorf("%s: %w", waits.method, why))
@@ -258,9 +261,9 @@ func (c *Conn) handle(m *message) error {
 	// The reader may write: who sends so much that it is not read either is
 	// found by its silence.
 	if *m.Method == "echo" {
-		return c.send(context.Background(), map[string]any{"id": m.ID, "result": m.Params, "error": nil})
+		return c.send(nil, map[string]any{"id": m.ID, "result": m.Params, "error": nil})
 	}
-	return c.send(context.Background(), map[string]any{"id": m.ID, "result": nil, "error": "unknown method"})
+	return c.send(nil, map[string]any{"id": m.ID, "result": nil, "error": "unknown method"})
 }
 
 // respond finishes the call that a response is for.

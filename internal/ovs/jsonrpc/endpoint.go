@@ -62,7 +62,7 @@ func Dial(ctx context.Context, e Endpoint, config *tls.Config, o Options) (*Conn
 	if e.secure {
 		secure := tls.Client(raw, config)
 		if err := secure.HandshakeContext(ctx); err != nil {
-			raw.Close()
+			_ = raw.Close()
 			return nil, fmt.Errorf("tls handshake with %s: %w", e, err)
 		}
 		raw = secure

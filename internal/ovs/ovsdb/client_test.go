@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,11 +33,15 @@ type fake struct {
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ovsdb")
+	dir, err := os.MkdirTemp("", "ovsdb") //nolint:usetesting // The paths of sockets have 107 bytes at most.
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	l, err := net.Listen("unix", filepath.Join(dir, "sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -162,11 +167,11 @@ func (c *fakeConn) suits(database string) {
 	c.answer("monitor_cond_since", `[false,"`+noTransaction+`",{"Database":{"`+row1+`":{"initial":`+database+`}}}]`)
 }
 
-// open brings a client in sync with these rows.
-func (c *fakeConn) open(txn, rows string) request {
+// open brings a client in sync with these rows, as of txn1.
+func (c *fakeConn) open(rows string) request {
 	c.t.Helper()
 	r := c.until("monitor_cond_since")
-	c.write(`{"id":%s,"result":[false,"%s",%s],"error":null}`, r.ID, txn, rows)
+	c.write(`{"id":%s,"result":[false,"%s",%s],"error":null}`, r.ID, txn1, rows)
 	return r
 }
 
@@ -248,8 +253,8 @@ func TestFirstContents(t *testing.T) {
 		t.Fatal("there is a view before the server was asked")
 	}
 	c := server.accept()
-	r := c.open(txn1, `{"Group":{"`+row1+`":{"initial":{"name":"a","ports":["uuid","`+row2+`"],"ids":["map",[["k","v"],["j","w"]]],"unasked":7}}},
-		"Port":{"`+row2+`":{"initial":{"addresses":["set",["b","a"]],"n":5}},"`+row3+`":{"initial":{}}}}`)
+	r := c.open(`{"Group":{"` + row1 + `":{"initial":{"name":"a","ports":["uuid","` + row2 + `"],"ids":["map",[["k","v"],["j","w"]]],"unasked":7}}},
+		"Port":{"` + row2 + `":{"initial":{"addresses":["set",["b","a"]],"n":5}},"` + row3 + `":{"initial":{}}}}`)
 	var params []json.RawMessage
 	if err := json.Unmarshal(r.Params, &params); err != nil {
 		t.Fatal(err)
@@ -290,7 +295,7 @@ func TestFirstContents(t *testing.T) {
 		_, _, _ = group.String(column), group.Int(column), group.Bool(column)
 		_, _, _ = group.Strings(column), group.UUIDs(column), group.Map(column)
 		_, _ = group.Key(column, "k")
-		if want := column != "" && strings.Contains("name ports ids up", column); group.Has(column) != want {
+		if want := slices.Contains([]string{"name", "ports", "ids", "up"}, column); group.Has(column) != want {
 			t.Errorf("has %q: %v, want %v", column, group.Has(column), want)
 		}
 	}
@@ -396,7 +401,7 @@ func TestUpdates(t *testing.T) {
 			server := newFake(t)
 			f := follow(t, clock.RealClock{}, server.endpoint())
 			c := server.accept()
-			c.open(txn1, before)
+			c.open(before)
 			old := f.awaitVersion(1)
 			c.update(txn2, test.update)
 			if test.err == "" {

@@ -207,7 +207,7 @@ func TestOptionsThatAreWrong(t *testing.T) {
 		"no database":      {func(o *Options) { o.Database = "" }, "database: no name"},
 		"no clock":         {func(o *Options) { o.Clock = nil }, "clock: none"},
 		"no tables":        {func(o *Options) { o.Tables = nil }, "tables: none"},
-		"a table twice":    {func(o *Options) { o.Tables = append(tables, tables[0]) }, `"Group" is empty or given twice`},
+		"a table twice":    {func(o *Options) { o.Tables = slices.Concat(tables, tables[:1]) }, `"Group" is empty or given twice`},
 		"a column twice": {func(o *Options) {
 			o.Tables = []Table{{Name: "T", Columns: []Column{{Name: "a", As: Int}, {Name: "a", As: Int}}}}
 		}, `"a" is empty or given twice`},

@@ -77,7 +77,7 @@ func TestConnectionThatEnds(t *testing.T) {
 			server := newFake(t)
 			f := follow(t, clock.RealClock{}, server.endpoint())
 			c := server.accept()
-			c.open(txn1, onePort)
+			c.open(onePort)
 			f.awaitVersion(1)
 			test.end(c)
 			f.awaitError(test.err)
@@ -107,7 +107,7 @@ func TestSchemaThatChangedMeanwhile(t *testing.T) {
 	server := newFake(t)
 	f := follow(t, clock.RealClock{}, server.endpoint())
 	c := server.accept()
-	c.open(txn1, onePort)
+	c.open(onePort)
 	f.awaitVersion(1)
 	c.conn.Close()
 	c = server.accept()
@@ -149,10 +149,10 @@ func TestServersOfACluster(t *testing.T) {
 	f := follow(t, clock.RealClock{}, follower.endpoint(), leader.endpoint())
 	follower.accept().suits(`{"name":"Test","connected":true,"leader":false}`)
 	c := leader.accept()
-	c.open(txn1, onePort)
+	c.open(onePort)
 	f.awaitVersion(1)
 	c.conn.Close()
-	follower.accept().open(txn1, onePort)
+	follower.accept().open(onePort)
 	if v := f.awaitVersion(2); v.Session != 2 || v.TableVersion("Port") != 1 {
 		t.Errorf("session %d, ports of version %d", v.Session, v.TableVersion("Port"))
 	}
@@ -164,7 +164,7 @@ func TestViewsAreOfOneTransaction(t *testing.T) {
 	server := newFake(t)
 	f := follow(t, clock.RealClock{}, server.endpoint())
 	c := server.accept()
-	c.open(txn1, `{"Port":{"`+row1+`":{"initial":{"n":0}}},"Group":{"`+row2+`":{"initial":{"tag":0}}}}`)
+	c.open(`{"Port":{"` + row1 + `":{"initial":{"n":0}}},"Group":{"` + row2 + `":{"initial":{"tag":0}}}}`)
 	f.awaitVersion(1)
 	const last = 2000
 	var readers sync.WaitGroup
@@ -214,7 +214,7 @@ func TestServerThatFallsSilent(t *testing.T) {
 	fakeClock := clocktesting.NewFakeClock(time.Now())
 	f := follow(t, fakeClock, server.endpoint())
 	c := server.accept()
-	c.open(txn1, onePort)
+	c.open(onePort)
 	f.awaitVersion(1)
 
 	// As long as it answers it is not given up.
@@ -246,7 +246,7 @@ func TestServerThatFallsSilent(t *testing.T) {
 	next := make(chan *fakeConn, 1)
 	go func() { next <- server.accept() }()
 	stepUntil(t, fakeClock, "the client comes back", func() bool { return len(next) > 0 })
-	(<-next).open(txn1, onePort)
+	(<-next).open(onePort)
 	f.awaitVersion(2)
 }
 
@@ -257,7 +257,7 @@ func TestIncrement(t *testing.T) {
 		t.Error("an increment without a connection: no error")
 	}
 	c := server.accept()
-	c.open(txn1, onePort)
+	c.open(onePort)
 	f.awaitVersion(1)
 
 	got := make(chan int64, 1)

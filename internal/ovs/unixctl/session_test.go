@@ -33,11 +33,15 @@ type fake struct {
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "unixctl")
+	dir, err := os.MkdirTemp("", "unixctl") //nolint:usetesting // The paths of sockets have 107 bytes at most.
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	return &fake{t: t, dir: dir}
 }
 
@@ -86,7 +90,9 @@ func (f *fake) serve(conn net.Conn) {
 		if answer == "" {
 			return // and leaves the connection open
 		}
-		fmt.Fprintf(conn, `{"id":%s,%s}`, r.ID, answer)
+		if _, err := fmt.Fprintf(conn, `{"id":%s,%s}`, r.ID, answer); err != nil {
+			return
+		}
 	}
 }
 

@@ -107,7 +107,7 @@ func TestLeaderThatDies(t *testing.T) {
 	}
 	leader.transact(object{"op": "insert", "table": "Address_Set", "row": object{"name": "large", "addresses": set(addresses...)}})
 	c := follow(t, ovsdb.Options{Endpoints: all.endpoints(), Leader: true})
-	v := c.awaitView("it is in sync", func(v *ovsdb.View) bool { return v.Len("NB_Global") == 1 })
+	c.awaitView("it is in sync", func(v *ovsdb.View) bool { return v.Len("NB_Global") == 1 })
 	c.logged.drain()
 	for round := range 2 {
 		n, err := c.Increment(t.Context(), "NB_Global", "nb_cfg")
@@ -123,7 +123,7 @@ func TestLeaderThatDies(t *testing.T) {
 		leader.kill()
 		next := all.leader()
 		next.transact(object{"op": "insert", "table": "Address_Set", "row": object{"name": fmt.Sprintf("round%d", round)}})
-		v = c.awaitView("what the new leader committed is there", func(v *ovsdb.View) bool { return v.Len("Address_Set") == round+2 })
+		v := c.awaitView("what the new leader committed is there", func(v *ovsdb.View) bool { return v.Len("Address_Set") == round+2 })
 		if v.Session <= before.Session {
 			t.Errorf("session %d with the new leader, %d with the old", v.Session, before.Session)
 		}

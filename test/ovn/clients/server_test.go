@@ -35,11 +35,15 @@ const (
 // directory returns a directory whose sockets' paths are short enough.
 func directory(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ovs")
+	dir, err := os.MkdirTemp("", "ovs") //nolint:usetesting // The paths of sockets have 107 bytes at most.
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	return dir
 }
 
@@ -227,7 +231,7 @@ func follow(t *testing.T, o ovsdb.Options) *client {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	o.Log = funcr.New(func(prefix, args string) {
+	o.Log = funcr.New(func(_, args string) {
 		select {
 		case c.logged.lines <- args:
 		default:
