@@ -135,7 +135,7 @@ licences: ## Fails if anything is linked without a licence that hack/licence kno
 	@echo build/licences.txt
 
 .PHONY: sbom
-sbom: ## What is linked into manager, agent, hold and plugin: CycloneDX, in build/sbom.cdx.json
+sbom: ## What is linked into manager, agent, hold, northbound and plugin: CycloneDX, in build/sbom.cdx.json
 	go run ./hack/sbom -version $(VERSION) -o build/sbom.cdx.json
 
 .PHONY: test-cluster
@@ -196,7 +196,7 @@ bench-apiserver: kube ## The manager's binary against a real API server with 100
 ##@ Build
 .PHONY: build
 build: ## The binaries, into bin/; put kubectl-policygate into your PATH
-	$(GO_BUILD) -o bin/ ./cmd/manager ./cmd/agent ./cmd/hold ./cmd/kubectl-policygate
+	$(GO_BUILD) -o bin/ ./cmd/manager ./cmd/agent ./cmd/hold ./cmd/northbound ./cmd/kubectl-policygate
 	# By this name kubectl asks it for completions.
 	ln -sf kubectl-policygate bin/kubectl_complete-policygate
 
@@ -226,7 +226,7 @@ fmt: ## Format
 
 ##@ Deploy
 # An overlay that names the image for the Pods and for the hold, and takes in
-# COMPONENTS of config: fail, prometheus, prometheus/ports, services, startup-taint.
+# COMPONENTS of config: fail, kube-ovn, prometheus, prometheus/ports, services, startup-taint.
 # DEPLOY is where it is written below build: two clusters at a time need two.
 COMPONENTS ?=
 DEPLOY ?= deploy

@@ -47,7 +47,7 @@ type Build struct {
 func Builds() []Build {
 	plugin := []string{"./cmd/kubectl-policygate"}
 	return []Build{
-		{Packages: []string{"./cmd/manager", "./cmd/agent", "./cmd/hold", "./cmd/kubectl-policygate"}, GOOS: "linux"},
+		{Packages: []string{"./cmd/manager", "./cmd/agent", "./cmd/hold", "./cmd/northbound", "./cmd/kubectl-policygate"}, GOOS: "linux"},
 		{Packages: plugin, GOOS: "darwin"},
 		{Packages: plugin, GOOS: "windows"},
 	}

@@ -61,6 +61,7 @@ func commandHelps(ctx context.Context, root string) ([]command, error) {
 		{"agent", "agent", nil},
 		{"agent trace", "agent", []string{"trace"}},
 		{"hold", "hold", nil},
+		{"northbound", "northbound", nil},
 	} {
 		if _, err := ask(c.name, c.binary, append(c.arguments, "--help")...); err != nil {
 			return nil, err

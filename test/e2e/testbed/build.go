@@ -85,7 +85,7 @@ func build(ctx context.Context, progress func(string), database bool) (artifacts
 		return a, err
 	}
 	progress("building manager, agent, hold, the kubectl plugin, the test engine and the probe")
-	if err := a.goBuild(ctx, root, bin, "./cmd/manager", "./cmd/agent", "./cmd/hold", "./cmd/kubectl-policygate",
+	if err := a.goBuild(ctx, root, bin, "./cmd/manager", "./cmd/agent", "./cmd/hold", "./cmd/northbound", "./cmd/kubectl-policygate",
 		"./test/engine/cmd/engine"); err != nil {
 		return a, err
 	}
@@ -101,9 +101,10 @@ func (a artifacts) pack(ctx context.Context, out, bin string, database bool) err
 		{
 			Ref: GateImage, User: "65532:65532",
 			Files: map[string]string{
-				"/manager": filepath.Join(bin, "manager"),
-				"/agent":   filepath.Join(bin, "agent"),
-				"/hold":    filepath.Join(bin, "hold"),
+				"/manager":    filepath.Join(bin, "manager"),
+				"/agent":      filepath.Join(bin, "agent"),
+				"/hold":       filepath.Join(bin, "hold"),
+				"/northbound": filepath.Join(bin, "northbound"),
 			},
 		},
 		{
