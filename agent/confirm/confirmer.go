@@ -47,8 +47,11 @@ type Options struct {
 	// taught of the node as a whole, is told to the second. nil: it is not.
 	Surveyor Surveyor
 	States   States
-	Clock    clock.Clock
-	Log      logr.Logger
+	// Coverer is of the northbound database's agent alone: a policy that it has
+	// confirmed is reported with what covers that. nil: with nothing.
+	Coverer Coverer
+	Clock   clock.Clock
+	Log     logr.Logger
 	// Registerer exposes the metrics. nil: they are counted for nobody.
 	Registerer prometheus.Registerer
 }
@@ -61,6 +64,7 @@ type Confirmer struct {
 	reports   Reports
 	surveyor  Surveyor
 	states    States
+	coverer   Coverer
 	clock     clock.Clock
 	log       logr.Logger
 	metrics   *metrics
@@ -81,6 +85,10 @@ type Confirmer struct {
 	pending  map[*evaluation]struct{}
 	resting  *list.List
 	policies policies
+	// covering are the evaluations whose confirmation is told once the database
+	// has been counted up, of which coverWake tells.
+	covering  map[*evaluation]struct{}
+	coverWake chan struct{}
 	// planned is when the next look is but for notices; nil from the beginning
 	// of a look until it is planned anew.
 	planned *cadence
@@ -151,6 +159,10 @@ type evaluation struct {
 	judgedAt time.Time
 	// confirmedSince is when the answer became confirmed, if it is.
 	confirmedSince time.Time
+	// uncovered: it is confirmed, which is not told before the northbound database
+	// has been counted up. covered is to what, 0 if it was not.
+	uncovered bool
+	covered   uint64
 	// told is the answer that was reported last, at toldAt.
 	told   answer
 	toldAt time.Time
@@ -164,6 +176,7 @@ func New(o Options) *Confirmer {
 		reports:   o.Reports,
 		surveyor:  o.Surveyor,
 		states:    o.States,
+		coverer:   o.Coverer,
 		clock:     o.Clock,
 		log:       o.Log,
 		wake:      make(chan struct{}, 1),
@@ -173,6 +186,8 @@ func New(o Options) *Confirmer {
 		pending:   make(map[*evaluation]struct{}),
 		resting:   list.New(),
 		policies:  newPolicies(),
+		covering:  make(map[*evaluation]struct{}),
+		coverWake: make(chan struct{}, 1),
 	}
 	c.metrics = newMetrics(o.Registerer, c.held)
 	return c
@@ -283,6 +298,7 @@ func (c *Confirmer) unassign(s *subject, replica string) {
 		return
 	}
 	delete(c.pendingLike(e), e)
+	delete(c.covering, e)
 	c.unrest(e)
 }
 
@@ -370,6 +386,9 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 		reason := printable(hubv1.ReasonUnread + ": " + of.err.Error())
 		e.answer = e.state.fail(reason, e.content.required())
 		e.judgedAt = time.Time{}
+	} else if of.withheld != "" {
+		e.answer = e.state.fail(of.withheld, e.content.required())
+		e.judgedAt = time.Time{}
 	} else {
 		var excused [families]bool
 		if e.content.excuseFamilies {
@@ -395,6 +414,7 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 		c.log.Info("What has long been confirmed no longer holds", "uid", e.subject.uid, "reason", e.answer.reason())
 		c.metrics.drifted(driftVerdict)
 	}
+	c.cover(e)
 	c.publish(e)
 }
 
@@ -422,7 +442,7 @@ const reportPause = time.Second
 
 // publish reports e's answer to each replica that was not told it yet.
 func (c *Confirmer) publish(e *evaluation) {
-	if !e.observed || e.state.wanting {
+	if !e.observed || e.state.wanting || e.uncovered {
 		return
 	}
 	now := c.clock.Now()
@@ -454,6 +474,8 @@ func reportOf(e *evaluation, generation uint64) *hubv1.Report {
 		Unrealized:     e.answer.outcome.unrealized,
 		Realized:       e.answer.outcome.realized,
 		Steady:         e.answer.steady,
+
+		NorthboundConfig: e.covered,
 	}
 	for _, u := range e.answer.unmet {
 		// A reason that concerns none, where there is none to hang it on.

@@ -33,6 +33,9 @@ type content struct {
 	settle bool
 	// excuseFamilies: a family that is not enforced may be left out.
 	excuseFamilies bool
+	// northboundConfig is what OVN must have acknowledged on this node before a
+	// policy is confirmed; 0: nothing.
+	northboundConfig uint64
 	// malformed says why this cannot be judged, or is nil.
 	malformed *unmet
 }
@@ -48,6 +51,8 @@ func contentOf(a *hubv1.Assign, d *Description) content {
 		ownNode:        a.GetOwnNode(),
 		settle:         a.GetSettle(),
 		excuseFamilies: a.GetExcuseFamilies(),
+
+		northboundConfig: a.GetNorthboundConfig(),
 	}
 	if d == nil {
 		// A report on it has to name an expectation.
@@ -80,9 +85,12 @@ func contentOf(a *hubv1.Assign, d *Description) content {
 	return c
 }
 
-// checkPolicy returns an error if a policy has what only Pods have.
+// checkPolicy returns an error if a policy has what only Pods have, or a Pod
+// what only policies do.
 func (c *content) checkPolicy() error {
 	switch {
+	case !c.policy && c.northboundConfig > 0:
+		return fmt.Errorf("a Pod has northbound_config %d: want it of a policy only", c.northboundConfig)
 	case !c.policy:
 	case len(c.ips) > 0:
 		return fmt.Errorf("a policy has addresses %v: want none", c.ips)
@@ -223,6 +231,7 @@ func keyOf(a *hubv1.Assign, d *Description) contentKey {
 			b = append(b, 0)
 		}
 	}
+	b = binary.AppendUvarint(b, a.GetNorthboundConfig())
 	if d != nil {
 		b = append(b, d.hash[:]...)
 	}

@@ -40,6 +40,17 @@
 // node are asked about: its flows name both ends, it has no addresses, and it is
 // never released.
 //
+// # OVN
+//
+// What a look shows of a policy on a node with OVN is a sample. So such a node
+// confirms one only once its dataplane, an Acknowledger, has acknowledged the
+// number that the assignment names, and asks for nothing before. Pods do without:
+// what is asked of them is all that they need.
+//
+// The agent of OVN's northbound database is a Confirmer as well. What it has
+// confirmed of a policy it tells once its Coverer has counted the database up
+// behind that, with the number.
+//
 // # What is told beside it
 //
 // A report names the whys that this node's engine does not realize: some

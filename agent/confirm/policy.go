@@ -74,7 +74,7 @@ func (p *policies) due(e *evaluation, now time.Time) time.Time {
 	case !e.observed:
 	case e.state.wanting:
 		due = e.state.allSince.Add(secondLook)
-	case !e.toldAll():
+	case !e.toldAll() && !e.uncovered:
 		due = e.seenAt.Add(secondLook)
 	default:
 		due = e.seenAt.Add(interval(now.Sub(e.since), p.took))

@@ -15,6 +15,11 @@ import (
 // Run takes looks while anything is assigned, until ctx ends; then it returns
 // nil.
 func (c *Confirmer) Run(ctx context.Context) error {
+	if c.coverer != nil {
+		covers := make(chan struct{})
+		go func() { defer close(covers); c.runCover(ctx) }()
+		defer func() { <-covers }()
+	}
 	unwatch := func() {}
 	watching := false
 	defer func() { unwatch() }()
@@ -170,6 +175,8 @@ type judged struct {
 	err      error
 	// idle: what was unmet still is, and nothing else was asked.
 	idle bool
+	// withheld says why nothing was asked as it would count for nothing, or "".
+	withheld string
 	// resourced is how the source of a packet between Pods may be rewritten, or
 	// "".
 	resourced string
@@ -201,6 +208,7 @@ func (c *Confirmer) ask(ctx context.Context, evaluations []*evaluation, seen *si
 	j := &judgement{seen: seen, each: make(map[*evaluation]judged, len(evaluations))}
 	began := c.clock.Now()
 	var space []Question
+	withheld := map[uint64]string{} // what is not acknowledged, and why
 	for _, e := range evaluations {
 		if e.content.malformed != nil {
 			continue
@@ -211,6 +219,17 @@ func (c *Confirmer) ask(ctx context.Context, evaluations []*evaluation, seen *si
 		}
 		if len(j.each) > 0 && c.clock.Since(began) >= most() {
 			break
+		}
+		if config := e.content.northboundConfig; config > 0 {
+			why, known := withheld[config]
+			if !known {
+				why = c.unacknowledged(ctx, config)
+				withheld[config] = why
+			}
+			if why != "" {
+				j.each[e] = judged{withheld: why}
+				continue
+			}
 		}
 		j.each[e], space = e.judge(ctx, seen, c.lacking(e), space)
 	}
@@ -297,7 +316,7 @@ func (c *Confirmer) learn(evaluations []*evaluation, j *judgement) {
 			c.node.resource(of.resourced, j.ended)
 		}
 		switch {
-		case !asked, of.idle:
+		case !asked, of.idle, of.withheld != "":
 			// Nothing was learned, and nothing ends.
 		case of.err != nil:
 			e.open = openSince{}

@@ -187,6 +187,8 @@ func (a *assignment) wire(id uint64) *hubv1.Assign {
 		Description:    id,
 		Excused:        a.message.GetExcused(),
 		Policy:         a.message.GetPolicy(),
+
+		NorthboundConfig: a.message.GetNorthboundConfig(),
 	}
 }
 
@@ -405,7 +407,11 @@ func (h *Hub) report(s *session, r *hubv1.Report) error {
 	if current == nil || n.session != s || current.generation != r.GetGeneration() {
 		return validateReport(r, nil)
 	}
-	if err := validateReport(r, current); err != nil {
+	err := validateReport(r, current)
+	if err == nil {
+		err = validateNorthbound(n.name, r, current)
+	}
+	if err != nil {
 		return err
 	}
 	h.sink.Reported(n.name, &hubv1.Report{
@@ -420,6 +426,8 @@ func (h *Hub) report(s *session, r *hubv1.Report) error {
 		Unrealized:     r.GetUnrealized(),
 		Realized:       r.GetRealized(),
 		Steady:         r.GetSteady(),
+
+		NorthboundConfig: r.GetNorthboundConfig(),
 	})
 	return nil
 }

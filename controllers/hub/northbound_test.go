@@ -92,3 +92,47 @@ func TestWhoIsNotTheNorthboundAgent(t *testing.T) {
 		s.await(t, `n1 connected boot=b unsupported=""`)
 	})
 }
+
+func TestWhoNamesWhatNodesMustAcknowledge(t *testing.T) {
+	policy, pod := &assignment{message: &hubv1.Assign{Policy: true}}, &assignment{message: &hubv1.Assign{}}
+	for name, tc := range map[string]struct {
+		node     string
+		report   *hubv1.Report
+		answered *assignment
+		want     string
+	}{
+		"the database of a policy that it confirms": {hubv1.Northbound, &hubv1.Report{Confirmed: true, NorthboundConfig: 42}, policy, ""},
+		"it need not":          {hubv1.Northbound, &hubv1.Report{Confirmed: true}, policy, ""},
+		"not of a Pod":         {hubv1.Northbound, &hubv1.Report{Confirmed: true, NorthboundConfig: 42}, pod, "want it of a policy only"},
+		"not without":          {hubv1.Northbound, &hubv1.Report{NorthboundConfig: 42}, policy, "without confirmed"},
+		"no node does":         {"n1", &hubv1.Report{Confirmed: true, NorthboundConfig: 42}, policy, "want 0 of a node"},
+		"a node that does not": {"n1", &hubv1.Report{Confirmed: true}, policy, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := validateNorthbound(tc.node, tc.report, tc.answered)
+			if tc.want == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want one with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestWhatIsToBeAcknowledgedComesThrough(t *testing.T) {
+	f := serve(t, clock.RealClock{}, reviews{})
+	of := &hubv1.Assign{Subject: &hubv1.Subject{Uid: "p"}, Generation: 1, Policy: true}
+	f.Assign(hubv1.Northbound, of, Description{})
+	database := f.connect(t, claimingFor(northboundUser, "", "northbound-on-n1"))
+	generation := database.expect("describe", "assign p", "synced")[0]
+	const reported = hubv1.Northbound + " reported p generation=1 confirmed=true"
+	for range 2 { // the sink has kept the first when it hears of the second
+		database.report(&hubv1.Report{Uid: "p", Generation: generation, Confirmed: true, NorthboundConfig: 42})
+	}
+	f.sink.await(t, hubv1.Northbound+` connected boot=b unsupported=""`, reported, reported)
+	if got := f.sink.newest().GetNorthboundConfig(); got != 42 {
+		t.Errorf("northbound_config %d arrived, want 42", got)
+	}
+	wire := (&assignment{message: &hubv1.Assign{Policy: true, NorthboundConfig: 42}}).wire(1)
+	if wire.GetNorthboundConfig() != 42 {
+		t.Errorf("northbound_config %d is sent, want 42", wire.GetNorthboundConfig())
+	}
+}

@@ -118,6 +118,22 @@ func validateReport(r *hubv1.Report, answered *assignment) error {
 	return validateWhys(r, answered)
 }
 
+// validateNorthbound returns an error if a report names what was counted up in
+// the northbound database where it must not: others would wait for that.
+func validateNorthbound(node string, r *hubv1.Report, answered *assignment) error {
+	config := r.GetNorthboundConfig()
+	switch {
+	case config == 0:
+	case node != hubv1.Northbound:
+		return fmt.Errorf("northbound_config is %d: want 0 of a node", config)
+	case !answered.message.GetPolicy():
+		return fmt.Errorf("northbound_config is %d of a Pod: want it of a policy only", config)
+	case !r.GetConfirmed():
+		return fmt.Errorf("northbound_config is %d without confirmed: want 0", config)
+	}
+	return nil
+}
+
 // validateWhys returns an error that names what is wrong with the rules that r
 // tells to be realized, or not to be.
 func validateWhys(r *hubv1.Report, answered *assignment) error {

@@ -45,6 +45,11 @@ type entry struct {
 	excuseFamilies bool
 	basis          *hubv1.Basis
 	inquiries      []*inquiry // sorted by node
+	// config is what nodes must have acknowledged of the northbound database
+	// before they confirm the generation; 0: nothing is known that they could.
+	// lapsed is true if that was taken back.
+	config uint64
+	lapsed bool
 
 	// status is what was decided last, or what the object says that was found;
 	// without conditions: nothing.
@@ -86,6 +91,7 @@ func (l *Ledger) compute(e *entry) {
 	if fresh {
 		e.generation = a.Subject.Generation
 		e.seen, e.occupied, e.vacant = time.Time{}, time.Time{}, false
+		e.config, e.lapsed = 0, false
 		if !a.Subject.Since.Before(l.led) {
 			e.seen = a.Subject.Since
 		}

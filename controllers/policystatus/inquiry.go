@@ -140,6 +140,10 @@ func (l *Ledger) assign(q *inquiry, generation int64) {
 	l.generation++
 	q.generation = l.generation
 	e := q.entry
+	config := e.config
+	if q.agent.name == hubv1.Northbound {
+		config = 0
+	}
 	l.hub.Assign(q.agent.name, &hubv1.Assign{
 		Subject: &hubv1.Subject{
 			Uid: string(e.uid), Namespace: e.key.Namespace, Name: e.key.Name, Generation: generation,
@@ -148,7 +152,38 @@ func (l *Ledger) assign(q *inquiry, generation int64) {
 		Basis:          e.basis,
 		ExcuseFamilies: e.excuseFamilies,
 		Policy:         true,
+
+		NorthboundConfig: config,
 	}, q.demand.Content())
+}
+
+// covered takes what the northbound database's agent has answered. Once it
+// confirms a generation, nodes with OVN have to acknowledge what it has of that:
+// they are asked anew, and what they confirmed without counts no more, unless the
+// generation was there before this replica was elected. What the database has of
+// Pods that come later, nodes show by themselves: to have each of them
+// acknowledged, all would be asked for each.
+func (l *Ledger) covered(q *inquiry, config uint64, now time.Time) {
+	e := q.entry
+	switch {
+	case !q.confirmed:
+		e.lapsed = e.lapsed || q.lag != ""
+		return
+	case config == 0 || e.config > 0 && !e.lapsed:
+		return
+	}
+	e.config, e.lapsed = config, false
+	for _, other := range e.inquiries {
+		if other == q {
+			continue
+		}
+		other.vouched = other.confirmed && e.seen.IsZero()
+		if other.confirmed {
+			other.since = now
+		}
+		other.answer, other.lost, other.had, other.steady = answer{}, time.Time{}, false, time.Time{}
+		l.assign(other, e.generation)
+	}
 }
 
 // withdraw takes back what the nodes were asked about the entry.
@@ -185,6 +220,9 @@ func (l *Ledger) reported(name string, r *hubv1.Report) {
 		q.had = true
 	}
 	q.hear(a, r.GetSteady() && len(r.GetUnrealized()) > 0, now)
+	if name == hubv1.Northbound {
+		l.covered(q, r.GetNorthboundConfig(), now)
+	}
 	if !a.confirmed && len(r.GetUnmet()) > 0 {
 		l.log.V(1).Info("node does not enforce a policy", "policy", q.entry.key, "node", name,
 			"reason", r.GetUnmet()[0].GetReason(), "required", r.GetUnmetRequired(), "advisory", r.GetUnmetAdvisory())

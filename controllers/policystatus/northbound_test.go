@@ -14,6 +14,121 @@ import (
 	"github.com/policygate/policygate/api/v1alpha1"
 )
 
+// wantConfig demands what the nodes are told to have acknowledged.
+func (b *bench) wantConfig(want map[string]uint64) {
+	b.t.Helper()
+	got := map[string]uint64{}
+	for name := range want {
+		got[name] = b.hub.assigned[name+"/uid-"+allowJobs.Name].GetNorthboundConfig()
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		b.t.Errorf("to be acknowledged (-want +got):\n%s", diff)
+	}
+}
+
+// cover has the database confirm the policy.
+func (b *bench) cover(config uint64) {
+	b.t.Helper()
+	b.report(hubv1.Northbound, allowJobs, &hubv1.Report{Confirmed: true, NorthboundConfig: config})
+}
+
+func TestNodesAcknowledgeWhatTheNorthboundDatabaseHas(t *testing.T) {
+	b := newBench(t)
+	nodes := []string{hubv1.Northbound, "n1", "n2"}
+	b.connect(nodes...)
+	b.run(time.Second)
+	b.assign(allowJobs, 1, 1, nodes...)
+	b.run(100 * time.Millisecond)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 0, "n2": 0})
+	// The nodes are done before the database's agent has counted up.
+	b.confirm(allowJobs, "n1", "n2")
+	b.run(4 * time.Second)
+	b.says(allowJobs, "Programmed=Unknown/Unknown | Degraded=False/AsExpected | 2/2 | gen=1 | kube-ovn:northbound:NoAnswer since 1s")
+
+	b.cover(42)
+	b.run(100 * time.Millisecond)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 42, "n2": 42})
+	b.report("n2", allowJobs, &hubv1.Report{UnmetRequired: 2, Unmet: []*hubv1.Unmet{{Reason: hubv1.ReasonUnacknowledged + ": nb_cfg is 41, want 42"}}})
+	b.confirm(allowJobs, "n1")
+	b.run(2 * time.Second)
+	b.says(allowJobs, "Programmed=Unknown/Unknown | Degraded=False/AsExpected | 1/2 | gen=1 | n2:Inconclusive since 5s")
+	if got := b.objects.objects[allowJobs].Status.LaggingNodes[0].Message; got != "the node's OVN has not acknowledged yet what the northbound database has of the policy" {
+		t.Errorf("n2 lags: %q", got)
+	}
+	b.confirm(allowJobs, "n2")
+	b.run(2 * time.Second)
+	b.says(allowJobs, `Programmed=True/InForce | Degraded=False/AsExpected | 2/2 | gen=1 | last: gen=1 at 7s took "6.2s"`)
+
+	// Another sample: nodes are told what holds, and nobody is asked anew for a
+	// newer number.
+	b.assign(allowJobs, 1, 2, nodes...)
+	b.run(time.Second)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 42, "n2": 42})
+	b.confirm(allowJobs, "n1", "n2")
+	b.cover(57)
+	b.run(time.Second)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 42, "n2": 42})
+	b.says(allowJobs, `Programmed=True/InForce | Degraded=False/AsExpected | 2/2 | gen=1 | last: gen=1 at 7s took "6.2s"`)
+
+	// The database loses it, and has it again.
+	b.refuse(allowJobs, hubv1.Northbound)
+	b.run(3 * time.Second)
+	b.cover(64)
+	b.run(100 * time.Millisecond)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 64, "n2": 64})
+	b.confirm(allowJobs, "n1", "n2")
+	b.run(2 * time.Second)
+
+	// Another generation: what was acknowledged before says nothing of it.
+	b.assign(allowJobs, 2, 3, nodes...)
+	b.run(100 * time.Millisecond)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 0, "n2": 0})
+	b.cover(71)
+	b.confirm(allowJobs, "n1", "n2") // crosses what they are told
+	b.run(100 * time.Millisecond)
+	b.wantConfig(map[string]uint64{hubv1.Northbound: 0, "n1": 71, "n2": 71})
+}
+
+func TestAnElectedReplicaFindsOutAnewWhatIsAcknowledged(t *testing.T) {
+	b := newBench(t)
+	nodes := []string{hubv1.Northbound, "n1"}
+	b.connect(nodes...)
+	b.assign(allowJobs, 1, 1, nodes...)
+	b.run(100 * time.Millisecond)
+	b.cover(42)
+	b.run(100 * time.Millisecond)
+	b.confirm(allowJobs, "n1")
+	b.run(2 * time.Second)
+	before := len(b.objects.history[allowJobs])
+
+	b.elect()
+	b.connect(nodes...)
+	b.run(time.Second)
+	b.wantConfig(map[string]uint64{"n1": 0})
+	b.confirm(allowJobs, "n1")
+	b.run(time.Second)
+	b.cover(42)
+	b.run(5 * time.Second)
+	b.wantConfig(map[string]uint64{"n1": 42})
+	b.confirm(allowJobs, "n1")
+	b.run(2 * time.Second)
+	if got := b.objects.history[allowJobs][before:]; len(got) > 0 {
+		t.Errorf("said %q although nothing has changed", got)
+	}
+}
+
+func TestWithoutANumberNothingIsAcknowledged(t *testing.T) {
+	b := newBench(t)
+	nodes := []string{hubv1.Northbound, "n1"}
+	b.connect(nodes...)
+	b.assign(allowJobs, 1, 1, nodes...)
+	b.run(100 * time.Millisecond)
+	b.confirm(allowJobs, nodes...)
+	b.run(2 * time.Second)
+	b.wantConfig(map[string]uint64{"n1": 0})
+	b.says(allowJobs, `Programmed=True/InForce | Degraded=False/AsExpected | 1/1 | gen=1 | last: gen=1 at 0s took "100ms"`)
+}
+
 func TestWhatIsSaidOfTheNorthboundDatabase(t *testing.T) {
 	absent := node{name: hubv1.Northbound, since: t0}
 	cases := map[string]struct {

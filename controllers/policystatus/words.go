@@ -31,6 +31,9 @@ func answerOf(r *hubv1.Report, d demand.Demand, policy types.NamespacedName) ans
 // lacks returns what an unmet expectation of d means: a reason of a lagging
 // node, and the same in words.
 func lacks(unmet *hubv1.Unmet, d demand.Demand, policy types.NamespacedName) (lag, text string) {
+	if strings.HasPrefix(unmet.GetReason(), hubv1.ReasonUnacknowledged) {
+		return v1alpha1.LagInconclusive, "the node's OVN has not acknowledged yet what the northbound database has of the policy"
+	}
 	rule, want, ok := d.Asked(unmet.GetExpectation())
 	if !ok || !conclusive(unmet.GetReason()) {
 		return v1alpha1.LagInconclusive, "it cannot be told what the node does; its agent's log says why"

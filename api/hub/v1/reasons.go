@@ -12,6 +12,9 @@ const (
 	// ReasonSettling: an address of the subject was another Pod's, and the
 	// engine has not rested since.
 	ReasonSettling = "an address was another Pod's a short while ago"
+	// ReasonUnacknowledged: the node's ovn-controller has not acknowledged what
+	// OVN's northbound database has of a policy.
+	ReasonUnacknowledged = "OVN has not acknowledged here what is in its northbound database"
 	// ReasonMalformed: the agent does not understand what it is asked.
 	ReasonMalformed = "malformed "
 	// ReasonAssignedAnew and ReasonNotConfirmed: a release was refused, as the
