@@ -203,11 +203,12 @@ func (c *Conn) end(why error) {
 	pending := c.pending
 	c.pending = map[uint64]*call{}
 	c.mu.Unlock()
-	_ = c.conn.Close()
 	close(c.done)
 	for _, waits := range pending {
 		waits.finish(fmt.Errorf("%s: %w", waits.method, why))
 	}
+	// With TLS this takes up to 5 s if the other side does not read.
+	_ = c.conn.Close()
 }
 
 func (w *call) finish(err error) {

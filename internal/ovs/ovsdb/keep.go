@@ -5,7 +5,11 @@ package ovsdb
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -38,7 +42,9 @@ func pause(failed, endpoints int) time.Duration {
 func (c *Client) keep(ctx context.Context) {
 	defer c.ended(context.Canceled)
 	log := c.options.Log.WithValues("database", c.options.Database)
-	at, said := 0, ""
+	// Why there is no session, by endpoint.
+	reasons := make([]string, len(c.endpoints))
+	at := 0
 	for failed := 0; ; failed++ {
 		if !c.sleep(ctx, pause(failed, len(c.endpoints))) {
 			return
@@ -48,19 +54,26 @@ func (c *Client) keep(ctx context.Context) {
 		c.begins(s)
 		err := s.run(ctx, e)
 		synced := s.synced.Load()
-		c.ended(err)
+		if synced {
+			failed = 0
+			clear(reasons)
+		}
+		said := reasons[at]
+		reasons[at] = fmt.Sprintf("%s: %v", e, err)
+		c.ended(why(reasons))
 		if ctx.Err() != nil {
 			return
 		}
-		if text := e.String() + err.Error(); synced || text != said {
+		if reasons[at] != said {
 			log.Info("Not in sync with the OVSDB server", "endpoint", e.String(), "wasInSync", synced, "reason", err.Error())
-			said = text
-		}
-		if synced {
-			failed = 0
 		}
 		at = (at + 1) % len(c.endpoints)
 	}
+}
+
+// why returns the reasons as one, but for the empty ones.
+func why(reasons []string) error {
+	return errors.New(strings.Join(slices.DeleteFunc(slices.Clone(reasons), func(r string) bool { return r == "" }), "; "))
 }
 
 // sleep waits for about that long, and returns false if ctx ends before.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/policygate/policygate/internal/ovs/jsonrpc"
 )
@@ -86,7 +87,7 @@ func (s *session) monitor(ctx context.Context, database, id, since string, table
 		return begin(found)
 	}, string(methodMonitorCondSince), database, id, requests, since)
 	var refused *jsonrpc.CallError
-	if !errors.As(err, &refused) || refused.Text != "unknown method" {
+	if !errors.As(err, &refused) || !strings.HasPrefix(refused.Text, "unknown method") {
 		return err
 	}
 	return s.conn.CallThen(ctx, func(raw json.RawMessage) error {

@@ -149,6 +149,9 @@ func TestServersOfACluster(t *testing.T) {
 	f := follow(t, clock.RealClock{}, follower.endpoint(), leader.endpoint())
 	follower.accept().suits(`{"name":"Test","connected":true,"leader":false}`)
 	c := leader.accept()
+	if _, err := f.View(); err == nil || !strings.Contains(err.Error(), follower.endpoint()+": monitor_cond_since: the server is not the leader") {
+		t.Errorf("the error does not name the server that is not the leader: %v", err)
+	}
 	c.open(onePort)
 	f.awaitVersion(1)
 	c.conn.Close()

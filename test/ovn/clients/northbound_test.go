@@ -12,9 +12,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
 )
@@ -279,6 +282,26 @@ func TestServerThatIsRestarted(t *testing.T) {
 	}
 	s.transact(object{"op": "insert", "table": "Address_Set", "row": object{"name": "new"}})
 	c.awaitView("changes are told again", func(v *ovsdb.View) bool { return v.Len("Address_Set") == 2 })
+}
+
+func TestServerThatIsStopped(t *testing.T) {
+	s := serve(t, northboundSchema)
+	fakeClock := clocktesting.NewFakeClock(time.Now())
+	c := follow(t, ovsdb.Options{Endpoints: []string{s.endpoint()}, Clock: fakeClock})
+	before := c.awaitView("it is in sync", whatever)
+	pass := func(what string, holds func(*ovsdb.View, error) bool) {
+		t.Helper()
+		await(t, what, func() bool {
+			fakeClock.Step(50 * time.Millisecond)
+			return holds(c.View())
+		}, s.process)
+	}
+	s.signal(syscall.SIGSTOP)
+	pass("the server is given up", func(_ *ovsdb.View, err error) bool {
+		return err != nil && strings.Contains(err.Error(), "the server has been silent for")
+	})
+	s.signal(syscall.SIGCONT)
+	pass("it is in sync again", func(v *ovsdb.View, err error) bool { return err == nil && v.Session > before.Session })
 }
 
 func TestSchemaThatChanges(t *testing.T) {
