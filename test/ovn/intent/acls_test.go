@@ -23,8 +23,8 @@ type acls struct {
 
 // The names that matches may use. One of either kind does not exist.
 var (
-	groups = []string{"g1", "g2", "g.none"}
-	sets   = []string{"s1", "s2", "s.empty", "s.none", "g1_ip4"}
+	groups = []string{"g1", "g2", "g1", "g2", "g.none"}
+	sets   = []string{"s1", "s2", "s1", "s2", "s.empty", "s.none", "g1_ip4"}
 )
 
 func of[T any](r *rand.Rand, all ...T) T { return all[r.IntN(len(all))] }
@@ -43,7 +43,7 @@ func (r acls) term(direction string) string {
 		side = "inport"
 	}
 	proto := of(r.Rand, "tcp", "tcp", "udp")
-	switch r.IntN(13) {
+	switch r.IntN(16) {
 	case 0:
 		return side + " == @" + of(r.Rand, groups...)
 	case 1:
@@ -65,9 +65,17 @@ func (r acls) term(direction string) string {
 	case 10:
 		return of(r.Rand, "ip6", "icmp6", "arp", "0", "ip.proto == 17", "ip.proto == {6, 17}")
 	case 11:
+		if r.IntN(3) > 0 {
+			return "1"
+		}
 		return of(r.Rand, "tea.kind == 1", "ip4.src == ", "eth.src == 0a:00:00:00:17:05", "tcp.dst == 080", "ip4.src == fd00::1", `inport != "x"`)
-	default:
+	case 12:
+		if r.IntN(3) > 0 {
+			return "ip4"
+		}
 		return of(r.Rand, "!ip6", "!udp", "!icmp6", "!tcp")
+	default:
+		return fmt.Sprintf("%s.dst == {79, 80}", proto)
 	}
 }
 
@@ -105,7 +113,10 @@ func (r acls) operations() (operations []fixture.Operation, description string) 
 	for _, a := range r.addresses {
 		addresses = append(addresses, a.String())
 	}
-	addresses = append(addresses, "10.17.0.0/16", "10.16.0.0/30", "fd00::5", "10.16.0.6/24")
+	addresses = append(addresses, "10.17.0.0/16", "10.16.0.0/30")
+	if r.IntN(4) == 0 {
+		addresses = append(addresses, "fd00::5", "10.16.0.6/24")
+	}
 	for _, name := range sets[:2] {
 		members := pick(addresses)
 		fmt.Fprintf(&text, "$%s = %v\n", name, members)
@@ -136,7 +147,7 @@ func (r acls) operations() (operations []fixture.Operation, description string) 
 // TestRandomACLs makes up ACLs, many of them wrong or odd, and wants what is said
 // for sure to be what OVN's own logical flows do.
 func TestRandomACLs(t *testing.T) {
-	w := newWorld(t, 3)
+	w := newWorld(t, 3, fixture.Options{})
 	var addresses []netip.Addr
 	ports := []string{farPort, "gone"}
 	for _, p := range w.pods {
@@ -146,7 +157,7 @@ func TestRandomACLs(t *testing.T) {
 		"--", "create", "Address_Set", "name=s1", "--", "create", "Address_Set", "name=s2", "--", "create", "Address_Set", "name=s.empty"))
 	addresses = append(addresses, farAddress())
 	sure, asked := map[flow.Answer]int{}, 0
-	for seed := range uint64(worlds) {
+	for seed := range worlds(t, 100) {
 		r := acls{rand.New(rand.NewPCG(seed, 3)), addresses, ports}
 		operations, description := r.operations()
 		if _, err := w.Transact(t.Context(), operations...); err != nil {
@@ -182,6 +193,3 @@ func TestRandomACLs(t *testing.T) {
 		t.Errorf("of %d flows %v were sure: want a tenth of either answer", asked, sure)
 	}
 }
-
-// worlds is how many worlds of ACLs are made up.
-const worlds = 150

@@ -14,7 +14,7 @@ import (
 // TestMatches has one ACL at a time that drops, and wants what is said for sure to
 // be what OVN does.
 func TestMatches(t *testing.T) {
-	w := newWorld(t, 2)
+	w := newWorld(t, 2, fixture.Options{})
 	src, dst := w.pods[0], w.pods[1]
 	w.must(w.Nbctl(t.Context(), "pg-add", "g1", dst.Port(), "--", "pg-add", "g2"))
 	for name, members := range map[string]string{

@@ -54,6 +54,9 @@ func (m maker) peers() []networkingv1.NetworkPolicyPeer {
 		case 0:
 			peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{
 				CIDR: of(m.Rand, "10.16.0.0/16", "10.16.0.0/30", "0.0.0.0/0", "192.0.2.0/24"), Except: of(m.Rand, nil, []string{"10.16.0.2/31"})}})
+			if m.IntN(3) == 0 {
+				peers[len(peers)-1].IPBlock = &networkingv1.IPBlock{CIDR: of(m.Rand, "fd00:10:16::/126", "::/0"), Except: of(m.Rand, nil, []string{"fd00:10:16::2/127"})}
+			}
 		case 1:
 			peers = append(peers, networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{
 				MatchLabels: map[string]string{"name": of(m.Rand, "db", "web")}}, PodSelector: selector(m.label())})
@@ -105,9 +108,9 @@ func (m maker) policy(name string) *networkingv1.NetworkPolicy {
 // of two releases, and wants of every flow what OVN does. Nothing is in doubt
 // there.
 func TestRandomPolicies(t *testing.T) {
-	w := newWorld(t, 4)
+	w := newWorld(t, 4, fixture.Options{IPv6: true})
 	answers := map[flow.Answer]int{}
-	for seed := range uint64(24) {
+	for seed := range worlds(t, 24) {
 		m := maker{rand.New(rand.NewPCG(seed, 5))}
 		shape := of(m.Rand, engine.Release115(), engine.Release116())
 		shape.Lax = m.IntN(4) == 0
@@ -130,8 +133,11 @@ func TestRandomPolicies(t *testing.T) {
 				continue
 			}
 			f := flow.Flow{Protocol: of(m.Rand, flow.TCP, flow.UDP), Src: src.IP(), Dst: dst.IP(), Port: uint16(79 + m.IntN(3))}
-			if m.IntN(5) == 0 {
+			switch m.IntN(5) {
+			case 0:
 				f.Src = farAddress()
+			case 1, 2:
+				f.Src, f.Dst = src.IPs()[1], dst.IPs()[1]
 			}
 			verdicts, err := w.verdicts(f)
 			if err != nil {
@@ -205,7 +211,7 @@ func (w *world) want(t *testing.T, when string, f flow.Flow, answer flow.Answer,
 func TestReasonsNameWhatIsNotWritten(t *testing.T) {
 	for name, shape := range map[string]engine.Shape{"1.15": engine.Release115(), "1.16": engine.Release116()} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, 5)
+			w := newWorld(t, 5, fixture.Options{})
 			server, stranger, friend, late := w.pods[0], w.pods[1], w.pods[2], w.pods[4]
 			port, protocol := intstr.FromInt32(80), corev1.ProtocolTCP
 			policy := &networkingv1.NetworkPolicy{

@@ -7,7 +7,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -46,9 +48,9 @@ func farAddress() netip.Addr { return netip.MustParseAddr("10.17.0.5") }
 
 // newWorld starts an OVN with Pods a, b and so on in namespaces db and web by
 // turns, and one port on another switch.
-func newWorld(tb testing.TB, pods int) *world {
+func newWorld(tb testing.TB, pods int, o fixture.Options) *world {
 	tb.Helper()
-	w := &world{Fixture: fixture.Start(tb, fixture.Options{}), tb: tb, changed: make(chan struct{}, 1), on: map[netip.Addr]endpoint{}}
+	w := &world{Fixture: fixture.Start(tb, o), tb: tb, changed: make(chan struct{}, 1), on: map[netip.Addr]endpoint{}}
 	var options []fixture.PodOptions
 	for i := range pods {
 		options = append(options, fixture.PodOptions{
@@ -57,7 +59,9 @@ func newWorld(tb testing.TB, pods int) *world {
 	}
 	w.pods = w.AddPods(options...)
 	for _, p := range w.pods {
-		w.on[p.IP()] = endpoint{p.Port(), podSwitch, p.MAC(), podGateway}
+		for _, ip := range p.IPs() {
+			w.on[ip] = endpoint{p.Port(), podSwitch, p.MAC(), podGateway}
+		}
 	}
 	w.must(w.Nbctl(tb.Context(), "ls-add", farSwitch,
 		"--", "lrp-add", "ovn-cluster", "ovn-cluster-far", farGateway, "10.17.0.1/16",
@@ -171,8 +175,12 @@ func (w *world) trace(f flow.Flow) (allowed bool, out string) {
 	if src.on != dst.on {
 		mac = src.gateway
 	}
-	packet := fmt.Sprintf("inport==%q && eth.src==%s && eth.dst==%s && ip.ttl==64 && ip4.src==%s && ip4.dst==%s && %s && %s.src==40000 && %s.dst==%d",
-		src.port, src.mac, mac, f.Src, f.Dst, f.Protocol, f.Protocol, f.Protocol, f.Port)
+	ip := "ip4"
+	if f.Src.Is6() {
+		ip = "ip6"
+	}
+	packet := fmt.Sprintf("inport==%q && eth.src==%s && eth.dst==%s && ip.ttl==64 && %s.src==%s && %s.dst==%s && %s && %s.src==40000 && %s.dst==%d",
+		src.port, src.mac, mac, ip, f.Src, ip, f.Dst, f.Protocol, f.Protocol, f.Protocol, f.Port)
 	command := exec.CommandContext(w.tb.Context(), "ovn-trace", "--db=unix:"+w.Southbound(), "--ct=new", "--ct=new", "--ct=new", "--ct=new", "--ct=new", "--ct=new",
 		src.on, packet)
 	text, err := command.CombinedOutput()
@@ -180,4 +188,18 @@ func (w *world) trace(f flow.Flow) (allowed bool, out string) {
 		w.tb.Fatalf("%s: %v\n%s", command, err, text)
 	}
 	return strings.Contains(string(text), fmt.Sprintf("output to %q", dst.port)), string(text)
+}
+
+// worlds returns how many worlds a test makes up: INTENT_WORLDS for long.
+func worlds(t *testing.T, usually uint64) uint64 {
+	t.Helper()
+	text, set := os.LookupEnv("INTENT_WORLDS")
+	if !set {
+		return usually
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n == 0 {
+		t.Fatalf("INTENT_WORLDS %q: want how many worlds to make up", text)
+	}
+	return n
 }
