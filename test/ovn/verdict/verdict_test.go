@@ -1,0 +1,526 @@
+// Copyright The Policy Gate Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package verdict
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/clock"
+
+	"github.com/policygate/policygate/agent/ovn"
+	"github.com/policygate/policygate/api/flow"
+	"github.com/policygate/policygate/internal/ovs/ovsdb"
+	"github.com/policygate/policygate/test/ovn/engine"
+	"github.com/policygate/policygate/test/ovn/fixture"
+)
+
+// world is a fixture with four Pods and an agent's view of each node.
+type world struct {
+	testing.TB
+	fixture *fixture.Fixture
+	engine  *engine.Engine
+	pods    map[string]*fixture.Pod
+	nodes   map[string]*view
+}
+
+// view is OVN's dataplane on a node.
+type view struct {
+	*ovn.Dataplane
+	registry *prometheus.Registry
+	told     chan struct{}
+}
+
+// routes are those of a fixture's node.
+type routes struct{ *fixture.Node }
+
+func (r routes) NextHop(device string, to netip.Addr) (hop, own netip.Addr, err error) {
+	r.Enter(func() { hop, own, err = ovn.KernelRoutes{}.NextHop(device, to) })
+	return hop, own, err
+}
+
+// where the Pods are.
+var where = map[string]string{"server": "n1", "beside": "n1", "friend": "n2", "stranger": "n2"}
+
+// newWorld has server and friend in namespace db, beside and stranger in web.
+// All listen on port 80. With one node, all are there.
+func newWorld(tb testing.TB, options fixture.Options) *world {
+	tb.Helper()
+	w := &world{TB: tb, fixture: fixture.Start(tb, options), pods: map[string]*fixture.Pod{}, nodes: map[string]*view{}}
+	w.engine = engine.New(w.fixture, engine.Options{Shape: engine.Release116()})
+	for _, n := range w.fixture.Nodes() {
+		w.nodes[n.Name()] = w.open(n)
+	}
+	for name, node := range where {
+		if w.nodes[node] == nil {
+			node = "n1"
+		}
+		w.pods[name] = w.fixture.AddPod(fixture.PodOptions{Namespace: namespaceOf(name), Name: name, Node: node})
+	}
+	w.must(w.fixture.WaitInstalled(tb.Context()))
+	for _, p := range w.pods {
+		w.must(p.Listen(80))
+	}
+	for name, p := range w.pods {
+		w.eventually(name+" is local", func() bool { return w.nodes[p.Node().Name()].knows(p) })
+	}
+	return w
+}
+
+func namespaceOf(pod string) string {
+	if pod == "server" || pod == "friend" {
+		return "db"
+	}
+	return "web"
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) eventually(what string, so func() bool) {
+	w.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !so(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.Fatalf("after 30s it is not so that %s", what)
+		}
+	}
+}
+
+func (w *world) open(n *fixture.Node) *view {
+	w.Helper()
+	v := &view{registry: prometheus.NewRegistry(), told: make(chan struct{}, 1)}
+	client, err := ovsdb.New(ovsdb.Options{
+		Endpoints: []string{"unix:" + n.RunDir() + "/db.sock"}, Database: ovn.DatabaseName, Tables: ovn.Tables(), Clock: clock.RealClock{},
+	})
+	w.must(err)
+	v.Dataplane = ovn.New(ovn.Options{
+		Connect: ovn.Connector(n.RunDir(), clock.RealClock{}), Database: ovn.NewView(client), Routes: routes{n},
+		Clock: clock.RealClock{}, Registerer: v.registry,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = client.Run(ctx) })
+	running.Go(func() {
+		v.Watch(ctx, func(string) {
+			select {
+			case v.told <- struct{}{}:
+			default:
+			}
+		})
+	})
+	w.Cleanup(func() { cancel(); running.Wait(); v.Close() })
+	return v
+}
+
+func (v *view) knows(p *fixture.Pod) bool {
+	_, err := v.Survey(context.Background())
+	return err == nil && v.Local(p.IP())
+}
+
+// ask answers once.
+func (v *view) ask(ctx context.Context, flows ...flow.Flow) ([]ovn.Answer, error) {
+	look, err := v.Look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	questions := make([]ovn.Question, len(flows))
+	for i, f := range flows {
+		questions[i] = ovn.Question{Flow: f, External: !strings.HasPrefix(f.Dst.String(), "10.16.")}
+	}
+	return look.Together(ctx, questions)
+}
+
+const cached = "flow cache"
+
+// settled asks until no answer waits for the flow cache.
+func (v *view) settled(w *world, flows ...flow.Flow) []ovn.Answer {
+	w.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		answers, err := v.ask(w.Context(), flows...)
+		w.must(err)
+		waiting := false
+		for _, a := range answers {
+			waiting = waiting || strings.Contains(a.Verdict.Reason, cached)
+		}
+		if !waiting {
+			return answers
+		}
+		if time.Now().After(deadline) {
+			w.Fatalf("after 30s the flow cache is still waited for: %v", answers)
+		}
+		select {
+		case <-v.told:
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// dial is a way from one Pod to another.
+type dial struct {
+	from, to string
+	port     uint16
+}
+
+func (w *world) flow(d dial) flow.Flow {
+	return flow.Flow{Protocol: flow.TCP, Src: w.pods[d.from].IP(), Dst: w.pods[d.to].IP(), Port: d.port}
+}
+
+// verdicts returns what the nodes of both ends say together of each way, as a
+// packet meets them.
+func (w *world) verdicts(dials ...dial) []flow.Verdict {
+	w.Helper()
+	all := make([]flow.Verdict, len(dials))
+	for i := range all {
+		all[i] = flow.Verdict{Answer: flow.Allowed}
+	}
+	for name, v := range w.nodes {
+		var flows []flow.Flow
+		var of []int
+		for i, d := range dials {
+			if w.pods[d.from].Node().Name() == name || w.pods[d.to].Node().Name() == name {
+				flows, of = append(flows, w.flow(d)), append(of, i)
+			}
+		}
+		for i, a := range v.settled(w, flows...) {
+			at := of[i]
+			switch {
+			case all[at].Answer == flow.Denied:
+			case a.Verdict.Answer != flow.Allowed:
+				all[at] = a.Verdict
+			}
+		}
+	}
+	return all
+}
+
+// agree compares the verdicts with packets.
+func (w *world) agree(dials ...dial) {
+	w.Helper()
+	verdicts := w.verdicts(dials...)
+	var packets sync.WaitGroup
+	for i, d := range dials {
+		packets.Go(func() {
+			got, err := w.pods[d.from].Dial(w.pods[d.to], d.port)
+			want := flow.Allowed
+			if got == fixture.Silent {
+				want = flow.Denied
+			}
+			if err != nil || verdicts[i].Answer != want {
+				w.Errorf("%s to %s:%d is %s; the packet is %q, %v", d.from, d.to, d.port, verdicts[i], got, err)
+			}
+		})
+	}
+	packets.Wait()
+}
+
+// everyWay is from each Pod to each other, to the server by two ports.
+func everyWay() []dial {
+	var all []dial
+	for from := range where {
+		for to := range where {
+			if from == to {
+				continue
+			}
+			all = append(all, dial{from, to, 80})
+			if to == "server" {
+				all = append(all, dial{from, to, 81})
+			}
+		}
+	}
+	return all
+}
+
+// cluster returns what the API has, with the policies given.
+func (w *world) cluster(policies ...*networkingv1.NetworkPolicy) engine.Cluster {
+	c := engine.Cluster{Policies: policies}
+	for name, p := range w.pods {
+		c.Pods = append(c.Pods, p.Object(map[string]string{"app": name}))
+	}
+	for _, n := range w.fixture.Nodes() {
+		c.Nodes = append(c.Nodes, n.Object())
+	}
+	for _, name := range []string{"db", "web"} {
+		c.Namespaces = append(c.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name}}})
+	}
+	return c
+}
+
+// apply writes the policies and waits for the nodes.
+func (w *world) apply(policies ...*networkingv1.NetworkPolicy) {
+	w.Helper()
+	w.must(w.engine.Sync(w.Context(), w.cluster(policies...)))
+	w.must(w.fixture.Settle(w.Context()))
+}
+
+func selects(namespace, app string, types ...networkingv1.PolicyType) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "of-" + app},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}, PolicyTypes: types,
+		},
+	}
+}
+
+func tcp80() []networkingv1.NetworkPolicyPort {
+	port, protocol := intstr.FromInt32(80), corev1.ProtocolTCP
+	return []networkingv1.NetworkPolicyPort{{Protocol: &protocol, Port: &port}}
+}
+
+func peersOf(app string) []networkingv1.NetworkPolicyPeer {
+	return []networkingv1.NetworkPolicyPeer{{
+		PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}, NamespaceSelector: &metav1.LabelSelector{},
+	}}
+}
+
+// fromFriend lets friend reach port 80 of server.
+func fromFriend() *networkingv1.NetworkPolicy {
+	p := selects("db", "server", networkingv1.PolicyTypeIngress)
+	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peersOf("friend"), Ports: tcp80()}}
+	return p
+}
+
+// toServer lets a Pod send to port 80 of server and nowhere else.
+func toServer(app string) *networkingv1.NetworkPolicy {
+	p := selects(namespaceOf(app), app, networkingv1.PolicyTypeEgress)
+	p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peersOf("server"), Ports: tcp80()}}
+	return p
+}
+
+func TestVerdictsAgreeWithPackets(t *testing.T) {
+	ingress, egress := networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress
+	for _, nodes := range []int{1, 2} {
+		w := newWorld(t, fixture.Options{Nodes: nodes})
+		for name, policies := range map[string][]*networkingv1.NetworkPolicy{
+			"none":                  nil,
+			"from one peer":         {fromFriend()},
+			"from nobody":           {selects("db", "server", ingress)},
+			"to one peer":           {toServer("friend"), toServer("beside")},
+			"to nobody":             {selects("db", "server", egress), selects("web", "beside", egress)},
+			"from and to":           {fromFriend(), toServer("friend"), toServer("stranger")},
+			"from and to by nobody": {selects("db", "server", ingress, egress), selects("web", "stranger", ingress, egress)},
+		} {
+			t.Run(fmt.Sprintf("%d nodes, %s", nodes, name), func(t *testing.T) {
+				w := *w
+				w.TB = t
+				w.apply(policies...)
+				w.agree(everyWay()...)
+			})
+		}
+	}
+}
+
+func TestBothFamilies(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2, IPv6: true})
+	w.apply(fromFriend(), toServer("beside"))
+	for _, d := range []dial{{"friend", "server", 80}, {"stranger", "server", 80}, {"beside", "friend", 80}, {"server", "stranger", 80}} {
+		from, to := w.pods[d.from].IPs()[1], w.pods[d.to].IPs()[1]
+		got, err := w.pods[d.from].DialAddr(netip.AddrPortFrom(to, d.port), time.Second/2)
+		w.must(err)
+		verdict := flow.Allowed
+		for _, name := range []string{w.pods[d.from].Node().Name(), w.pods[d.to].Node().Name()} {
+			a := w.nodes[name].settled(w, flow.Flow{Protocol: flow.TCP, Src: from, Dst: to, Port: d.port})[0]
+			if a.Verdict.Answer == flow.Inconclusive {
+				t.Errorf("%s to %s: on %s %s", d.from, d.to, name, a.Verdict)
+			}
+			if a.Verdict.Answer != flow.Allowed {
+				verdict = a.Verdict.Answer
+			}
+		}
+		if (verdict == flow.Allowed) != (got == fixture.Open) {
+			t.Errorf("%s to %s is %s; the packet is %q", d.from, d.to, verdict, got)
+		}
+	}
+}
+
+// An answer that counts is one that the next packet meets, though packets had
+// kept the flow cache at what was before.
+func TestTheNextPacketMeetsTheVerdict(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	way := dial{"stranger", "server", 80}
+	for i := range 6 {
+		policies, want := []*networkingv1.NetworkPolicy{fromFriend()}, fixture.Silent
+		if i%2 == 1 {
+			policies, want = nil, fixture.Open
+		}
+		_, err := w.pods[way.from].Dial(w.pods[way.to], way.port)
+		w.must(err)
+		w.must(w.engine.Sync(w.Context(), w.cluster(policies...)))
+		wanted := flow.Allowed
+		if want == fixture.Silent {
+			wanted = flow.Denied
+		}
+		began := time.Now()
+		w.eventually("the server's node says so", func() bool {
+			a := w.nodes["n1"].settled(w, w.flow(way))[0]
+			return a.Verdict.Answer == wanted
+		})
+		took := time.Since(began)
+		got, err := w.pods[way.from].Dial(w.pods[way.to], way.port)
+		w.must(err)
+		if got != want {
+			t.Errorf("round %d: the packet is %q, want %q", i, got, want)
+		}
+		t.Logf("round %d: %s after %s", i, want, took)
+	}
+}
+
+// Each of these is what an acknowledgement does not show.
+func TestAPausedController(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	w.apply(fromFriend())
+	// Its own node is paused: packets and verdicts are as before.
+	w.must(w.fixture.Node("n1").PauseController(t.Context()))
+	w.must(w.engine.Sync(t.Context(), w.cluster()))
+	w.agree(dial{"stranger", "server", 80}, dial{"friend", "server", 80})
+	w.must(w.fixture.Node("n1").ResumeController(t.Context()))
+	w.must(w.fixture.Settle(t.Context()))
+	w.agree(dial{"stranger", "server", 80})
+	// Another is paused: here the policy is in force.
+	w.must(w.fixture.Node("n2").PauseController(t.Context()))
+	w.must(w.engine.Sync(t.Context(), w.cluster(fromFriend())))
+	w.eventually("the server's node denies", func() bool {
+		return w.nodes["n1"].settled(w, w.flow(dial{"stranger", "server", 80}))[0].Verdict.Answer == flow.Denied
+	})
+	w.agree(dial{"stranger", "server", 80}, dial{"beside", "server", 80})
+}
+
+func TestFlowsDeletedBehindTheController(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	w.apply(fromFriend())
+	w.agree(dial{"stranger", "server", 80})
+	_, err := w.fixture.Node("n1").DeleteDropFlows(t.Context(), "of.server.db")
+	w.must(err)
+	w.must(w.fixture.Settle(t.Context()))
+	if got := w.verdicts(dial{"stranger", "server", 80})[0]; got.Answer != flow.Allowed {
+		t.Errorf("stranger to server is %s", got)
+	}
+	w.agree(dial{"stranger", "server", 80}, dial{"friend", "server", 80})
+}
+
+func TestARestartedVSwitchd(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	w.apply(fromFriend(), toServer("beside"))
+	n := w.fixture.Node("n1")
+	ways := []dial{
+		{"stranger", "server", 80}, {"friend", "server", 80}, {"beside", "server", 80}, {"beside", "friend", 80}, {"server", "stranger", 80},
+	}
+	w.agree(ways...)
+	w.must(n.PauseController(t.Context()))
+	w.must(n.RestartVSwitchd(t.Context()))
+	flows := make([]flow.Flow, len(ways))
+	for i, d := range ways {
+		flows[i] = w.flow(d)
+	}
+	judged := 0
+	w.eventually("the empty bridge was asked ten times", func() bool {
+		answers, err := w.nodes["n1"].ask(t.Context(), flows...)
+		if err != nil {
+			t.Logf("no look: %v", err)
+			return false
+		}
+		for i, a := range answers {
+			if a.Verdict.Answer != flow.Inconclusive {
+				t.Errorf("%v on an empty bridge is %s", ways[i], a.Verdict)
+			}
+			if judged == 0 {
+				t.Logf("%v: %s", ways[i], a.Verdict)
+			}
+		}
+		judged++
+		return judged == 10
+	})
+	w.must(n.ResumeController(t.Context()))
+	w.eventually("the verdicts are conclusive again", func() bool {
+		for _, v := range w.verdicts(ways...) {
+			if v.Answer == flow.Inconclusive {
+				return false
+			}
+		}
+		return true
+	})
+	w.must(w.fixture.Settle(t.Context()))
+	w.agree(ways...)
+}
+
+func TestAFrozenVSwitchd(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 1})
+	w.apply(fromFriend())
+	way := dial{"stranger", "server", 80}
+	w.agree(way)
+	n := w.fixture.Node("n1")
+	w.must(n.FreezeVSwitchd())
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	if answers, err := w.nodes["n1"].ask(ctx, w.flow(way)); err == nil {
+		t.Errorf("a frozen vswitchd answers %v", answers)
+	} else {
+		t.Log(err)
+	}
+	w.must(n.ThawVSwitchd())
+	w.eventually("it answers again", func() bool {
+		answers, err := w.nodes["n1"].ask(t.Context(), w.flow(way))
+		return err == nil && answers[0].Verdict.Answer == flow.Denied
+	})
+}
+
+func TestAPodThatIsNotInThePortGroupIsOpen(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	w.apply(fromFriend())
+	late := w.fixture.AddPod(fixture.PodOptions{Namespace: "db", Name: "late", Node: "n1"})
+	w.pods["late"] = late
+	w.eventually("it is local", func() bool { return w.nodes["n1"].knows(late) })
+	// From before its flows are installed until it is in the group: never Denied
+	// for a packet that passes, and Allowed at last.
+	w.must(w.fixture.WaitInstalled(t.Context()))
+	w.must(late.Listen(80))
+	w.eventually("its port is judged", func() bool {
+		return w.verdicts(dial{"stranger", "late", 80})[0].Answer == flow.Allowed
+	})
+	w.agree(dial{"stranger", "late", 80}, dial{"stranger", "server", 80}, dial{"late", "server", 80})
+}
+
+func TestSeveralLogicalPortsOfAPod(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 1})
+	w.fixture.AddPod(fixture.PodOptions{
+		Namespace: "db", Name: "server", Node: "n1", Provider: "net.db.ovn", Bare: true,
+		IPs: []netip.Addr{netip.MustParseAddr("10.16.9.9")},
+	})
+	w.eventually("the server's verdicts say so", func() bool {
+		a, err := w.nodes["n1"].ask(t.Context(), w.flow(dial{"stranger", "server", 80}))
+		return err == nil && a[0].Verdict.Answer == flow.Inconclusive && strings.Contains(a[0].Verdict.Reason, "several logical ports")
+	})
+	w.agree(dial{"stranger", "beside", 80})
+}
+
+func TestFlowsOfNobodyHere(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	answers, err := w.nodes["n1"].ask(t.Context(), w.flow(dial{"friend", "stranger", 80}))
+	w.must(err)
+	if a := answers[0]; a.Routed || a.Verdict.Answer != flow.Inconclusive || !strings.HasPrefix(a.Verdict.Reason, flow.NoRoute) {
+		t.Errorf("%+v", a)
+	}
+}
+
+func TestALookThatIsGivenUpHasNoAnswers(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if answers, err := w.nodes["n1"].ask(ctx, w.flow(dial{"stranger", "server", 80})); err == nil {
+		t.Errorf("without time there are answers: %v", answers)
+	}
+}
