@@ -69,12 +69,13 @@ func (c *cache) load(tables map[string]*table, changes []change, transaction str
 		}
 		rows[ch.uuid] = row
 	}
+	lent := map[string]bool{}
 	for name, was := range c.contents {
 		if now, ok := contents[name]; ok && c.tables[name].same(tables[name]) && maps.Equal(was.rows, now.rows) {
-			contents[name] = was
+			contents[name], lent[name] = was, c.lent[name]
 		}
 	}
-	c.tables, c.contents, c.lent = tables, contents, map[string]bool{}
+	c.tables, c.contents, c.lent = tables, contents, lent
 	c.began(transaction)
 	return nil
 }

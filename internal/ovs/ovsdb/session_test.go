@@ -153,11 +153,18 @@ func TestServersOfACluster(t *testing.T) {
 		t.Errorf("the error does not name the server that is not the leader: %v", err)
 	}
 	c.open(onePort)
-	f.awaitVersion(1)
+	first := f.awaitVersion(1)
 	c.conn.Close()
-	follower.accept().open(onePort)
-	if v := f.awaitVersion(2); v.Session != 2 || v.TableVersion("Port") != 1 {
+	c = follower.accept()
+	c.open(onePort)
+	v := f.awaitVersion(2)
+	if v.Session != 2 || v.TableVersion("Port") != 1 {
 		t.Errorf("session %d, ports of version %d", v.Session, v.TableVersion("Port"))
+	}
+	c.update(txn2, `{"Port":{"`+row2+`":{"insert":{}}}}`)
+	f.awaitVersion(3)
+	if first.Len("Port") != 1 || v.Len("Port") != 1 {
+		t.Errorf("the views of before have %d and %d ports now", first.Len("Port"), v.Len("Port"))
 	}
 }
 

@@ -282,6 +282,9 @@ func TestServerThatIsRestarted(t *testing.T) {
 	}
 	s.transact(object{"op": "insert", "table": "Address_Set", "row": object{"name": "new"}})
 	c.awaitView("changes are told again", func(v *ovsdb.View) bool { return v.Len("Address_Set") == 2 })
+	if n := before.Len("Address_Set"); n != 1 {
+		t.Errorf("the view of before has %d address sets now", n)
+	}
 }
 
 func TestServerThatIsStopped(t *testing.T) {
