@@ -180,7 +180,7 @@ func addGates(ctx context.Context, mgr manager.Manager, o *options, serving *cer
 	if o.traceAddress != addressOff {
 		questions, err := newQuestions(ctx, mgr, o, clients, explain.Options{
 			GetCertificate: serving.GetCertificate, Agents: sessions, Sessions: sessions,
-			Accounts: gates, Ungated: withoutGate, Log: log.WithName("explain"),
+			Accounts: gates, Ungated: withoutGate, Northbound: o.kubeOVN, Log: log.WithName("explain"),
 		})
 		if err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	explainv1 "github.com/policygate/policygate/api/explain/v1"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 	"github.com/policygate/policygate/controllers/hub"
 )
@@ -52,10 +53,14 @@ func (h *handler) diagnosis(ctx context.Context) (*explainv1.Diagnosis, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
+	sessions := h.Sessions.Sessions()
 	d := &explainv1.Diagnosis{
 		Version: h.Version, Time: h.Clock.Now(),
 		Certificate: certificateOf(h.GetCertificate),
-		Nodes:       nodeViews(nodes, h.Sessions.Sessions()),
+		Nodes:       nodeViews(nodes, sessions),
+	}
+	if h.Northbound {
+		d.Northbound = northboundView(sessions)
 	}
 	if h.Ungated != nil {
 		d.Ungated = &explainv1.Ungated{Total: h.Ungated.Len()}
@@ -98,21 +103,37 @@ func nodeViews(nodes []corev1.Node, sessions []hub.Session) []explainv1.NodeView
 		if n.Status.NodeInfo.OperatingSystem == string(corev1.Windows) {
 			continue
 		}
-		s := byName[n.Name]
-		view := explainv1.NodeView{
-			Name: n.Name, Ready: ready(n), Since: s.Since, Version: tracev1.Clean(s.Version),
-			Unsupported: tracev1.Clean(s.State.Unsupported),
-		}
-		for _, dataplane := range s.State.Dataplanes {
-			view.Dataplanes = append(view.Dataplanes, tracev1.Clean(dataplane))
-		}
-		for _, remark := range s.State.Remarks {
-			view.Remarks = append(view.Remarks, explainv1.Remark{Kind: tracev1.Clean(remark.Kind), Text: tracev1.Clean(remark.Text)})
-		}
+		view := viewOf(byName[n.Name])
+		view.Name, view.Ready = n.Name, ready(n)
 		views = append(views, view)
 	}
 	slices.SortFunc(views, func(a, b explainv1.NodeView) int { return cmp.Compare(a.Name, b.Name) })
 	return views
+}
+
+// northboundView returns what is known of the agent of OVN's northbound
+// database. It is ready if it is connected: there is no Node to say so.
+func northboundView(sessions []hub.Session) *explainv1.NodeView {
+	view := explainv1.NodeView{}
+	if i := slices.IndexFunc(sessions, func(s hub.Session) bool { return s.Node == hubv1.Northbound }); i >= 0 {
+		view = viewOf(sessions[i])
+	}
+	view.Name, view.Ready = hubv1.Northbound, !view.Since.IsZero()
+	return &view
+}
+
+// viewOf returns what an agent has said.
+func viewOf(s hub.Session) explainv1.NodeView {
+	view := explainv1.NodeView{
+		Since: s.Since, Version: tracev1.Clean(s.Version), Unsupported: tracev1.Clean(s.State.Unsupported),
+	}
+	for _, dataplane := range s.State.Dataplanes {
+		view.Dataplanes = append(view.Dataplanes, tracev1.Clean(dataplane))
+	}
+	for _, remark := range s.State.Remarks {
+		view.Remarks = append(view.Remarks, explainv1.Remark{Kind: tracev1.Clean(remark.Kind), Text: tracev1.Clean(remark.Text)})
+	}
+	return view
 }
 
 func ready(n *corev1.Node) bool {

@@ -14,10 +14,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	explainv1 "github.com/policygate/policygate/api/explain/v1"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/controllers/hub"
 )
 
@@ -81,6 +83,33 @@ func TestADiagnosisIsWhatTheReplicaSees(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("diagnosis (-want +got):\n%s", diff)
+	}
+}
+
+func TestADiagnosisSaysWhetherTheNorthboundDatabaseIsSeen(t *testing.T) {
+	unsupported := hub.Session{Node: hubv1.Northbound, Since: noon(), Version: "v1\x1b", State: hub.State{Unsupported: "e\nrefused", Dataplanes: []string{"ovn-nb"}}}
+	for name, tc := range map[string]struct {
+		sessions []hub.Session
+		want     *explainv1.NodeView
+	}{
+		"it was never connected": {nil, &explainv1.NodeView{Name: hubv1.Northbound}},
+		"it is": {
+			[]hub.Session{{Node: "n1", Since: noon()}, unsupported},
+			&explainv1.NodeView{
+				Name: hubv1.Northbound, Ready: true, Since: noon(), Version: "v1?", Unsupported: "e?refused", Dataplanes: []string{"ovn-nb"},
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, northboundView(tc.sessions)); diff != "" {
+				t.Errorf("view (-want +got):\n%s", diff)
+			}
+			// Without it, and among the nodes, there is none.
+			nodes := []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}}
+			if got := nodeViews(nodes, tc.sessions); len(got) != 1 || got[0].Name != "n1" {
+				t.Errorf("nodes %+v, want n1", got)
+			}
+		})
 	}
 }
 

@@ -47,6 +47,8 @@ type Options struct {
 	Accounts  Accounts
 	Inventory Inventory
 	Sessions  Sessions
+	// Northbound says whether OVN's northbound database is asked beside nodes.
+	Northbound bool
 	// Ungated counts Pods without a gate; nil if nobody does.
 	Ungated Ungated
 	// ConditionType is that of the readiness gate.

@@ -18,6 +18,8 @@ type Diagnosis struct {
 	// Nodes are those of the cluster that should have an agent, by name:
 	// Windows nodes are left out.
 	Nodes []NodeView `json:"nodes"`
+	// Northbound is the same of OVN's northbound database; nil if it is not asked.
+	Northbound *NodeView `json:"northbound,omitempty"`
 	// Ungated are Pods without a gate that should have one; nil if this
 	// replica does not count them.
 	Ungated *Ungated `json:"ungated,omitempty"`

@@ -60,6 +60,13 @@ func everyNode(f *Facts, i int, change func(*explainv1.NodeView)) {
 	}
 }
 
+// seeing has the replicas ask OVN's northbound database, and see this of it.
+func seeing(f *Facts, views ...explainv1.NodeView) {
+	for i := range views {
+		f.Replicas[i].Diagnosis.Northbound = &views[i]
+	}
+}
+
 func reports() map[string]*Facts {
 	refused := func(grant string) *Unread { return &Unread{Why: "it is forbidden", Grant: grant} }
 	return map[string]*Facts{
@@ -115,6 +122,14 @@ func reports() map[string]*Facts {
 			everyNode(f, 0, func(n *explainv1.NodeView) { n.Unsupported = "BPF programs judge packets on eth0" })
 			everyNode(f, 1, func(n *explainv1.NodeView) { n.Dataplanes = nil })
 			everyNode(f, 2, func(n *explainv1.NodeView) { n.Dataplanes = []string{"nftables"} })
+		}),
+		"northbound":        healthy(func(f *Facts) { seeing(f, nodeView(hubv1.Northbound), nodeView(hubv1.Northbound)) }),
+		"northbound-away":   healthy(func(f *Facts) { seeing(f, explainv1.NodeView{}, explainv1.NodeView{}) }),
+		"northbound-partly": healthy(func(f *Facts) { seeing(f, nodeView(hubv1.Northbound), explainv1.NodeView{}) }),
+		"northbound-unread": healthy(func(f *Facts) {
+			n := nodeView(hubv1.Northbound)
+			n.Unsupported = "tcp:10.0.0.1:6641: connection refused"
+			seeing(f, n, n)
 		}),
 		"remarks": healthy(func(f *Facts) {
 			for i, kind := range []string{hubv1.RemarkTwoVariants, hubv1.RemarkSourceRewritten, hubv1.RemarkBridgeUnfiltered} {

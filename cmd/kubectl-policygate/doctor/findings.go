@@ -48,6 +48,7 @@ func Findings(f *Facts) []Finding {
 	e.replicas()
 	e.certificates()
 	e.nodes()
+	e.northbound()
 	e.versions()
 	e.dataplanes()
 	e.remarks()
