@@ -9,9 +9,8 @@ import (
 	"net/netip"
 	"sync"
 
-	hubv1 "github.com/policygate/policygate/api/hub/v1"
-
 	"github.com/policygate/policygate/api/flow"
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
 
 // Name is what a Dataplane is called where dataplanes are told.
@@ -127,6 +126,18 @@ func (d *Dataplane) Linked(services []Service) ([]Link, error) {
 		return nil, err
 	}
 	return m.linked(services), nil
+}
+
+// Explain returns what the database has of a flow, with the ACLs that say so. The
+// error is why it cannot be read.
+func (d *Dataplane) Explain(_ context.Context, f flow.Flow) (Explanation, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m, err := d.newest()
+	if err != nil {
+		return Explanation{}, err
+	}
+	return m.explain(f), nil
 }
 
 // Look is the database at one moment, or at a newer one. It is made by

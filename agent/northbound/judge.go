@@ -22,6 +22,8 @@ type place struct {
 	// in and out are the ports that the packet passes. nil: one that is no
 	// Pod's, but a router's or the like. ACLs from-lport know no outport.
 	in, out *port
+	// turned is an ACL that is taken to match, or nil.
+	turned *acl
 }
 
 // judged is the port whose ACLs judge the packet, or nil.
@@ -151,6 +153,9 @@ func (p *place) hits(f flow.Flow) []hit {
 	var hits []hit
 	ask := func(a *acl, holder *group) {
 		t, why := a.match.Match(f, p)
+		if a == p.turned {
+			t = match.True
+		}
 		if t == match.True && a.action == "reject" && a.match.Alternatives() {
 			// Seen in OVN 23.03: northd puts a term before it, and no parentheses
 			// around it, which makes a match that is refused.

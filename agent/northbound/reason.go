@@ -49,11 +49,10 @@ func (h *hit) String() string {
 // there.
 func (p *place) denied(f flow.Flow, by *hit) string {
 	reason := fmt.Sprintf("%s: dropped by ACL %s", p.direction, by)
-	at := p.judged()
-	if at == nil {
-		return reason
+	if by.holder == nil {
+		return reason + " on logical switch " + p.on.name
 	}
-	lacks, allowing := p.lacks(f, at)
+	lacks, allowing := p.lacks(f, by.acl)
 	switch {
 	case len(lacks) > 0:
 		return reason + "; no ACL allows it: " + strings.Join(lacks, ", ")
@@ -63,12 +62,14 @@ func (p *place) denied(f flow.Flow, by *hit) string {
 	return fmt.Sprintf("%s; none of %d ACLs that allow something does %s port %d with it", reason, allowing, f.Protocol, f.Port)
 }
 
-// lacks returns for the sake of which address sets alone no ACL allows a packet,
-// and how many ACLs of the port's groups allow anything.
-func (p *place) lacks(f flow.Flow, at *port) (lacks []string, allowing int) {
-	for g := range p.model.groupsOf[at.id] {
+// lacks returns for the sake of which address sets alone no ACL allows a packet
+// before another drops it, and how many ACLs of the port's groups allow anything
+// before that.
+func (p *place) lacks(f flow.Flow, by *acl) (lacks []string, allowing int) {
+	for g := range p.model.groupsOf[p.judged().id] {
 		for _, a := range g.own[p.direction] {
-			if does := a.does(); does != allow && does != allowStateless {
+			does := a.does()
+			if does != allow && does != allowStateless || a.tier > by.tier || a.tier == by.tier && a.priority <= by.priority {
 				continue
 			}
 			allowing++

@@ -60,29 +60,35 @@ func (m *model) verdict(f flow.Flow) flow.Verdict {
 	if src.port == nil && dst.port == nil {
 		return flow.Verdict{Reason: fmt.Sprintf("%s: no logical port has the address %s, or %s, yet", flow.NoRoute, f.Src, f.Dst)}
 	}
-	v := flow.Verdict{Answer: flow.Allowed}
-	for _, p := range m.places(src, dst) {
-		r := p.judge(f)
-		switch {
-		case r.answer == flow.Denied:
-			v = flow.Verdict{Answer: flow.Denied, Reason: r.reason}
-		case r.answer == flow.Inconclusive && v.Answer == flow.Allowed:
-			v = flow.Verdict{Reason: r.reason}
-		case v.Answer == flow.Allowed && p.judged() != nil && v.Reason == "":
-			v.Reason = r.reason
-		case v.Answer == flow.Allowed && p.judged() != nil:
-			v.Reason += "; " + r.reason
-		}
-		if v.Answer == flow.Denied {
-			break
-		}
-	}
+	v := walk(m.places(src, dst), f)
 	for _, e := range []end{src, dst} {
 		if e.port == nil {
 			v.Reason = fmt.Sprintf("no logical port has the address %s (yet); ", e.address) + v.Reason
 		}
 	}
 	v.Reason = clean(v.Reason)
+	return v
+}
+
+// walk returns what is done with the first packet of f at all of the places, each
+// of which has to let it pass.
+func walk(places []place, f flow.Flow) flow.Verdict {
+	v := flow.Verdict{Answer: flow.Allowed}
+	for i := range places {
+		p := &places[i]
+		r := p.judge(f)
+		switch {
+		case r.answer == flow.Denied:
+			return flow.Verdict{Answer: flow.Denied, Reason: r.reason}
+		case v.Answer == flow.Inconclusive:
+		case r.answer == flow.Inconclusive:
+			v = flow.Verdict{Reason: r.reason}
+		case p.judged() != nil && v.Reason == "":
+			v.Reason = r.reason
+		case p.judged() != nil:
+			v.Reason += "; " + r.reason
+		}
+	}
 	return v
 }
 

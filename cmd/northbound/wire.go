@@ -60,7 +60,8 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 		Hello: func(ctx context.Context) *hubv1.Hello {
 			return &hubv1.Hello{Version: version(), BootId: noBoot, State: confirmer.State(ctx)}
 		},
-		Clock: clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
+		Traces: traces{database},
+		Clock:  clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
 	})
 	confirmer = confirm.New(confirm.Options{
 		Dataplane: dataplane{database}, Reports: sessions,
