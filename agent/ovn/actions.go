@@ -78,22 +78,36 @@ func (e *effect) action(a string, depth int) error {
 		return e.track(arguments)
 	case name == "set":
 		return e.set(arguments)
-	case name == "userspace":
-		// The first argument is a socket's number, which only the kernel's
-		// datapath has.
-		all, err := split(arguments)
-		if err != nil || len(all) != 2 {
-			return unknown
-		}
-		if to, _, ok := call(all[1]); !ok || to != "controller" {
-			return unknown
-		}
+	case isCopy(a):
 		e.controllers++
 	case name == "tnl_push" || name == "push_vlan" || name == "hash":
 	default:
 		return unknown
 	}
 	return nil
+}
+
+// isCopy reports whether an action sends a copy to ovn-controller, and may do so
+// as often as a meter allows.
+func isCopy(a string) bool {
+	name, arguments, _ := call(a)
+	all, err := split(arguments)
+	if err != nil || len(all) != 2 {
+		return false
+	}
+	inner, what, ok := call(all[1])
+	switch {
+	case !ok:
+	case name == "userspace":
+		// The other argument is a socket's number, which only the kernel's
+		// datapath has.
+		return inner == "controller"
+	case name == "sample" && inner == "actions":
+		metered, err := split(what)
+		return err == nil && len(metered) == 2 && strings.HasPrefix(metered[0], "meter(") &&
+			strings.HasPrefix(metered[1], "userspace(") && isCopy(metered[1])
+	}
+	return false
 }
 
 // track reads the arguments of connection tracking.

@@ -398,6 +398,18 @@ func TestWhatWasLearnedIsDoubtedAfterAnInconclusiveAnswer(t *testing.T) {
 	}
 }
 
+func TestTheRowOfAPodThatIsGoneIsNobodys(t *testing.T) {
+	for name, gone := range map[string]Interface{
+		"with the address": podInterface("0", "old0", -1, "old.db", "10.16.0.5"),
+		"of the same name": podInterface("0", "old0", 0, "srv.db", "10.16.0.99"),
+	} {
+		got := judged(t, replay(t, "pair"), append([]Interface{gone}, interfacesOf("pair")...), "tcp 10.16.0.6 10.16.0.5 80")
+		if got.Verdict.Answer != flow.Allowed {
+			t.Errorf("%s: %s", name, got.Verdict)
+		}
+	}
+}
+
 func TestPortsOfABridge(t *testing.T) {
 	interfaces := interfacesOf("pair")
 	p := portsOf(interfaces)

@@ -26,7 +26,7 @@ const (
 	// at least if verdicts that rest on it are Inconclusive. It is proved by
 	// each conclusive verdict; a wrong one leads to none.
 	learnedFor = 30 * time.Second
-	doubtedFor = 2 * time.Second
+	doubtedFor = 500 * time.Millisecond
 	// mostLearned bounds the peers that are known by their address.
 	mostLearned = 8192
 )
@@ -80,7 +80,7 @@ func (l *learned) forget() {
 func (l *learned) fresh(at time.Time) bool { return l.clock.Since(at) < learnedFor }
 
 // doubt forgets what an Inconclusive verdict about the flow rests on, unless it
-// was learned just now.
+// was learned just now. That nothing was found out is forgotten at once.
 func (l *learned) doubt(p *ports, f flow.Flow) {
 	old := func(at time.Time) bool { return l.clock.Since(at) >= doubtedFor }
 	s, d := p.ends(f.Src, f.Dst)
@@ -91,10 +91,10 @@ func (l *learned) doubt(p *ports, f flow.Flow) {
 		if old(l.keys[end.ground].at) {
 			delete(l.keys, end.ground)
 		}
-		if old(l.routed[end.ground].at) {
+		if r := l.routed[end.ground]; old(r.at) || r.mac == "" || r.router == "" {
 			delete(l.routed, end.ground)
 		}
-		if to := (peer{end.ground, f.Dst}); old(l.peers[to].at) {
+		if to := (peer{end.ground, f.Dst}); old(l.peers[to].at) || l.peers[to].mac == "" {
 			delete(l.peers, to)
 		}
 	}
@@ -180,6 +180,8 @@ func (b *batch) join(ctx context.Context, address netip.Addr) string {
 	if len(o.sections) > 0 {
 		found = answered(o.reading, hop)
 	}
-	l.joins[hop] = learnedMAC{found, l.clock.Now()}
+	if found != "" {
+		l.joins[hop] = learnedMAC{found, l.clock.Now()}
+	}
 	return found
 }

@@ -42,6 +42,7 @@ func TestRecordedTracesEndAsTheirPacketsDo(t *testing.T) {
 		"ingress-denied":              {end: dropped, entry: keys{2, 0x7ffe}, place: srv},
 		"ingress-denied-v6":           {end: dropped, entry: keys{2, 0x7ffe}, place: srv},
 		"ingress-denied-logged":       {end: dropped, entry: keys{2, 0x7ffe}, place: srv},
+		"ingress-denied-metered":      {end: dropped, entry: keys{2, 0x7ffe}, place: srv},
 		"ingress-denied-from-ovn0":    {end: dropped, entry: keys{3, 2}, place: srv},
 		"ingress-rejected":            {why: "sent to ovn-controller", entry: keys{2, 0x7ffe}, place: srv},
 		"ingress-other-key":           {end: dropped, entry: keys{77, 0x7ffe}, place: keys{77, 2}},
@@ -94,8 +95,8 @@ func TestRecordedTracesEndAsTheirPacketsDo(t *testing.T) {
 
 func TestAllRecordedTracesAreTested(t *testing.T) {
 	files, err := filepath.Glob("testdata/traces/*.txt")
-	if err != nil || len(files) != 42 {
-		t.Errorf("%d recorded traces (%v), want the 42 of TestRecordedTracesEndAsTheirPacketsDo", len(files), err)
+	if err != nil || len(files) != 43 {
+		t.Errorf("%d recorded traces (%v), want the 43 of TestRecordedTracesEndAsTheirPacketsDo", len(files), err)
 	}
 }
 

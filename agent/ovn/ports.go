@@ -4,6 +4,7 @@
 package ovn
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -86,7 +87,9 @@ type ports struct {
 // portsOf arranges the interfaces.
 func portsOf(interfaces []Interface) *ports {
 	sorted := slices.Clone(interfaces)
-	slices.SortFunc(sorted, func(a, b Interface) int { return int(a.OFPort - b.OFPort) })
+	slices.SortFunc(sorted, func(a, b Interface) int {
+		return cmp.Or(dead(a)-dead(b), cmp.Compare(a.OFPort, b.OFPort), cmp.Compare(a.UUID, b.UUID))
+	})
 	p := &ports{pods: map[netip.Addr]*port{}, taken: map[int64]bool{}}
 	var all strings.Builder
 	byPod := map[string]*port{}
@@ -110,10 +113,25 @@ func portsOf(interfaces []Interface) *ports {
 	return p
 }
 
-// pod adds the interface of a Pod.
+// dead is 1 for an interface that has no OpenFlow port, else 0. The row of a
+// Pod that is gone may stay for a while, and its address be another's.
+func dead(i Interface) int {
+	if i.OFPort < 1 {
+		return 1
+	}
+	return 0
+}
+
+// pod adds the interface of a Pod. Those without an OpenFlow port come last: no
+// packet comes from them or gets to them, so they count for nothing where
+// another has the address or is the Pod's.
 func (p *ports) pod(i Interface, one *port, byPod map[string]*port) {
 	addresses := i.addresses()
 	if i.ExternalIDs[idPort] == "" || len(addresses) == 0 {
+		return
+	}
+	key := i.ExternalIDs[idNamespace] + "/" + i.ExternalIDs[idName]
+	if dead(i) == 1 && (byPod[key] != nil || slices.ContainsFunc(addresses, func(a netip.Addr) bool { return p.pods[a] != nil })) {
 		return
 	}
 	one.address = addresses[0]
@@ -123,8 +141,7 @@ func (p *ports) pod(i Interface, one *port, byPod map[string]*port) {
 	if i.OFPort > 0 {
 		p.taken[i.OFPort] = true
 	}
-	if name := i.ExternalIDs[idName]; name != "" {
-		key := i.ExternalIDs[idNamespace] + "/" + name
+	if i.ExternalIDs[idName] != "" {
 		if other := byPod[key]; other != nil {
 			why := fmt.Sprintf("the Pod has several logical ports (interfaces %s and %s)", other.name, one.name)
 			other.why, one.why = why, why

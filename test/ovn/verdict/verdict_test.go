@@ -6,6 +6,7 @@ package verdict
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -476,6 +478,50 @@ func TestAFrozenVSwitchd(t *testing.T) {
 		answers, err := w.nodes["n1"].ask(t.Context(), w.flow(way))
 		return err == nil && answers[0].Verdict.Answer == flow.Denied
 	})
+}
+
+// outside is two addresses that no Pod has, behind the first node.
+var outside = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")}
+
+func TestWhatLeavesTheCluster(t *testing.T) {
+	w := newWorld(t, fixture.Options{Nodes: 2})
+	gateway := w.fixture.Node("n1")
+	_, err := w.fixture.Nbctl(t.Context(), "lr-route-add", "ovn-cluster", "198.51.100.0/24", gateway.JoinIPs()[0].String())
+	w.must(err)
+	gateway.Enter(func() {
+		link, err := netlink.LinkByName("lo")
+		w.must(err)
+		w.must(netlink.LinkSetUp(link))
+		for _, a := range outside {
+			w.must(netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}}))
+		}
+		listener, err := net.Listen("tcp", ":80")
+		w.must(err)
+		t.Cleanup(func() { _ = listener.Close() })
+	})
+	var policies []*networkingv1.NetworkPolicy
+	for _, app := range []string{"beside", "stranger"} {
+		p := selects("web", app, networkingv1.PolicyTypeEgress)
+		p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{
+			To:    []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "198.51.100.1/32"}}},
+			Ports: tcp80(),
+		}}
+		policies = append(policies, p)
+	}
+	w.apply(policies...)
+	for from := range where {
+		for i, to := range outside {
+			a := w.nodes[w.pods[from].Node().Name()].settled(w, flow.Flow{Protocol: flow.TCP, Src: w.pods[from].IP(), Dst: to, Port: 80})[0]
+			want := flow.Allowed
+			if namespaceOf(from) == "web" && i == 1 {
+				want = flow.Denied
+			}
+			got, err := w.pods[from].DialAddr(netip.AddrPortFrom(to, 80), time.Second/2)
+			if err != nil || a.Verdict.Answer != want || (got == fixture.Open) != (want == flow.Allowed) {
+				t.Errorf("%s to %s is %s, want %s; the packet is %q, %v", from, to, a.Verdict, want, got, err)
+			}
+		}
+	}
 }
 
 func TestAPodThatIsNotInThePortGroupIsOpen(t *testing.T) {
