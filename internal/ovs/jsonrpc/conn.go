@@ -89,8 +89,8 @@ func (c *Conn) Err() error {
 // Close ends the connection. Calls that wait return an error.
 func (c *Conn) Close() { c.end(ErrClosed) }
 
-// Heard returns when the other side last sent something, whole messages or
-// parts of them.
+// Heard returns when the other side last sent something, be it part of a
+// message, or when the Conn was made.
 func (c *Conn) Heard() time.Time { return *c.heard.Load() }
 
 // Call sends a request and returns the result. The error is a *CallError if
@@ -216,7 +216,7 @@ func (w *call) finish(err error) {
 	close(w.done)
 }
 
-// Read makes the Conn the reader of its frames, so that it notes the time.
+// noting reads from the connection and notes when there was something.
 type noting struct{ *Conn }
 
 func (n noting) Read(p []byte) (int, error) {

@@ -12,6 +12,10 @@
 // one never passes for a new one. A connection that is silent is asked after 5
 // s whether it is still there, and given up 5 s later.
 //
+// What a server says of itself is believed. The leader of a raft cluster that is
+// cut off from the others does not know it for the time of an election, and
+// its rows may be old for that long; an Increment does not pass then.
+//
 // There is no way to write but Increment, which adds one to a counter of a
 // table of one row. The methods that are ever sent are in methods.go.
 //
