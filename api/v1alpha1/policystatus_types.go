@@ -133,7 +133,9 @@ type PodCounts struct {
 
 // LaggingNode is a node that does not enforce the policy.
 type LaggingNode struct {
-	// name is the node's.
+	// name is the node's, or kube-ovn:northbound: OVN's northbound database, in
+	// which Kube-OVN writes policies for all nodes, and which is not among those
+	// that status.nodes counts.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +required
