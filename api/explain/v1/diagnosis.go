@@ -45,7 +45,7 @@ type NodeView struct {
 	// Unsupported is empty, or says why the dataplane cannot be seen.
 	Unsupported string `json:"unsupported,omitempty"`
 	// Dataplanes are those that hold rules: "iptables-legacy", "iptables-nft",
-	// "nftables", "ipset".
+	// "nftables", "ipset", "ovn".
 	Dataplanes []string `json:"dataplanes,omitempty"`
 	Remarks    []Remark `json:"remarks,omitempty"`
 }

@@ -483,7 +483,8 @@ type State struct {
 	// unsupported is empty, or says why this node's dataplane cannot be seen.
 	Unsupported string `protobuf:"bytes,1,opt,name=unsupported,proto3" json:"unsupported,omitempty"`
 	// dataplanes are those that hold rules for forwarded packets, at most 8, in
-	// order: "iptables-legacy", "iptables-nft", "nftables", "ipset".
+	// order: "iptables-legacy", "iptables-nft", "nftables", "ipset", "ovn"; or
+	// "ovn-northbound" of the northbound database.
 	Dataplanes []string `protobuf:"bytes,2,rep,name=dataplanes,proto3" json:"dataplanes,omitempty"`
 	// remarks are what a person should know of the node, at most 16.
 	Remarks       []*Remark `protobuf:"bytes,3,rep,name=remarks,proto3" json:"remarks,omitempty"`
