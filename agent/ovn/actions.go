@@ -63,13 +63,12 @@ func (e *effect) read(actions string, depth int) error {
 // action reads a single one.
 func (e *effect) action(a string, depth int) error {
 	name, arguments, ok := call(a)
-	unknown := fmt.Errorf("the datapath's action %q is not understood", a)
 	switch {
 	case isPort(a):
 		e.outputs++
 	case a == "ct_clear" || a == "pop_vlan" || a == "ct":
 	case !ok:
-		return unknown
+		return fmt.Errorf("the datapath's action %q is not understood", a)
 	case name == "recirc":
 		e.recirculations = append(e.recirculations, arguments)
 	case name == "clone":
@@ -82,7 +81,7 @@ func (e *effect) action(a string, depth int) error {
 		e.controllers++
 	case name == "tnl_push" || name == "push_vlan" || name == "hash":
 	default:
-		return unknown
+		return fmt.Errorf("the datapath's action %q is not understood", a)
 	}
 	return nil
 }

@@ -35,9 +35,9 @@ const (
 // use.
 type cycles struct {
 	clock   clock.WithTicker
-	ctx     context.Context //nolint:containedctx // of the goroutine that waits for all who ask
+	ctx     context.Context // ends the waits
 	metrics *metrics
-	// ended is told of each cycle.
+	// told is called after each cycle.
 	told func()
 
 	mu sync.Mutex // guards the following fields

@@ -227,26 +227,15 @@ func (t timed) Trace(ctx context.Context, packet string) (string, error) {
 	text, err := t.session.Trace(asking, bridge, packet)
 	took := t.options.Clock.Since(began)
 	t.budget.charge(took)
+	t.metrics.took.Observe(took.Seconds())
 	if err != nil {
-		t.metrics.traced("error", took)
+		t.metrics.traces.WithLabelValues("error").Inc()
 		if asking.Err() != nil && ctx.Err() == nil {
 			return "", fmt.Errorf("ovs-vswitchd did not answer a trace within %s: %w", traceTimeout, err)
 		}
 		return "", fmt.Errorf("ovs-vswitchd: %w", err)
 	}
-	t.metrics.traced(resultOf(text), took)
 	return text, nil
-}
-
-func resultOf(text string) string {
-	switch outcomeOf(text).end {
-	case output:
-		return "output"
-	case dropped:
-		return "dropped"
-	case unclear:
-	}
-	return "unclear"
 }
 
 // together answers a batch.
@@ -263,7 +252,7 @@ func (d *Dataplane) together(ctx context.Context, questions []Question) ([]Answe
 			return nil, 0, err
 		}
 		d.know(session, state, ports)
-		b := batch{tracer: timed{d, session}, ports: ports, learned: d.learned}
+		b := batch{tracer: timed{d, session}, ports: ports, learned: d.learned, ended: d.metrics.ended}
 		answers, err := b.answer(ctx, questions)
 		if err != nil {
 			d.hangUp()

@@ -26,6 +26,8 @@ type batch struct {
 	tracer  tracer
 	ports   *ports
 	learned *learned
+	// ended, if not nil, is told how each trace ended.
+	ended func(end)
 	// failed is why asking is over.
 	failed error
 	// controls are the outcomes of those packets that were sent to prove that
@@ -87,7 +89,11 @@ func (b *batch) trace(ctx context.Context, packet string) outcome {
 		b.failed = err
 		return outcome{why: err.Error()}
 	}
-	return outcomeOf(text)
+	o := outcomeOf(text)
+	if b.ended != nil {
+		b.ended(o.end)
+	}
+	return o
 }
 
 // control asks once in a batch.

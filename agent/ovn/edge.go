@@ -149,7 +149,7 @@ func (KernelRoutes) NextHop(device string, to netip.Addr) (hop, own netip.Addr, 
 		return hop, own, fmt.Errorf("list the addresses of %s: %w", device, err)
 	}
 	for _, a := range addresses {
-		if a.IPNet.Contains(net.IP(hop.AsSlice())) {
+		if a.Contains(net.IP(hop.AsSlice())) {
 			if own, ok := netip.AddrFromSlice(a.IP); ok {
 				return hop, own.Unmap(), nil
 			}

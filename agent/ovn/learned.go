@@ -39,7 +39,9 @@ type learned struct {
 	keys   map[string]learnedKeys
 	routed map[string]learnedMACs
 	peers  map[peer]learnedMAC
-	joins  map[netip.Addr]learnedMAC
+	// hops are by the address that they lead to, joins by the hop.
+	hops  map[netip.Addr]learnedHop
+	joins map[netip.Addr]learnedMAC
 }
 
 type learnedKeys struct {
@@ -59,6 +61,11 @@ type learnedMAC struct {
 	at  time.Time
 }
 
+type learnedHop struct {
+	hop, own netip.Addr
+	at       time.Time
+}
+
 type peer struct {
 	ground string
 	dst    netip.Addr
@@ -73,7 +80,8 @@ func newLearned(c clock.PassiveClock, routes Routes) *learned {
 // forget forgets everything.
 func (l *learned) forget() {
 	l.keys, l.routed = map[string]learnedKeys{}, map[string]learnedMACs{}
-	l.peers, l.joins = map[peer]learnedMAC{}, map[netip.Addr]learnedMAC{}
+	l.peers = map[peer]learnedMAC{}
+	l.hops, l.joins = map[netip.Addr]learnedHop{}, map[netip.Addr]learnedMAC{}
 }
 
 // fresh reports whether what was learned then may be used.
@@ -168,20 +176,28 @@ func (b *batch) join(ctx context.Context, address netip.Addr) string {
 	if b.ports.node == nil || b.ports.node.ofport < 1 || l.routes == nil {
 		return ""
 	}
-	hop, own, err := l.routes.NextHop(nodePort, address)
-	if err != nil {
-		return ""
+	via, ok := l.hops[address]
+	if !ok || !l.fresh(via.at) {
+		hop, own, err := l.routes.NextHop(nodePort, address)
+		if err != nil {
+			return ""
+		}
+		if len(l.hops) >= mostLearned {
+			clear(l.hops)
+		}
+		via = learnedHop{hop, own, l.clock.Now()}
+		l.hops[address] = via
 	}
-	if known, ok := l.joins[hop]; ok && l.fresh(known.at) {
+	if known, ok := l.joins[via.hop]; ok && l.fresh(known.at) {
 		return known.mac
 	}
-	o := b.trace(ctx, neighbourRequest(way{in: b.ports.node.ofport, from: b.ports.nodeMAC}, own, hop))
+	o := b.trace(ctx, neighbourRequest(way{in: b.ports.node.ofport, from: b.ports.nodeMAC}, via.own, via.hop))
 	found := ""
 	if len(o.sections) > 0 {
-		found = answered(o.reading, hop)
+		found = answered(o.reading, via.hop)
 	}
 	if found != "" {
-		l.joins[hop] = learnedMAC{found, l.clock.Now()}
+		l.joins[via.hop] = learnedMAC{found, l.clock.Now()}
 	}
 	return found
 }

@@ -4,8 +4,6 @@
 package ovn
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -36,9 +34,17 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	}
 }
 
-func (m *metrics) traced(result string, took time.Duration) {
+// ended counts a trace by its end.
+func (m *metrics) ended(e end) {
+	result := "unclear"
+	switch e {
+	case output:
+		result = "output"
+	case dropped:
+		result = "dropped"
+	case unclear:
+	}
 	m.traces.WithLabelValues(result).Inc()
-	m.took.Observe(took.Seconds())
 }
 
 func (m *metrics) waited(err error) {

@@ -257,3 +257,13 @@ func FuzzOutcome(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkOutcome(b *testing.B) {
+	text := recorded(b, "local-allowed-routed")
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		if outcomeOf(text).end != output {
+			b.Fatal("it ends elsewhere")
+		}
+	}
+}

@@ -198,15 +198,16 @@ func (p *ports) ends(src, dst netip.Addr) (s, d *port) { return p.pods[src], p.p
 
 // ground returns what a verdict about the two rests on.
 func (p *ports) ground(src, dst netip.Addr) string {
-	var text string
 	s, d := p.ends(src, dst)
-	for _, end := range []*port{s, d} {
-		if end != nil {
-			text += end.ground
-		}
-		text += ";"
+	return s.grounds() + ";" + d.grounds()
+}
+
+// grounds returns the ground of a port, "" of none.
+func (p *port) grounds() string {
+	if p == nil {
+		return ""
 	}
-	return text
+	return p.ground
 }
 
 // unique returns the texts in order, each once.

@@ -199,15 +199,19 @@ func (r *reader) tables(s *section) error {
 
 // step takes down what a line among the tables says of the packet itself.
 func (s *section) step(line string) {
-	if m := outputOf.FindStringSubmatch(line); m != nil {
-		port, _ := strconv.Atoi(m[1]) // at most five digits
-		s.outputs = append(s.outputs, port)
+	if strings.HasPrefix(line, "output:") {
+		if m := outputOf.FindStringSubmatch(line); m != nil {
+			port, _ := strconv.Atoi(m[1]) // at most five digits
+			s.outputs = append(s.outputs, port)
+		}
 		return
 	}
-	if m := headingOf.FindStringSubmatch(line); m != nil {
-		if m[2] == "src" {
+	if strings.HasPrefix(line, "set_field:") && strings.Contains(line, "->eth_") {
+		switch m := headingOf.FindStringSubmatch(line); {
+		case m == nil:
+		case m[2] == "src":
 			s.sources = append(s.sources, m[1])
-		} else {
+		default:
 			s.destinations = append(s.destinations, m[1])
 		}
 		return
