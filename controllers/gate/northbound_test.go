@@ -4,14 +4,24 @@
 package gate
 
 import (
+	"crypto/tls"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/api/v1alpha1"
+	"github.com/policygate/policygate/controllers/coverage"
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/hub"
 )
@@ -170,3 +180,95 @@ func TestTheNorthboundDatabaseStallsAsANodeDoes(t *testing.T) {
 		t.Errorf("warning (-want +got):\n%s", diff)
 	}
 }
+
+// TestTheNorthboundDatabaseHoldsAGate runs index, ledger and hub together: both
+// nodes have confirmed, and what kube-ovn-controller has yet to write holds the
+// client.
+func TestTheNorthboundDatabaseHoldsAGate(t *testing.T) {
+	options := coverage.DefaultOptions()
+	options.Expect.Northbound = hubv1.Northbound
+	index := coverage.New(options)
+	passing := &fakeBarrier{tickets: map[types.UID]bool{}, passed: map[types.UID]bool{}, quick: true}
+	ledger := New(Options{
+		Coverage: FromIndex(index), Barrier: passing, Teller: &quietTeller{}, Clock: clock.RealClock{}, Log: logr.Discard(),
+		Metrics: NewMetrics(prometheus.NewRegistry()), ConditionType: v1alpha1.ConditionProgrammed,
+	})
+	certificate, roots := serverCertificate(t)
+	sessions := hub.New(hub.Options{
+		Reviewer: nodeTokens{}, Sink: ledger, Clock: clock.RealClock{}, Log: logr.Discard(), Address: "127.0.0.1:0",
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil },
+	})
+	ledger.SetHub(sessions)
+	index.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", UID: "shop", ResourceVersion: "1"}})
+	for _, name := range []string{"n1", "n2"} {
+		index.SetNode(&corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Status:     corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{BootID: "boot"}},
+		})
+		ledger.NodeChanged(name, "boot")
+	}
+	index.SetPolicy(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "allow", UID: "allow", ResourceVersion: "30", Generation: 1},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "server"}},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
+				PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}},
+			}}}},
+		},
+	})
+	index.SetPod(runningPod("server", "n2", "10.0.2.1", "20"))
+	client := runningPod("client", "n1", "10.0.1.1", "40")
+	client.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: v1alpha1.ConditionProgrammed}}
+	index.SetPod(client)
+	ledger.PodChanged(client)
+
+	a, ok := index.Assignment("client")
+	if want := []string{hubv1.Northbound, "n1", "n2"}; !ok || !cmp.Equal(a.Span, want) {
+		t.Fatalf("span %v, want %v", a.Span, want)
+	}
+	start(t, ledger.Start, sessions.Start)
+	for deadline := time.Now().Add(10 * time.Second); sessions.Listening() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the hub does not listen")
+		}
+	}
+	n1, n2, database := dial(t, sessions, roots, "n1"), dial(t, sessions, roots, "n2"), dial(t, sessions, roots, hubv1.Northbound)
+	n1.confirm(n1.assigned())
+	n2.confirm(n2.assigned())
+	asked := database.assigned()
+	if asked.GetOwnNode() || asked.GetSubject().GetUid() != "client" || asked.GetNorthboundConfig() != 0 {
+		t.Errorf("the database is asked %v, want the client, not as its own node", asked)
+	}
+	database.report(&hubv1.Report{
+		Uid: "client", Generation: asked.GetGeneration(), UnmetRequired: 1,
+		Unmet: []*hubv1.Unmet{{Reason: "denied (to-lport: dropped by ACL shop/allow)"}},
+	})
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		account, _, err := ledger.Account(t.Context(), types.NamespacedName{Namespace: "shop", Name: "client"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(account.Nodes, func(n NodeAccount) bool { return n.Name == hubv1.Northbound })
+		if i >= 0 && account.Nodes[i].Answered && account.Nodes[1].Confirmed && account.Nodes[2].Confirmed {
+			if got := account.Nodes[i]; got.Confirmed || got.Own || got.Optional || len(got.Lacks) != 1 || got.Lacks[0].Flow.Validate() != nil {
+				t.Errorf("%+v: want it not confirmed, with what it lacks", got)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the account stays %+v", account.Nodes)
+		}
+	}
+	database.confirm(asked)
+	released := n1.next(func(m *hubv1.HubMessage) bool { return m.GetRelease() != nil }).GetRelease()
+	if !strings.HasPrefix(released.GetMessage(), "confirmed on 2/2 nodes and OVN's northbound database in ") {
+		t.Errorf("released with %q", released.GetMessage())
+	}
+}
+
+// quietTeller tells nobody.
+type quietTeller struct{}
+
+func (*quietTeller) Tell(Message)     {}
+func (*quietTeller) Hush(types.UID)   {}
+func (*quietTeller) Forget(types.UID) {}
