@@ -200,7 +200,7 @@ func (p *parser) field() (operandSymbol, error) {
 			continue
 		}
 		s.part = true
-		if s.meaning.field != unknown {
+		if s.field != unknown {
 			p.suspect("OVN may refuse how " + s.name + " is used")
 		}
 		for !p.is(closing) {
@@ -297,14 +297,14 @@ func (p *parser) constantFirst() (n node, atomic bool, err error) {
 
 // relation reads a relation, if there is one.
 func (p *parser) relation() (op, bool, error) {
-	if p.token.kind != operator {
-		return 0, false, nil
+	for o, text := range map[op]string{
+		equal: "==", unequal: "!=", less: "<", lessOrEqual: "<=", greater: ">", greaterOrEqual: ">=",
+	} {
+		if p.is(text) {
+			return o, true, p.advance()
+		}
 	}
-	i := slices.Index([]string{"==", "!=", "<", "<=", ">", ">="}, p.token.text)
-	if i < 0 {
-		return 0, false, nil
-	}
-	return op(i), true, p.advance()
+	return 0, false, nil
 }
 
 // constants are what a field is compared with.

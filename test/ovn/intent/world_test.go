@@ -76,7 +76,7 @@ func newWorld(tb testing.TB, pods int, o fixture.Options) *world {
 		Endpoints: []string{"unix:" + w.Northbound()}, Database: northbound.Database, Tables: northbound.Tables(),
 		Clock: clock.RealClock{}, Log: logr.Discard(),
 		Changed: func() {
-			w.Dataplane.Changed()
+			w.Changed()
 			select {
 			case w.changed <- struct{}{}:
 			default:
