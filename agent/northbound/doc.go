@@ -32,6 +32,18 @@
 // What an ACL says is believed, whoever wrote it: nothing here rests on the names
 // of objects, but the words that a reason adds.
 //
+// # Reasons
+//
+// They name what is not written yet, for people:
+//
+//   - "no logical port has the address ...": that of the Pod is not there;
+//   - "... is in no port group that denies", with the groups of policies of the
+//     Pod's namespace that lack it;
+//   - "the ACLs are missing": the port is in a policy's group, which has none in
+//     this direction;
+//   - "dropped by ACL ...", and why none allows it: "address set X lacks A", or no
+//     ACL that comes before the drop is for the port, or allows anything.
+//
 // # What it does not say
 //
 // Load balancers and routers are not looked at: flows are asked by the addresses

@@ -73,7 +73,7 @@ func newWorld(tb testing.TB, pods int, o fixture.Options) *world {
 
 	var err error
 	w.client, err = ovsdb.New(ovsdb.Options{
-		Endpoints: []string{"unix:" + w.Northbound()}, Database: northbound.Database, Tables: northbound.Tables(),
+		Endpoints: []string{"unix:" + w.Northbound()}, Database: northbound.Database, Tables: northbound.Tables(), Leader: true,
 		Clock: clock.RealClock{}, Log: logr.Discard(),
 		Changed: func() {
 			w.Changed()
