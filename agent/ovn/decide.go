@@ -276,8 +276,11 @@ func (b *batch) toPod(ctx context.Context, f flow.Flow, d *port) (way, string) {
 	return way{in: b.ports.node.ofport, from: b.ports.nodeMAC, to: join}, ""
 }
 
-func allowed(reason string) flow.Verdict { return flow.Verdict{Answer: flow.Allowed, Reason: reason} }
-func denied(reason string) flow.Verdict  { return flow.Verdict{Answer: flow.Denied, Reason: reason} }
+func allowed(reason string) flow.Verdict {
+	return flow.Verdict{Answer: flow.Allowed, Reason: trace.Clean(reason)}
+}
+
+func denied(reason string) flow.Verdict { return flow.Verdict{Answer: flow.Denied, Reason: reason} }
 
 // inconclusive returns a verdict with a reason that may have a trace's words.
 func inconclusive(reason string) flow.Verdict {

@@ -450,3 +450,47 @@ func TestNeighboursAnswer(t *testing.T) {
 		}
 	}
 }
+
+// parrot gives every packet the same answer.
+type parrot string
+
+func (p parrot) Trace(context.Context, string) (string, error) { return string(p), nil }
+
+// Of one text for everything nothing is Denied: what is to prove a drop would
+// be dropped as well. And nothing is Allowed that it does not send.
+func FuzzVerdict(f *testing.F) {
+	for _, name := range []string{
+		"ingress-allowed", "ingress-denied", "egress-allowed", "egress-denied", "local-allowed", "local-denied-at-destination", "arp-answered",
+		"nd-answered", "empty-bridge", "ingress-denied-metered",
+	} {
+		f.Add(recorded(f, name))
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		b := batch{
+			tracer: parrot(text), ports: portsOf(interfacesOf("pair")),
+			learned: newLearned(testclock.NewFakeClock(time.Unix(1000, 0)), joinRoutes{}),
+		}
+		questions := []Question{
+			question(t, "tcp 10.16.0.6 10.16.0.5 80"), question(t, "tcp 10.16.0.5 10.16.0.6 80"), question(t, "tcp 10.16.0.7 10.16.0.5 80"),
+			question(t, "tcp fd00::6 fd00::5 80"), question(t, "tcp fd00::5 fd00::6 80"),
+		}
+		answers, err := b.answer(t.Context(), questions)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, a := range answers {
+			to := "output:"
+			if questions[i].Flow.Dst.String() == "10.16.0.5" {
+				to = "output:3"
+			}
+			if a.Verdict.Answer == flow.Denied || a.Verdict.Answer == flow.Allowed && !strings.Contains(text, to) {
+				t.Fatalf("%s is %s", questions[i].Flow, a.Verdict)
+			}
+			for _, r := range a.Verdict.Reason {
+				if r < ' ' || r > '~' {
+					t.Fatalf("the reason %q is not printable", a.Verdict.Reason)
+				}
+			}
+		}
+	})
+}

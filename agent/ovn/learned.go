@@ -27,7 +27,8 @@ const (
 	// each conclusive verdict; a wrong one leads to none.
 	learnedFor = 30 * time.Second
 	doubtedFor = 500 * time.Millisecond
-	// mostLearned bounds the peers that are known by their address.
+	// mostLearned bounds each kind of what is known: ports that are gone are
+	// only forgotten with all others.
 	mostLearned = 8192
 )
 
@@ -121,6 +122,9 @@ func (b *batch) keys(ctx context.Context, p *port) keys {
 		delete(l.keys, p.ground)
 		return keys{}
 	}
+	if len(l.keys) >= mostLearned {
+		clear(l.keys)
+	}
 	l.keys[p.ground] = found
 	return found.keys
 }
@@ -164,6 +168,9 @@ func (b *batch) routed(ctx context.Context, p *port) learnedMACs {
 				found.mac = hardwareAddress(s.destinations[n-1])
 			}
 		}
+	}
+	if len(l.routed) >= mostLearned {
+		clear(l.routed)
 	}
 	l.routed[p.ground] = found
 	return found
