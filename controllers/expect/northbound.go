@@ -49,6 +49,9 @@ func (k *plan) askNorthbound(own string) {
 // number of nodes: of whole nodes, since an Allowed belongs to its controls, as
 // far as there is room.
 func (k *plan) askNorthboundOfPolicy(rotation uint64) {
+	if len(k.twofold) == 0 {
+		return
+	}
 	byNode := map[string][]twofold{}
 	var nodes []string
 	for _, q := range k.twofold {
