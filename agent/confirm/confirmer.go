@@ -382,14 +382,15 @@ func (c *Confirmer) observe(e *evaluation, j *judgement) {
 		return
 	}
 	before := e.answer.confirmed
-	if of.err != nil {
+	switch {
+	case of.err != nil:
 		reason := printable(hubv1.ReasonUnread + ": " + of.err.Error())
 		e.answer = e.state.fail(reason, e.content.required())
 		e.judgedAt = time.Time{}
-	} else if of.withheld != "" {
+	case of.withheld != "":
 		e.answer = e.state.fail(of.withheld, e.content.required())
 		e.judgedAt = time.Time{}
-	} else {
+	default:
 		var excused [families]bool
 		if e.content.excuseFamilies {
 			excused = c.enforcement.unenforced
