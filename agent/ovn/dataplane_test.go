@@ -93,17 +93,18 @@ func newWorld(t *testing.T) *world {
 		w.Watch(ctx, func(source string) { w.told <- source })
 		close(watched)
 	}()
-	for len(w.sources()) == 0 {
+	for w.watched() == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	t.Cleanup(func() { cancel(); <-watched })
 	return w
 }
 
-func (w *world) sources() map[*func(string)]bool {
+// watched returns how many watch.
+func (w *world) watched() int {
 	w.watching.Lock()
 	defer w.watching.Unlock()
-	return w.watchers
+	return len(w.watchers)
 }
 
 // ask answers questions on a look of its own.
