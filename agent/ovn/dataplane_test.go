@@ -461,6 +461,29 @@ func TestSurveyAndAudit(t *testing.T) {
 	}
 }
 
+func TestWhatIsAcknowledged(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*world)
+		want   uint64
+		err    string
+	}{
+		"a number":         {func(*world) {}, 7, ""},
+		"nothing":          {func(w *world) { w.state.Acknowledged = "" }, 0, "nothing yet"},
+		"no number":        {func(w *world) { w.state.Acknowledged = "-1" }, 0, `"-1"`},
+		"without a bridge": {func(w *world) { w.state.Bridge = false }, 0, ErrNoBridge.Error()},
+		"not in sync":      {func(w *world) { w.unknown = errors.New("not connected") }, 0, "not connected"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			tc.change(w)
+			got, err := w.Acknowledged(t.Context())
+			if got != tc.want || (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("%d, %v; want %d and %q", got, err, tc.want, tc.err)
+			}
+		})
+	}
+}
+
 func TestTheDatabaseIsNoticed(t *testing.T) {
 	w := newWorld(t)
 	w.Changed()

@@ -5,6 +5,9 @@ package ovn
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -87,6 +90,31 @@ func (d *Dataplane) Audit(context.Context) (unsupported string) {
 		return ""
 	}
 	return "OVN's tunnels here are of " + strings.Join(unique(ports.tunnels), " and ") + ", of which only Geneve can be traced"
+}
+
+// ErrNoBridge means that the node has no integration bridge: OVN does nothing
+// here.
+var ErrNoBridge = errors.New("the node has no bridge " + bridge)
+
+// Acknowledged returns the NB_Global.nb_cfg up to which ovn-controller says that
+// it has installed everything on this node. It is what it was while vswitchd has
+// lost all flows. The error says why it is not known, ErrNoBridge that there is
+// nobody to say so.
+func (d *Dataplane) Acknowledged(context.Context) (uint64, error) {
+	_, state, err := d.ports()
+	switch {
+	case err != nil:
+		return 0, err
+	case !state.Bridge:
+		return 0, ErrNoBridge
+	case state.Acknowledged == "":
+		return 0, errors.New("ovn-controller has acknowledged nothing yet")
+	}
+	at, err := strconv.ParseUint(state.Acknowledged, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("ovn-nb-cfg of %s is %q: want a number", bridge, state.Acknowledged)
+	}
+	return at, nil
 }
 
 // Name is that of this dataplane, as hub.proto names it.
