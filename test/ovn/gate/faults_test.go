@@ -8,7 +8,6 @@ package gate
 import (
 	"fmt"
 	"strings"
-	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -57,59 +56,80 @@ func (c *cluster) awaitProgrammed(namespace, name string, want metav1.ConditionS
 	})
 }
 
-// TestFlowsThatVanish: what the northbound database has and what ovn-controller
+// testAcknowledgement makes a policy that says what another says already: what a
+// trace shows of a node is right from the beginning, and tells nothing of whether
+// the node has heard of the policy.
+func testAcknowledgement(c *cluster) {
+	c.namespace("ack", true)
+	c.policies("ack", "clients")
+	c.pod("ack", "client", "client", "n2")
+	for _, n := range c.ovn.Nodes() {
+		c.pod("ack", "server-"+n.Name(), "server", n.Name()).awaitOpen()
+	}
+	c.awaitProgrammed("ack", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce, "in force on 2 nodes")
+
+	c.must(c.ovn.Node("n1").PauseController(c.Context()))
+	c.policies("ack", "clients-again")
+	c.awaitProgrammed("ack", "clients-again", metav1.ConditionUnknown, "n1", "has not acknowledged yet what the northbound database has of the policy")
+	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+		if status, says := c.programmed("ack", "clients-again"); status == metav1.ConditionTrue {
+			c.Fatalf("PolicyStatus ack/clients-again is %s", says)
+		}
+	}
+	c.must(c.ovn.Node("n1").ResumeController(c.Context()))
+	c.awaitProgrammed("ack", "clients-again", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce, "in force on 2 nodes")
+}
+
+// testFlowsThatVanish: what the northbound database has and what ovn-controller
 // acknowledged stays as it was, and packets pass that must not, or none do.
-func TestFlowsThatVanish(t *testing.T) {
-	c := start(t)
+func testFlowsThatVanish(c *cluster) {
 	node := c.ovn.Node("n1")
-	c.namespace("shop", true)
-	c.namespace("outside", false)
-	c.policies("shop", "clients")
-	stranger := c.pod("outside", "stranger", "client", "n2")
-	first := c.pod("shop", "first", "server", "n1")
+	c.namespace("vanish", true)
+	c.namespace("beyond", false)
+	c.policies("vanish", "clients", "outwards")
+	stranger := c.pod("beyond", "stranger", "client", "n2")
+	client := c.pod("vanish", "client", "client", "n2")
+	first := c.pod("vanish", "first", "server", "n1")
 	first.awaitOpen()
-	c.awaitProgrammed("shop", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce)
+	c.awaitProgrammed("vanish", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce)
 	stranger.dials(first, fixture.Silent)
 
-	// A server that is isolated, and a peer of it that is not written yet. Then
-	// the flows that isolate are deleted, which ovn-controller does not notice.
-	c.controller.freezeBefore(func(s engine.Step) bool { return s.Object == "clients.shop.ingress.allow.IPv4.0" })
-	client := c.pod("shop", "client", "client", "n2")
-	server := c.pod("shop", "server", "server", "n1")
-	server.awaitSays("OVN's northbound database", "shop/clients")
-	n, err := node.DeleteDropFlows(t.Context(), "clients.shop")
+	// A server whose ingress is isolated, and whose egress is not yet. Then the
+	// flows that isolate are deleted, which ovn-controller does not notice.
+	c.controller.freezeBefore(func(s engine.Step) bool { return s.Policy.Name == "outwards" && s.Part == engine.PartPorts })
+	server := c.pod("vanish", "server", "server", "n1")
+	server.awaitSays("OVN's northbound database", "vanish/outwards (this namespace) does not isolate")
+	c.must(c.ovn.Sync(c.Context()))
+	n, err := node.DeleteDropFlows(c.Context(), "clients.vanish")
 	c.must(err)
-	t.Logf("deleted %d flows", n)
+	c.Logf("deleted %d flows", n)
 	c.controller.thaw()
-	server.awaitSays("waiting for n1: shop/clients (this namespace) does not isolate its Pods there yet")
-	c.must(c.ovn.Sync(t.Context())) // all nodes acknowledge what they do not have
+	server.awaitSays("waiting for n1: vanish/clients (this namespace) does not isolate its Pods there yet")
+	c.must(c.ovn.Sync(c.Context())) // all nodes acknowledge what they do not have
 	server.staysShut(2 * time.Second)
 	stranger.dials(server, fixture.Open)
-	client.awaitOpen() // it is allowed, which is all that it needs
-	c.awaitProgrammed("shop", "clients", metav1.ConditionFalse, "n1")
+	c.awaitProgrammed("vanish", "clients", metav1.ConditionFalse, "n1")
 
 	// A new vswitchd gets all flows anew.
-	c.must(node.RestartVSwitchd(t.Context()))
+	c.must(node.RestartVSwitchd(c.Context()))
 	c.give(node)
 	server.awaitOpen()
 	stranger.dials(server, fixture.Silent)
 	client.dials(server, fixture.Open)
-	c.awaitProgrammed("shop", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce)
+	c.awaitProgrammed("vanish", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce)
 
 	// Another one gets none: br-int drops everything, and that is no denial.
-	c.must(node.PauseController(t.Context()))
-	c.must(node.RestartVSwitchd(t.Context()))
+	c.must(node.PauseController(c.Context()))
+	c.must(node.RestartVSwitchd(c.Context()))
 	c.give(node)
-	late := c.pod("shop", "late", "client", "n2")
+	late := c.pod("vanish", "late", "client", "n2")
 	late.awaitSays("n1")
 	late.staysShut(2 * time.Second)
 	late.dials(server, fixture.Silent)
-	if status, says := c.programmed("shop", "clients"); status == metav1.ConditionTrue {
-		t.Errorf("PolicyStatus shop/clients is %s", says)
-	}
-	c.must(node.ResumeController(t.Context()))
+	c.awaitProgrammed("vanish", "clients", metav1.ConditionUnknown, "n1")
+	c.must(node.ResumeController(c.Context()))
 	late.awaitOpen()
 	late.dials(server, fixture.Open)
 	stranger.dials(server, fixture.Silent)
-	c.awaitProgrammed("shop", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce)
+	c.awaitProgrammed("vanish", "clients", metav1.ConditionTrue, v1alpha1.PolicyReasonInForce)
 }

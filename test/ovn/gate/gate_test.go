@@ -6,6 +6,7 @@
 package gate
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -23,15 +24,16 @@ import (
 func (c *cluster) policies(namespace string, names ...string) {
 	c.Helper()
 	port := intstr.FromInt32(servedPort)
+	ingress, egress := []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+	clients := []networkingv1.NetworkPolicyPeer{{PodSelector: new(app("client"))}}
+	fromClients := networkingv1.NetworkPolicySpec{PolicyTypes: ingress, PodSelector: app("server"), Ingress: []networkingv1.NetworkPolicyIngressRule{{
+		From: clients, Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
+	}}}
 	for name, spec := range map[string]networkingv1.NetworkPolicySpec{
-		"deny-all": {PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, PodSelector: app("server")},
-		"clients": {
-			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, PodSelector: app("server"),
-			Ingress: []networkingv1.NetworkPolicyIngressRule{{
-				From:  []networkingv1.NetworkPolicyPeer{{PodSelector: new(app("client"))}},
-				Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
-			}},
-		},
+		"deny-all":      {PolicyTypes: ingress, PodSelector: app("server")},
+		"clients":       fromClients,
+		"clients-again": fromClients,
+		"outwards":      {PolicyTypes: egress, PodSelector: app("server"), Egress: []networkingv1.NetworkPolicyEgressRule{{To: clients}}},
 	} {
 		if !slices.Contains(names, name) {
 			continue
@@ -45,8 +47,42 @@ func app(name string) metav1.LabelSelector {
 	return metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
 }
 
-func TestServerIsHeldUntilItsPoliciesAreInForce(t *testing.T) {
+// TestGate runs all scenarios in one cluster, each in namespaces of its own: it
+// takes longer to start than they take.
+func TestGate(t *testing.T) {
 	c := start(t)
+	for _, scenario := range []struct {
+		name string
+		run  func(c *cluster)
+	}{
+		{"a server is held until its policies are in force", testServerIsHeld},
+		{"a client is held until its address is written", testClientIsHeld},
+		{"the first connection of two that start together", testFirstConnection},
+		{"a node whose ovn-controller is paused is named", testPausedController},
+		{"a policy is in force once nodes have acknowledged it", testAcknowledgement},
+		{"flows that vanish", testFlowsThatVanish},
+	} {
+		t.Run(scenario.name, func(t *testing.T) {
+			own := *c
+			own.T = t
+			t.Cleanup(func() {
+				own.controller.thaw()
+				for _, n := range own.ovn.Nodes() {
+					// Not the test's context, which has ended.
+					if err := n.ResumeController(context.Background()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			scenario.run(&own)
+		})
+		if t.Failed() {
+			break // what is left of it might be in the others' way
+		}
+	}
+}
+
+func testServerIsHeld(c *cluster) {
 	c.namespace("shop", true)
 	c.namespace("outside", false)
 	c.controller.Freeze()
@@ -66,30 +102,34 @@ func TestServerIsHeldUntilItsPoliciesAreInForce(t *testing.T) {
 	// At the instant of opening.
 	stranger.dials(server, fixture.Silent)
 	client.dials(server, fixture.Open)
-	t.Logf("the server's gate opened %v after the queue moved", time.Since(began))
+	c.Logf("the server's gate opened %v after the queue moved", time.Since(began))
 	client.awaitOpen()
+}
 
-	// The queue stops again, between the ports of a group and its address set.
-	c.controller.freezeBefore(func(s engine.Step) bool {
-		return s.Part == engine.PartAddressSet && s.Object == "clients.shop.ingress.allow.IPv4.0"
-	})
-	late := c.pod("shop", "late", "client", "n2")
-	late.awaitSays("waiting for OVN's northbound database (kube-ovn:northbound): ", "shop/clients (this namespace) does not admit "+late.IP().String()+" there yet")
+// testClientIsHeld has the queue stop between the ports of a group, which isolate
+// its server already, and its address set.
+func testClientIsHeld(c *cluster) {
+	c.namespace("queue", true)
+	c.policies("queue", "clients")
+	server := c.pod("queue", "server", "server", "n1")
+	server.awaitOpen()
+	c.controller.freezeBefore(func(s engine.Step) bool { return s.Object == "clients.queue.ingress.allow.IPv4.0" })
+	late := c.pod("queue", "late", "client", "n2")
+	late.awaitSays("waiting for OVN's northbound database (kube-ovn:northbound): ", "queue/clients (this namespace) does not admit "+late.IP().String()+" there yet")
 	late.staysShut(2 * time.Second)
 	late.dials(server, fixture.Silent)
-	began = time.Now()
+	began := time.Now()
 	c.controller.thaw()
 	late.awaitOpen()
 	late.dials(server, fixture.Open)
-	t.Logf("the late client's gate opened %v after the queue moved", time.Since(began))
+	c.Logf("the late client's gate opened %v after the queue moved", time.Since(began))
 }
 
-// TestFirstConnectionOfTwoThatStartTogether creates a client and its server,
+// testFirstConnection creates a client and its server,
 // again and again, while kube-ovn-controller takes a second to write who may
 // connect to whom.
-func TestFirstConnectionOfTwoThatStartTogether(t *testing.T) {
+func testFirstConnection(c *cluster) {
 	const rounds = 10
-	c := start(t)
 	for namespace, gated := range map[string]bool{"gated": true, "plain": false} {
 		c.namespace(namespace, gated)
 		c.policies(namespace, "clients")
@@ -126,43 +166,42 @@ func TestFirstConnectionOfTwoThatStartTogether(t *testing.T) {
 			failed++
 		}
 	}
-	t.Logf("without a gate, %d of %d first connections failed", failed, rounds)
+	c.Logf("without a gate, %d of %d first connections failed", failed, rounds)
 	if failed == 0 {
-		t.Error("no first connection failed without a gate, so those with one show nothing")
+		c.Error("no first connection failed without a gate, so those with one show nothing")
 	}
 	var took []time.Duration
 	for i := range rounds {
 		if got := round("gated", func(client *pod) { took = append(took, client.awaitOpen()) }); got != fixture.Open {
-			t.Errorf("with a gate, the first connection of round %d is %q", i, got)
+			c.Errorf("with a gate, the first connection of round %d is %q", i, got)
 		}
 	}
-	t.Logf("with a gate, the client started after %v", took)
+	c.Logf("with a gate, the client started after %v", took)
 }
 
-func TestNodeWhoseControllerIsFrozenIsNamed(t *testing.T) {
-	c := start(t)
-	c.namespace("shop", true)
-	c.policies("shop", "deny-all", "clients")
-	server := c.pod("shop", "server", "server", "n1")
+func testPausedController(c *cluster) {
+	c.namespace("paused", true)
+	c.policies("paused", "deny-all", "clients")
+	server := c.pod("paused", "server", "server", "n1")
 	server.awaitOpen()
 	serverNode, clientNode := c.ovn.Node("n1"), c.ovn.Node("n2")
 
-	c.must(serverNode.PauseController(t.Context()))
-	client := c.pod("shop", "client", "client", "n2")
+	c.must(serverNode.PauseController(c.Context()))
+	client := c.pod("paused", "client", "client", "n2")
 	client.awaitSays("n1")
 	client.staysShut(2 * time.Second)
 	client.dials(server, fixture.Silent)
 	began := time.Now()
-	c.must(serverNode.ResumeController(t.Context()))
+	c.must(serverNode.ResumeController(c.Context()))
 	client.awaitOpen()
 	client.dials(server, fixture.Open)
-	t.Logf("the client's gate opened %v after ovn-controller went on", time.Since(began))
+	c.Logf("the client's gate opened %v after ovn-controller went on", time.Since(began))
 
 	// A node that has no part in it, and that would hold up hv_cfg.
-	c.must(clientNode.PauseController(t.Context()))
-	second := c.pod("shop", "second", "server", "n1")
+	c.must(clientNode.PauseController(c.Context()))
+	second := c.pod("paused", "second", "server", "n1")
 	took := second.awaitOpen()
-	t.Logf("the second server's gate opened after %v while n2's ovn-controller was paused", took)
-	c.must(clientNode.ResumeController(t.Context()))
+	c.Logf("the second server's gate opened after %v while n2's ovn-controller was paused", took)
+	c.must(clientNode.ResumeController(c.Context()))
 	client.dials(second, fixture.Open)
 }
