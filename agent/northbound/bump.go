@@ -40,10 +40,6 @@ func NewBumper(increment func(context.Context) (int64, error), c clock.Clock) *B
 	return &Bumper{increment: increment, clock: c, asked: make(chan struct{}, 1)}
 }
 
-// Ask has nb_cfg incremented for what the caller has seen in the database so far.
-// It does not block.
-func (b *Bumper) Ask() { b.ask() }
-
 // Cover returns the number to await for what the caller has seen in the database
 // so far: that of an increment which begins after the call. It may take BumpEvery
 // and a moment. The error is why the increment failed, or why ctx ended.

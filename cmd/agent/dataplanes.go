@@ -31,6 +31,8 @@ import (
 type dataplanes struct {
 	dataplane.Part
 
+	// ovn is nil without OVN.
+	ovn     *ovn.Dataplane
 	notices confirm.Notices
 	traces  session.Traces
 	// run keeps them up to date until ctx ends; then it returns nil.
@@ -61,7 +63,7 @@ func openDataplanes(ctx context.Context, o *options, log logr.Logger, registerer
 	if err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	d.run = client.Run
+	d.ovn, d.run = switched, client.Run
 	d.close = func() error { switched.Close(); return netfilter.Close() }
 	d.traces = ovnTraces{switched, d.traces}
 	of := ovnPart{switched}
@@ -72,6 +74,20 @@ func openDataplanes(ctx context.Context, o *options, log logr.Logger, registerer
 	}
 	d.Part, d.notices = dataplane.Join(of, switched, d.Part), dataplane.Notices{switched, d.notices}
 	return d, nil
+}
+
+var _ confirm.Acknowledger = (*dataplanes)(nil)
+
+// Acknowledged implements confirm.Acknowledger.
+func (d *dataplanes) Acknowledged(ctx context.Context) (uint64, error) {
+	if d.ovn == nil {
+		return 0, confirm.ErrNoOVN
+	}
+	at, err := d.ovn.Acknowledged(ctx)
+	if errors.Is(err, ovn.ErrNoBridge) {
+		return 0, confirm.ErrNoOVN
+	}
+	return at, err
 }
 
 // openOVN returns OVN's dataplane and the client of the node's database, which

@@ -66,8 +66,8 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	confirmer = confirm.New(confirm.Options{
 		Dataplane: dataplane{database}, Reports: sessions,
 		Surveyor: database, States: sessions,
-		Notices: notices{database, bumper},
-		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
+		Notices: database, Coverer: bumper,
+		Clock: clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})
 	discovery := &session.Discovery{
 		CoreV1: api.CoreV1().RESTClient(), DiscoveryV1: api.DiscoveryV1().RESTClient(),
@@ -98,21 +98,6 @@ type releases struct{ log logr.Logger }
 // Release implements session.Releases.
 func (r releases) Release(m *hubv1.Release) {
 	r.log.Info("A release came, and is dropped: no Pod runs on the northbound database", "uid", m.GetSubject().GetUid())
-}
-
-// notices tell of changes of the database. While anybody waits for what is in it,
-// the nodes are asked to acknowledge it.
-type notices struct {
-	database *northbound.Dataplane
-	bumper   *northbound.Bumper
-}
-
-// Watch implements confirm.Notices.
-func (n notices) Watch(ctx context.Context, noticed func(source string)) {
-	n.database.Watch(ctx, func(source string) {
-		n.bumper.Ask()
-		noticed(source)
-	})
 }
 
 // dataplane is the northbound database as package confirm consumes it.
