@@ -75,15 +75,13 @@ func start(t *testing.T) *cluster {
 	ctrl.SetLogger(logr.Discard())
 	began := time.Now()
 	c := &cluster{T: t, ovn: fixture.Start(t, fixture.Options{Nodes: 2})}
-	// Below a directory that others may enter: not the test's own.
-	directory, err := os.MkdirTemp("", "gate")
-	c.must(err)
-	t.Cleanup(func() { c.must(os.RemoveAll(directory)) })
-	c.must(os.Chmod(directory, 0o755))
-	c.directory = directory
+	c.directory = t.TempDir()
+	for _, d := range []string{c.directory, filepath.Dir(c.directory)} {
+		c.must(os.Chmod(d, 0o755)) // others read what is theirs in it
+	}
 	root, err := installation.Root()
 	c.must(err)
-	c.must(installation.Build(t.Context(), root, directory, "manager", "agent", "northbound"))
+	c.must(installation.Build(t.Context(), root, c.directory, "manager", "agent", "northbound"))
 	c.startAPI()
 	c.controller = startController(t, c.api, c.ovn, engine.Release116())
 	t.Cleanup(c.showLogs)
@@ -280,6 +278,13 @@ func (c *cluster) run(n *fixture.Node, pod *corev1.Pod, metrics, command string,
 			c.Error(err)
 		}
 	})
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	c.must(err)
+	for _, line := range []string{"\nUid:\t65534\t65534\t65534\t65534\n", "\nCapPrm:\t0000000000000000\n", "\nCapEff:\t0000000000000000\n", "\nCapAmb:\t0000000000000000\n"} {
+		if !strings.Contains(string(status), line) {
+			c.Fatalf("%s has not %q:\n%s", pod.Name, line, status)
+		}
+	}
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 		n.Enter(func() { conn, err = net.Dial(network, address) })
 		return conn, err
@@ -316,7 +321,9 @@ func (c *cluster) showLogs() {
 	if !c.Failed() {
 		return
 	}
-	c.Logf("log of the manager:\n%s", c.manager.Process.Tail())
+	if c.manager != nil && c.manager.Process != nil {
+		c.Logf("log of the manager:\n%s", c.manager.Process.Tail())
+	}
 	for _, p := range c.processes {
 		c.Logf("log of %s:\n%s", filepath.Base(p.Log()), p.Tail())
 	}

@@ -71,7 +71,7 @@ func testAcknowledgement(c *cluster) {
 	c.must(c.ovn.Node("n1").PauseController(c.Context()))
 	c.policies("ack", "clients-again")
 	c.awaitProgrammed("ack", "clients-again", metav1.ConditionUnknown, "n1", "has not acknowledged yet what the northbound database has of the policy")
-	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < awhile; time.Sleep(20 * time.Millisecond) {
 		if status, says := c.programmed("ack", "clients-again"); status == metav1.ConditionTrue {
 			c.Fatalf("PolicyStatus ack/clients-again is %s", says)
 		}
@@ -106,7 +106,7 @@ func testFlowsThatVanish(c *cluster) {
 	c.controller.thaw()
 	server.awaitSays("waiting for n1: vanish/clients (this namespace) does not isolate its Pods there yet")
 	c.must(c.ovn.Sync(c.Context())) // all nodes acknowledge what they do not have
-	server.staysShut(2 * time.Second)
+	server.staysShut()
 	stranger.dials(server, fixture.Open)
 	c.awaitProgrammed("vanish", "clients", metav1.ConditionFalse, "n1")
 
@@ -124,7 +124,7 @@ func testFlowsThatVanish(c *cluster) {
 	c.give(node)
 	late := c.pod("vanish", "late", "client", "n2")
 	late.awaitSays("n1")
-	late.staysShut(2 * time.Second)
+	late.staysShut()
 	late.dials(server, fixture.Silent)
 	c.awaitProgrammed("vanish", "clients", metav1.ConditionUnknown, "n1")
 	c.must(node.ResumeController(c.Context()))

@@ -8,6 +8,7 @@ package gate
 import (
 	"context"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,16 +94,19 @@ func testServerIsHeld(c *cluster) {
 	// The race that a gate is about: whoever would serve now, serves everybody.
 	stranger.dials(server, fixture.Open)
 	server.awaitSays("waiting for OVN's northbound database (kube-ovn:northbound): ", "shop/clients (this namespace) does not isolate its Pods there yet")
-	server.staysShut(2 * time.Second)
+	server.staysShut()
 	stranger.dials(server, fixture.Open)
 
 	began := time.Now()
 	c.controller.thaw()
 	server.awaitOpen()
+	took := time.Since(began)
 	// At the instant of opening.
-	stranger.dials(server, fixture.Silent)
-	client.dials(server, fixture.Open)
-	c.Logf("the server's gate opened %v after the queue moved", time.Since(began))
+	var dials sync.WaitGroup
+	dials.Go(func() { stranger.dials(server, fixture.Silent) })
+	dials.Go(func() { client.dials(server, fixture.Open) })
+	dials.Wait()
+	c.Logf("the server's gate opened %v after the queue moved", took)
 	client.awaitOpen()
 }
 
@@ -116,13 +120,13 @@ func testClientIsHeld(c *cluster) {
 	c.controller.freezeBefore(func(s engine.Step) bool { return s.Object == "clients.queue.ingress.allow.IPv4.0" })
 	late := c.pod("queue", "late", "client", "n2")
 	late.awaitSays("waiting for OVN's northbound database (kube-ovn:northbound): ", "queue/clients (this namespace) does not admit "+late.IP().String()+" there yet")
-	late.staysShut(2 * time.Second)
+	late.staysShut()
 	late.dials(server, fixture.Silent)
 	began := time.Now()
 	c.controller.thaw()
 	late.awaitOpen()
-	late.dials(server, fixture.Open)
 	c.Logf("the late client's gate opened %v after the queue moved", time.Since(began))
+	late.dials(server, fixture.Open)
 }
 
 // testFirstConnection creates a client and its server,
@@ -189,13 +193,13 @@ func testPausedController(c *cluster) {
 	c.must(serverNode.PauseController(c.Context()))
 	client := c.pod("paused", "client", "client", "n2")
 	client.awaitSays("n1")
-	client.staysShut(2 * time.Second)
+	client.staysShut()
 	client.dials(server, fixture.Silent)
 	began := time.Now()
 	c.must(serverNode.ResumeController(c.Context()))
 	client.awaitOpen()
-	client.dials(server, fixture.Open)
 	c.Logf("the client's gate opened %v after ovn-controller went on", time.Since(began))
+	client.dials(server, fixture.Open)
 
 	// A node that has no part in it, and that would hold up hv_cfg.
 	c.must(clientNode.PauseController(c.Context()))

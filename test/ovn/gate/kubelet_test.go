@@ -135,18 +135,20 @@ func (p *pod) open() (bool, string) {
 // the hold's start.
 func (p *pod) awaitOpen() time.Duration {
 	p.c.Helper()
+	opened := ""
 	p.c.eventually("the gate of "+p.Key()+" opens", func() string {
 		open, says := p.open()
 		if open {
+			opened = says
 			return ""
 		}
 		return says
 	})
-	_, says := p.open()
-	if !strings.HasPrefix(says, v1alpha1.ReasonConfirmed+": ") {
-		p.c.Errorf("the gate of %s opened as %s", p.Key(), says)
+	took := time.Since(p.started)
+	if !strings.HasPrefix(opened, v1alpha1.ReasonConfirmed+": ") {
+		p.c.Errorf("the gate of %s opened as %s", p.Key(), opened)
 	}
-	return time.Since(p.started)
+	return took
 }
 
 // awaitSays waits until the condition says all of these words, with the gate
@@ -168,17 +170,20 @@ func (p *pod) awaitSays(words ...string) {
 	})
 }
 
+// awhile is several times what a gate takes to open once it may.
+const awhile = 2 * time.Second
+
 // staysShut watches the gate for a while.
-func (p *pod) staysShut(while time.Duration) {
+func (p *pod) staysShut() {
 	p.c.Helper()
-	for began := time.Now(); time.Since(began) < while; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < awhile; time.Sleep(20 * time.Millisecond) {
 		if open, says := p.open(); open {
 			p.c.Fatalf("the gate of %s is open: %s", p.Key(), says)
 		}
 	}
 }
 
-// dials dials another Pod's port and wants an outcome.
+// dials connects to another Pod's port and wants an outcome.
 func (p *pod) dials(to *pod, want fixture.Outcome) {
 	p.c.Helper()
 	if got, err := p.Dial(to.Pod, servedPort); err != nil || got != want {
