@@ -7,7 +7,9 @@ package gate
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -285,24 +288,55 @@ func (c *cluster) run(n *fixture.Node, pod *corev1.Pod, metrics, command string,
 			c.Fatalf("%s has not %q:\n%s", pod.Name, line, status)
 		}
 	}
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
-		n.Enter(func() { conn, err = net.Dial(network, address) })
-		return conn, err
-	}}
 	c.eventually(pod.Name+" has a session", func() string {
 		if err := p.Err(); err != nil {
 			c.Fatal(err)
 		}
-		response, err := (&http.Client{Transport: transport}).Get("http://" + metrics + "/readyz")
-		if err != nil {
+		if _, err := get(n, "http://"+metrics+"/readyz"); err != nil {
 			return fmt.Sprintf("%v\n%s", err, p.Tail())
-		}
-		defer response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			return response.Status + "\n" + p.Tail()
 		}
 		return ""
 	})
+}
+
+// get returns what is served on a node.
+func get(n *fixture.Node, url string) (string, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
+		n.Enter(func() { conn, err = net.Dial(network, address) })
+		return conn, err
+	}}
+	response, err := (&http.Client{Transport: transport}).Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(response.Status)
+	}
+	return string(body), err
+}
+
+// traces returns how many packets the agents had vswitchd trace so far, and how
+// long that took.
+func (c *cluster) traces() (count, seconds float64) {
+	c.Helper()
+	for _, n := range c.ovn.Nodes() {
+		metrics, err := get(n, "http://"+agentMetrics+"/metrics")
+		c.must(err)
+		for line := range strings.Lines(metrics) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			number, err := strconv.ParseFloat(value, 64)
+			switch {
+			case err != nil:
+			case strings.HasPrefix(name, "policygate_agent_ovn_traces_total{"):
+				count += number
+			case name == "policygate_agent_ovn_trace_seconds_sum":
+				seconds += number
+			}
+		}
+	}
+	return count, seconds
 }
 
 // productPod is a Pod of the product, for its token.

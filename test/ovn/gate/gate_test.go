@@ -175,12 +175,20 @@ func testFirstConnection(c *cluster) {
 		c.Error("no first connection failed without a gate, so those with one show nothing")
 	}
 	var took []time.Duration
+	began := time.Now()
+	countBefore, secondsBefore := c.traces()
 	for i := range rounds {
 		if got := round("gated", func(client *pod) { took = append(took, client.awaitOpen()) }); got != fixture.Open {
 			c.Errorf("with a gate, the first connection of round %d is %q", i, got)
 		}
 	}
 	c.Logf("with a gate, the client started after %v", took)
+	count, seconds := c.traces()
+	if count == countBefore {
+		c.Error("no packet was traced")
+	}
+	c.Logf("%.1f packets were traced for each Pod, which took vswitchd %.2f %% of the time on each node",
+		(count-countBefore)/(2*rounds), 100*(seconds-secondsBefore)/time.Since(began).Seconds()/float64(len(c.ovn.Nodes())))
 }
 
 func testPausedController(c *cluster) {
