@@ -140,8 +140,9 @@ func testFirstConnection(c *cluster) {
 		// As long as a policy selects nobody, it has no ACL.
 		c.pod(namespace, "standing", "server", "n1")
 	}
-	// round returns what came of the client's first connection.
-	round := func(namespace string, before func(client *pod)) fixture.Outcome {
+	// round returns what came of the client's first connection, which is made
+	// once started has returned for both.
+	round := func(namespace string, clientFirst bool, started func(*pod)) fixture.Outcome {
 		c.eventually("kube-ovn-controller has written all", func() string {
 			if c.controller.rests() {
 				return ""
@@ -155,9 +156,16 @@ func testFirstConnection(c *cluster) {
 			return 0
 		})
 		defer c.controller.delay(nil)
-		server := c.pod(namespace, "server", "server", "n1")
-		client := c.pod(namespace, "client", "client", "n2")
-		before(client)
+		var server, client *pod
+		if clientFirst {
+			client = c.pod(namespace, "client", "client", "n2")
+		}
+		server = c.pod(namespace, "server", "server", "n1")
+		if client == nil {
+			client = c.pod(namespace, "client", "client", "n2")
+		}
+		started(server)
+		started(client)
 		outcome, err := client.Dial(server.Pod, servedPort)
 		c.must(err)
 		client.delete()
@@ -166,7 +174,7 @@ func testFirstConnection(c *cluster) {
 	}
 	failed := 0
 	for range rounds {
-		if round("plain", func(*pod) {}) != fixture.Open {
+		if round("plain", false, func(*pod) {}) != fixture.Open {
 			failed++
 		}
 	}
@@ -178,11 +186,11 @@ func testFirstConnection(c *cluster) {
 	began := time.Now()
 	countBefore, secondsBefore := c.traces()
 	for i := range rounds {
-		if got := round("gated", func(client *pod) { took = append(took, client.awaitOpen()) }); got != fixture.Open {
+		if got := round("gated", i%2 == 1, func(p *pod) { took = append(took, p.awaitOpen()) }); got != fixture.Open {
 			c.Errorf("with a gate, the first connection of round %d is %q", i, got)
 		}
 	}
-	c.Logf("with a gate, the client started after %v", took)
+	c.Logf("with a gate, server and client of each round started after %v", took)
 	count, seconds := c.traces()
 	if count == countBefore {
 		c.Error("no packet was traced")
