@@ -62,9 +62,9 @@ test: deps ## Everything: lint, unit, kernel and end-to-end tests
 	$(MAKE) test-observe
 	$(MAKE) test-scale
 	$(MAKE) test-kernel
-	$(MAKE) test-ovn
 	$(MAKE) test-cluster
 	$(MAKE) test-apiserver
+	$(MAKE) test-ovn
 	$(MAKE) test-e2e
 
 .PHONY: deps
@@ -110,8 +110,8 @@ test-kernel: deps ## Rules and packets in network namespaces (root, or a user wh
 	go test -count=1 -timeout 20m ./test/kernel/... ./test/engine/...
 
 .PHONY: test-ovn
-test-ovn: deps-ovn ## Kube-OVN's dataplane: a real OVN with real packets, in network namespaces (root)
-	go test -count=1 -timeout 20m ./test/ovn/...
+test-ovn: deps-ovn kube ## Kube-OVN's dataplane: a real OVN with real packets in network namespaces, and gates on it with a real API server (root)
+	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -timeout 20m -tags apiserver ./test/ovn/...
 
 .PHONY: fuzz-verdict
 fuzz-verdict: deps ## Verdicts on random rules against the kernel, for long (N=200000 SEED=...)
@@ -172,7 +172,7 @@ lint: ## golangci-lint and the linter of API conventions, pinned in hack/*.mod
 	go run ./hack/rbac -check
 
 .PHONY: bench
-bench: bench-packages bench-kernel bench-scale bench-apiserver ## All benchmarks (root; an hour)
+bench: bench-packages bench-kernel bench-ovn bench-scale bench-apiserver ## All benchmarks (root; an hour)
 
 .PHONY: bench-packages
 bench-packages: ## Those of each package (6 minutes)
@@ -182,6 +182,11 @@ bench-packages: ## Those of each package (6 minutes)
 bench-kernel: deps ## The agent against a real kernel (root; 6 minutes)
 	# One at a time: what is measured is CPU time as well. Each takes its own number of rounds.
 	go test -run '^$$' -bench . -benchmem -benchtime 1x -timeout 20m ./test/kernel
+
+.PHONY: bench-ovn
+bench-ovn: deps-ovn ## How far behind the packet a gate is on OVN, and what its traces cost (2 minutes)
+	go test -run '^$$' -bench . -benchtime 30x ./test/ovn/bench
+	go test -run '^$$' -bench . ./test/ovn/verdict
 
 .PHONY: bench-scale
 bench-scale: ## The manager with 100 and 1,000 agents on simulated kernels (40 minutes; SIMULATE="--scenario kill --for 60s")
