@@ -12,6 +12,11 @@ const (
 	shortest = 100 * time.Millisecond
 	longest  = 250 * time.Millisecond
 	calm     = 100
+	// shortestBlind and calmBlind are for Pods of a dataplane that tells of
+	// nothing: a change is found within 50 ms, and looks may take a twentieth of
+	// the time, which is what traces may take of ovs-vswitchd's.
+	shortestBlind = 50 * time.Millisecond
+	calmBlind     = 20
 	// patience is the age from which a subject is looked after once in slow.
 	patience = 30 * time.Second
 	slow     = time.Second
@@ -116,14 +121,17 @@ func (c *Confirmer) dueOf(e *evaluation, now time.Time) time.Time {
 		// A burst of assignments shares a look.
 		return ended.Add(secondLook)
 	}
-	return ended.Add(interval(now.Sub(e.subject.began), c.newest.cost()))
+	return ended.Add(interval(now.Sub(e.subject.began), c.newest.cost(), c.blind))
 }
 
 // interval returns the time between looks for a subject of the given age, if
 // a look takes cost.
-func interval(age, cost time.Duration) time.Duration {
+func interval(age, cost time.Duration, blind bool) time.Duration {
 	if age >= patience {
 		return max(share*cost, slow)
+	}
+	if blind {
+		return max(share*cost, min(max(calmBlind*cost, shortestBlind), longest))
 	}
 	return max(share*cost, min(max(calm*cost, shortest), longest))
 }

@@ -42,6 +42,9 @@ type Options struct {
 	// Notices brings looks forward while something is pending. nil: looks are
 	// taken by the clock alone.
 	Notices Notices
+	// Blind: nothing tells of changes of what the dataplane enforces, as with OVN,
+	// so that looks for Pods are taken more often by the clock.
+	Blind   bool
 	Reports Reports
 	// Surveyor and States: what the first says, and what looks and audits have
 	// taught of the node as a whole, is told to the second. nil: it is not.
@@ -61,6 +64,7 @@ type Options struct {
 type Confirmer struct {
 	dataplane Dataplane
 	notices   Notices
+	blind     bool
 	reports   Reports
 	surveyor  Surveyor
 	states    States
@@ -173,6 +177,7 @@ func New(o Options) *Confirmer {
 	c := &Confirmer{
 		dataplane: o.Dataplane,
 		notices:   o.Notices,
+		blind:     o.Blind,
 		reports:   o.Reports,
 		surveyor:  o.Surveyor,
 		states:    o.States,

@@ -67,7 +67,8 @@
 // two minutes and all replicas were told: it waits for something, or may have
 // to be retracted before its subject is released. While any is pending,
 //
-//   - looks are taken by the clock, each 100 to 250 ms at first, by what they
+//   - looks are taken by the clock, each 100 to 250 ms at first, or each 50 ms for
+//     Pods where nothing tells of changes (Options.Blind), by what they
 //     cost, and each second from 30 s after the subject was assigned, for
 //     what nobody tells of;
 //   - what Notices tells brings the next one forward, 10 ms after the first of

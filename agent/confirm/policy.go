@@ -77,7 +77,7 @@ func (p *policies) due(e *evaluation, now time.Time) time.Time {
 	case !e.toldAll() && !e.uncovered:
 		due = e.seenAt.Add(secondLook)
 	default:
-		due = e.seenAt.Add(interval(now.Sub(e.since), p.took))
+		due = e.seenAt.Add(interval(now.Sub(e.since), p.took, false))
 	}
 	return later(due, p.next)
 }

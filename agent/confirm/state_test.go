@@ -174,6 +174,7 @@ func TestStateSuccessorKeepsWhatWasNoticedOfTheEngine(t *testing.T) {
 func TestInterval(t *testing.T) {
 	for name, tc := range map[string]struct {
 		age, cost, want time.Duration
+		blind           bool
 	}{
 		"a cheap look is taken every 100 ms":           {cost: time.Millisecond, want: 100 * time.Millisecond},
 		"a look takes one percent of the time":         {cost: 2 * time.Millisecond, want: 200 * time.Millisecond},
@@ -181,10 +182,14 @@ func TestInterval(t *testing.T) {
 		"but never more than a fifth":                  {cost: 70 * time.Millisecond, want: 280 * time.Millisecond},
 		"a costly look, too":                           {cost: time.Second, want: 4 * time.Second},
 		"after 30 s once in a second, however cheaply": {age: 30 * time.Second, cost: time.Millisecond, want: time.Second},
+		"each 50 ms where nothing tells":               {cost: time.Millisecond, want: 50 * time.Millisecond, blind: true},
+		"a twentieth of the time there":                {cost: 4 * time.Millisecond, want: 80 * time.Millisecond, blind: true},
+		"a fifth there too at the most":                {cost: 70 * time.Millisecond, want: 280 * time.Millisecond, blind: true},
+		"once in a second there too":                   {age: 30 * time.Second, cost: time.Millisecond, want: time.Second, blind: true},
 		"an old subject's look may take as much":       {age: 30 * time.Second, cost: time.Second, want: 4 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := interval(tc.age, tc.cost); got != tc.want {
+			if got := interval(tc.age, tc.cost, tc.blind); got != tc.want {
 				t.Errorf("interval(%v, %v) = %v, want %v", tc.age, tc.cost, got, tc.want)
 			}
 		})

@@ -60,8 +60,8 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	confirmer = confirm.New(confirm.Options{
 		Dataplane: node, Reports: sessions,
 		Surveyor: node, States: sessions,
-		Notices: node.notices,
-		Clock:   clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
+		Notices: node.notices, Blind: node.ovn != nil,
+		Clock: clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})
 	gates := reporter.New(reporter.Options{
 		Subjects: confirmer, Pods: reporter.ClientPods(api.coreV1),

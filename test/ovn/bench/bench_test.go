@@ -23,7 +23,7 @@ const (
 	silence   = 200 * time.Millisecond
 	// lookEvery is the time between an agent's looks while nothing is noticed,
 	// and debounce how long one waits for others, as in package confirm.
-	lookEvery = 100 * time.Millisecond
+	lookEvery = 50 * time.Millisecond
 	debounce  = 10 * time.Millisecond
 	// patience is for a machine that does much else.
 	patience = 30 * time.Second
