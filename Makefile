@@ -231,7 +231,7 @@ fmt: ## Format
 
 ##@ Deploy
 # An overlay that names the image for the Pods and for the hold, and takes in
-# COMPONENTS of config: fail, kube-ovn, prometheus, prometheus/ports, services, startup-taint.
+# COMPONENTS of config: fail, kube-ovn, kube-ovn/services, prometheus, prometheus/ports, services, startup-taint.
 # DEPLOY is where it is written below build: two clusters at a time need two.
 COMPONENTS ?=
 DEPLOY ?= deploy

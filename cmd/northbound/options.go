@@ -26,6 +26,7 @@ type options struct {
 	Key                string
 	Certificate        string
 	CA                 string
+	Services           bool
 	Namespace          string
 	HubService         string
 	CAConfigMap        string
@@ -56,6 +57,9 @@ func (o *options) AddFlags(fs *pflag.FlagSet) {
 		"Certificate for that key, in PEM.")
 	fs.StringVar(&o.CA, "northbound-ca", o.CA,
 		"Certificate of who signed those of the servers at ssl: addresses, in PEM.")
+	fs.BoolVar(&o.Services, "services", o.Services,
+		"Watch Services and EndpointSlices, and say of which the database lacks the ClusterIP beside the Pods behind it. "+
+			"For Kube-OVN up to 1.15, which puts it there; needs the component config/kube-ovn/services.")
 	fs.StringVar(&o.Namespace, "namespace", o.Namespace,
 		"Namespace that Policy Gate is installed in. Nothing is watched in any other.")
 	fs.StringVar(&o.HubService, "hub-service", o.HubService,

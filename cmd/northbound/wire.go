@@ -20,6 +20,7 @@ import (
 
 	"github.com/policygate/policygate/agent/confirm"
 	"github.com/policygate/policygate/agent/northbound"
+	"github.com/policygate/policygate/agent/northbound/services"
 	"github.com/policygate/policygate/agent/session"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
@@ -51,6 +52,12 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	database = northbound.New(northbound.Views(client))
 	bumper := northbound.NewBumper(northbound.Increments(client), clock.RealClock{})
 
+	var surveyor confirm.Surveyor = database
+	watch := func(context.Context) error { return nil }
+	if o.Services {
+		linking := services.New(database, api)
+		surveyor, watch = linking, linking.Run
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var confirmer *confirm.Confirmer // made below, and before any session
@@ -65,7 +72,7 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	})
 	confirmer = confirm.New(confirm.Options{
 		Dataplane: dataplane{database}, Reports: sessions,
-		Surveyor: database, States: sessions,
+		Surveyor: surveyor, States: sessions,
 		Notices: database, Coverer: bumper,
 		Clock: clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
 	})
@@ -85,6 +92,7 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return client.Run(ctx) })
 	group.Go(func() error { return bumper.Run(ctx) })
+	group.Go(func() error { return watch(ctx) })
 	group.Go(func() error { return confirmer.Run(ctx) })
 	group.Go(func() error { return sessions.Run(ctx, confirmer, releases{log.WithName("session")}) })
 	group.Go(func() error { return discovery.Run(ctx, sessions) })

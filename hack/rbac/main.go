@@ -46,6 +46,7 @@ func generated() []role {
 		{name: "policygate-doctor", account: "policygate-doctor", file: "config/rbac/question_roles.yaml"},
 		// Rights that only a component of config gives.
 		{name: "policygate-northbound", account: "policygate-northbound", file: "config/kube-ovn/role.yaml"},
+		{name: "policygate-northbound-services", account: "policygate-northbound", file: "config/kube-ovn/services/role.yaml"},
 		{name: "policygate-manager-services", account: "policygate-manager", file: "config/services/role.yaml"},
 		{name: "policygate-manager-startup-taint", account: "policygate-manager", file: "config/startup-taint/role.yaml"},
 	}

@@ -17,6 +17,9 @@ const (
 	// RemarkIPVS: virtual servers are in the kernel, whose packets take other
 	// ways.
 	RemarkIPVS = "IPVS"
+	// RemarkUnlinkedServices: ClusterIPs are not in all of OVN's address sets in
+	// which Kube-OVN up to 1.15 puts them.
+	RemarkUnlinkedServices = "UnlinkedServices"
 	// RemarkUnjudgedPorts: of some Pods on OVN's ports nothing can be concluded,
 	// and the text says why.
 	RemarkUnjudgedPorts = "UnjudgedPorts"

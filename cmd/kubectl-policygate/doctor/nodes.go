@@ -95,6 +95,9 @@ func meaning(kind string) (text, do string) {
 	case hubv1.RemarkIPVS:
 		return "virtual servers (IPVS) are in the kernel, whose packets take other ways",
 			"Connections to Services cannot be judged; those between Pods can."
+	case hubv1.RemarkUnlinkedServices:
+		return "kube-ovn-controller has not put ClusterIPs of Services into all address sets of policies that reach their Pods",
+			"If it stays so, see the queue and the log of kube-ovn-controller. Without OVN's load balancers, egress to these ClusterIPs is refused until then."
 	case hubv1.RemarkUnjudgedPorts:
 		return "of some Pods on OVN's ports nothing can be concluded",
 			"Gates of those Pods, and of Pods whose rules name them, run into their timeouts: see the reason. Pods with several logical ports are not judged."
