@@ -133,10 +133,12 @@ func TestLeaderThatDies(t *testing.T) {
 		if only(t, v, "NB_Global") != only(t, before, "NB_Global") {
 			t.Error("a row that did not change is another one")
 		}
-		lines := inSync(c.logged.drain())
-		if len(lines) == 0 {
-			t.Error("nothing was logged of being in sync")
-		}
+		// It is logged after the view is there.
+		var lines []string
+		await(t, "it is logged that it is in sync", func() bool {
+			lines = append(lines, inSync(c.logged.drain())...)
+			return len(lines) > 0
+		})
 		for _, line := range lines {
 			if !strings.Contains(line, `"resumed"=true`) {
 				t.Errorf("all rows were sent again: %s", line)

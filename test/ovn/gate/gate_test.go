@@ -223,5 +223,8 @@ func testPausedController(c *cluster) {
 	took := second.awaitOpen()
 	c.Logf("the second server's gate opened after %v while n2's ovn-controller was paused", took)
 	c.must(clientNode.ResumeController(c.Context()))
+	// The client's gate was open before there was this server: nobody has waited
+	// for the client's node to know it.
+	c.must(c.ovn.Settle(c.Context()))
 	client.dials(second, fixture.Open)
 }
