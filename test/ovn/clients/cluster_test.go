@@ -111,7 +111,15 @@ func TestLeaderThatDies(t *testing.T) {
 	leader.transact(object{"op": "insert", "table": "Address_Set", "row": object{"name": "large", "addresses": set(addresses...)}})
 	c := follow(t, ovsdb.Options{Endpoints: all.endpoints(), Leader: true})
 	c.awaitView("it is in sync", func(v *ovsdb.View) bool { return v.Len("NB_Global") == 1 })
-	c.logged.drain()
+	// It is logged after the view is there.
+	logged := func() (lines []string) {
+		await(t, "it is logged that it is in sync", func() bool {
+			lines = append(lines, inSync(c.logged.drain())...)
+			return len(lines) > 0
+		})
+		return lines
+	}
+	logged()
 	for round := range 2 {
 		n, err := c.Increment(t.Context(), "NB_Global", "nb_cfg")
 		if err != nil {
@@ -133,13 +141,7 @@ func TestLeaderThatDies(t *testing.T) {
 		if only(t, v, "NB_Global") != only(t, before, "NB_Global") {
 			t.Error("a row that did not change is another one")
 		}
-		// It is logged after the view is there.
-		var lines []string
-		await(t, "it is logged that it is in sync", func() bool {
-			lines = append(lines, inSync(c.logged.drain())...)
-			return len(lines) > 0
-		})
-		for _, line := range lines {
+		for _, line := range logged() {
 			if !strings.Contains(line, `"resumed"=true`) {
 				t.Errorf("all rows were sent again: %s", line)
 			}
