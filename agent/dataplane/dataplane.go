@@ -9,6 +9,9 @@
 // as what a tunnel carries. All others are netfilter's. So what a subject is
 // asked about may be of two moments, one of each.
 //
+// It also has the looks of either, and of the northbound database, asked in the
+// words of package confirm, which none of them imports: see Look.
+//
 // The package judges nothing, and reads neither the kernel nor a database.
 package dataplane
 

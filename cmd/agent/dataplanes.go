@@ -114,11 +114,7 @@ type netfilterPart struct{ *kernel.Netfilter }
 
 // Look implements confirm.Dataplane.
 func (p netfilterPart) Look(ctx context.Context) (confirm.Look, error) {
-	look, err := p.Netfilter.Look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return netfilterLook{look}, nil
+	return dataplane.Look[kernel.Question, kernel.Answer](p.Netfilter.Look(ctx))
 }
 
 // Survey implements confirm.Surveyor.
@@ -130,36 +126,12 @@ func (p netfilterPart) Survey(ctx context.Context) (*hubv1.State, error) {
 	return stateOf(survey), nil
 }
 
-// netfilterLook is one of its looks.
-type netfilterLook struct{ *kernel.Look }
-
-// Together implements confirm.Look.
-func (l netfilterLook) Together(ctx context.Context, questions []confirm.Question) ([]confirm.Answer, error) {
-	asked := make([]kernel.Question, len(questions))
-	for i, q := range questions {
-		asked[i] = kernel.Question(q)
-	}
-	answers, err := l.Look.Together(ctx, asked)
-	if err != nil {
-		return nil, err
-	}
-	all := make([]confirm.Answer, len(answers))
-	for i, a := range answers {
-		all[i] = confirm.Answer(a)
-	}
-	return all, nil
-}
-
 // ovnPart is the OVN dataplane as package confirm consumes it.
 type ovnPart struct{ *ovn.Dataplane }
 
 // Look implements confirm.Dataplane.
 func (p ovnPart) Look(ctx context.Context) (confirm.Look, error) {
-	look, err := p.Dataplane.Look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return ovnLook{look}, nil
+	return dataplane.Look[ovn.Question, ovn.Answer](p.Dataplane.Look(ctx))
 }
 
 // Survey implements confirm.Surveyor.
@@ -178,24 +150,4 @@ func (p ovnPart) Survey(ctx context.Context) (*hubv1.State, error) {
 		}}
 	}
 	return state, nil
-}
-
-// ovnLook is one of its looks.
-type ovnLook struct{ *ovn.Look }
-
-// Together implements confirm.Look.
-func (l ovnLook) Together(ctx context.Context, questions []confirm.Question) ([]confirm.Answer, error) {
-	asked := make([]ovn.Question, len(questions))
-	for i, q := range questions {
-		asked[i] = ovn.Question(q)
-	}
-	answers, err := l.Look.Together(ctx, asked)
-	if err != nil {
-		return nil, err
-	}
-	all := make([]confirm.Answer, len(answers))
-	for i, a := range answers {
-		all[i] = confirm.Answer(a)
-	}
-	return all, nil
 }

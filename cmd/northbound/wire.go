@@ -19,6 +19,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
+	"github.com/policygate/policygate/agent/dataplane"
 	"github.com/policygate/policygate/agent/northbound"
 	"github.com/policygate/policygate/agent/northbound/services"
 	"github.com/policygate/policygate/agent/session"
@@ -71,7 +72,7 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 		Clock:  clock.RealClock{}, Log: log.WithName("session"), Registerer: registry,
 	})
 	confirmer = confirm.New(confirm.Options{
-		Dataplane: dataplane{database}, Reports: sessions,
+		Dataplane: part{database}, Reports: sessions,
 		Surveyor: surveyor, States: sessions,
 		Notices: database, Coverer: bumper,
 		Clock: clock.RealClock{}, Log: log.WithName("confirm"), Registerer: registry,
@@ -108,36 +109,12 @@ func (r releases) Release(m *hubv1.Release) {
 	r.log.Info("A release came, and is dropped: no Pod runs on the northbound database", "uid", m.GetSubject().GetUid())
 }
 
-// dataplane is the northbound database as package confirm consumes it.
-type dataplane struct{ *northbound.Dataplane }
+// part is the northbound database as package confirm consumes it.
+type part struct{ *northbound.Dataplane }
 
 // Look implements confirm.Dataplane.
-func (d dataplane) Look(ctx context.Context) (confirm.Look, error) {
-	look, err := d.Dataplane.Look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return dataplaneLook{look}, nil
-}
-
-// dataplaneLook is one of its looks.
-type dataplaneLook struct{ *northbound.Look }
-
-// Together implements confirm.Look.
-func (l dataplaneLook) Together(ctx context.Context, questions []confirm.Question) ([]confirm.Answer, error) {
-	asked := make([]northbound.Question, len(questions))
-	for i, q := range questions {
-		asked[i] = northbound.Question(q)
-	}
-	answers, err := l.Look.Together(ctx, asked)
-	if err != nil {
-		return nil, err
-	}
-	all := make([]confirm.Answer, len(answers))
-	for i, a := range answers {
-		all[i] = confirm.Answer(a)
-	}
-	return all, nil
+func (p part) Look(ctx context.Context) (confirm.Look, error) {
+	return dataplane.Look[northbound.Question, northbound.Answer](p.Dataplane.Look(ctx))
 }
 
 // clientConfig returns how to reach the API server: by the kubeconfig, or as
