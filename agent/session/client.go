@@ -6,6 +6,7 @@ package session
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"sync"
@@ -150,6 +151,15 @@ func (c *Client) trusted() *x509.CertPool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.roots
+}
+
+// Ready returns nil if a session with any replica is past its full sync, else an
+// error that says so.
+func (c *Client) Ready() error {
+	if !c.Synced() {
+		return errors.New("no session with a replica of the manager is synced")
+	}
+	return nil
 }
 
 // Synced reports whether a session with any replica is past its full sync.

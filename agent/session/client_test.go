@@ -300,6 +300,9 @@ func TestSessionPassesOnWhatTheHubSaysAndReports(t *testing.T) {
 	if !slices.Equal(s.tokens, []string{"Bearer first"}) {
 		t.Errorf("authorization %q, want one Bearer token without the newline", s.tokens)
 	}
+	if err := f.Ready(); err == nil || !strings.Contains(err.Error(), "no session") {
+		t.Errorf("ready is %v, want no session", err)
+	}
 	if f.Synced() {
 		t.Error("synced before the hub said so")
 	}
@@ -309,6 +312,9 @@ func TestSessionPassesOnWhatTheHubSaysAndReports(t *testing.T) {
 		&hubv1.HubMessage{},
 	)
 	f.await(t, "a assign u 4", "a forget before 1", "a withdraw v", "release u")
+	if err := f.Ready(); err != nil {
+		t.Error(err)
+	}
 	if !f.Synced() {
 		t.Error("not synced after the hub said so")
 	}

@@ -13,11 +13,9 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/policygate/policygate/agent/serve"
 	"github.com/policygate/policygate/api/v1alpha1"
 )
-
-// addressOff turns a server off.
-const addressOff = "0"
 
 // options are what the command line says.
 type options struct {
@@ -116,7 +114,7 @@ func (o *options) Validate() error {
 // isBindAddress reports whether a is something that a server can bind to, or
 // turns it off.
 func isBindAddress(a string) bool {
-	if a == addressOff {
+	if a == serve.Off {
 		return true
 	}
 	_, port, err := net.SplitHostPort(a)

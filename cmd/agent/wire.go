@@ -11,6 +11,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/clock"
@@ -18,6 +19,7 @@ import (
 	"github.com/policygate/policygate/agent/confirm"
 	"github.com/policygate/policygate/agent/kernel"
 	"github.com/policygate/policygate/agent/reporter"
+	"github.com/policygate/policygate/agent/serve"
 	"github.com/policygate/policygate/agent/session"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 )
@@ -80,7 +82,10 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	group.Go(func() error { return gates.Run(ctx) })
 	group.Go(func() error { return sessions.Run(ctx, confirmer, gates) })
 	group.Go(func() error { return discovery.Run(ctx, sessions) })
-	group.Go(func() error { return serve(ctx, o.MetricsBindAddress, newHandler(registry, sessions.Synced)) })
+	// A compressor takes more memory than all of the metrics, which are read on
+	// the node or near it.
+	metrics := promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})
+	group.Go(func() error { return serve.Serve(ctx, o.MetricsBindAddress, serve.Handler(metrics, sessions.Ready)) })
 	return group.Wait()
 }
 

@@ -4,15 +4,10 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
@@ -116,51 +111,5 @@ func TestTLSNeedsAllItsFiles(t *testing.T) {
 	got := parsed(t, someServer, "--northbound-key=/k", "--northbound-certificate=/c", "--northbound-ca=/a").tls()
 	if diff := cmp.Diff(&ovsdb.TLS{Certificate: "/c", PrivateKey: "/k", CA: "/a"}, got); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestHandler(t *testing.T) {
-	t.Parallel()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "x_looks", Help: "Looks taken."}))
-	for name, tc := range map[string]struct {
-		path  string
-		ready error
-		code  int
-		body  string
-	}{
-		"it lives without a view":           {path: "/healthz", ready: errors.New("no view"), code: http.StatusOK},
-		"it is not ready without one":       {path: "/readyz", ready: errors.New("no view"), code: http.StatusServiceUnavailable, body: "no view"},
-		"it is ready":                       {path: "/readyz", code: http.StatusOK},
-		"it has metrics":                    {path: "/metrics", code: http.StatusOK, body: "x_looks 0"},
-		"nothing else is served (no pprof)": {path: "/debug/pprof/", code: http.StatusNotFound},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := httptest.NewRecorder()
-			newHandler(registry, func() error { return tc.ready }).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, tc.path, nil))
-			if w.Code != tc.code || !strings.Contains(w.Body.String(), tc.body) {
-				t.Errorf("%d %q, want %d with %q", w.Code, w.Body, tc.code, tc.body)
-			}
-		})
-	}
-}
-
-func TestServeEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	for name, address := range map[string]string{"serving": "127.0.0.1:0", "off": addressOff} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- serve(ctx, address, http.NotFoundHandler()) }()
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	if err := serve(t.Context(), "256.0.0.1:1", http.NotFoundHandler()); err == nil {
-		t.Error("served at an address that is none")
 	}
 }

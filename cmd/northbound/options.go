@@ -14,11 +14,9 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/policygate/policygate/agent/serve"
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
 )
-
-// addressOff turns a server off.
-const addressOff = "0"
 
 // options are what the command line says.
 type options struct {
@@ -113,7 +111,7 @@ func (o *options) Validate() error {
 	if !filepath.IsAbs(o.TokenFile) {
 		wrong("token-file", o.TokenFile, "an absolute path")
 	}
-	if o.MetricsBindAddress != addressOff && !isHostPort(o.MetricsBindAddress) {
+	if o.MetricsBindAddress != serve.Off && !isHostPort(o.MetricsBindAddress) {
 		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")
 	}
 	return errors.Join(errs...)

@@ -5,13 +5,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -22,6 +22,7 @@ import (
 	"github.com/policygate/policygate/agent/dataplane"
 	"github.com/policygate/policygate/agent/northbound"
 	"github.com/policygate/policygate/agent/northbound/services"
+	"github.com/policygate/policygate/agent/serve"
 	"github.com/policygate/policygate/agent/session"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
@@ -82,12 +83,13 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 		Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
 	}
 	ready := func() error {
-		if !sessions.Synced() {
-			return errors.New("no session with a replica of the manager is synced")
+		if err := sessions.Ready(); err != nil {
+			return err
 		}
 		_, err := client.View()
 		return err
 	}
+	metrics := promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 
 	log.Info("It starts", "version", version(), "northbound", o.Northbound)
 	group, ctx := errgroup.WithContext(ctx)
@@ -97,7 +99,7 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	group.Go(func() error { return confirmer.Run(ctx) })
 	group.Go(func() error { return sessions.Run(ctx, confirmer, releases{log.WithName("session")}) })
 	group.Go(func() error { return discovery.Run(ctx, sessions) })
-	group.Go(func() error { return serve(ctx, o.MetricsBindAddress, newHandler(registry, ready)) })
+	group.Go(func() error { return serve.Serve(ctx, o.MetricsBindAddress, serve.Handler(metrics, ready)) })
 	return group.Wait()
 }
 

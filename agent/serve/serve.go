@@ -1,7 +1,9 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package serve serves what agents say of themselves beside their work: metrics,
+// whether they live, and whether they are of use. It knows neither.
+package serve
 
 import (
 	"context"
@@ -10,9 +12,6 @@ import (
 	"net"
 	"net/http"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 const (
@@ -22,11 +21,11 @@ const (
 	shutdownTimeout = time.Second
 )
 
-// newHandler returns what is served beside the work: metrics, whether it lives,
-// and whether it is of use: ready returns why not, or nil.
-func newHandler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
+// Handler serves metrics at /metrics, /healthz, and /readyz: ready returns why the
+// process is not of use, or nil.
+func Handler(metrics http.Handler, ready func() error) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusOK)
 	})
@@ -40,10 +39,13 @@ func newHandler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
 	return mux
 }
 
-// serve serves the handler until ctx ends. It returns an error if it cannot
-// listen.
-func serve(ctx context.Context, address string, handler http.Handler) error {
-	if address == addressOff {
+// Off is the address at which nothing is served.
+const Off = "0"
+
+// Serve serves the handler at the address until ctx ends, and returns nil then. It
+// returns an error if it cannot listen.
+func Serve(ctx context.Context, address string, handler http.Handler) error {
+	if address == Off {
 		<-ctx.Done()
 		return nil
 	}

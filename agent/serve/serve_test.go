@@ -1,10 +1,11 @@
 // Copyright The Policy Gate Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package serve
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 func TestHandler(t *testing.T) {
@@ -20,19 +22,20 @@ func TestHandler(t *testing.T) {
 	registry.MustRegister(gauge)
 	for name, tc := range map[string]struct {
 		path  string
-		ready bool
+		ready error
 		code  int
 		body  string
 	}{
-		"it lives without a session":        {path: "/healthz", code: http.StatusOK},
-		"it is not ready without one":       {path: "/readyz", code: http.StatusServiceUnavailable, body: "no session"},
-		"it is ready with one":              {path: "/readyz", ready: true, code: http.StatusOK},
+		"it lives without a session":        {path: "/healthz", ready: errors.New("no session"), code: http.StatusOK},
+		"it is not ready without one":       {path: "/readyz", ready: errors.New("no session"), code: http.StatusServiceUnavailable, body: "no session"},
+		"it is ready with one":              {path: "/readyz", code: http.StatusOK},
 		"metrics are those of the agent":    {path: "/metrics", code: http.StatusOK, body: "x_looks 0"},
 		"nothing else is served (no pprof)": {path: "/debug/pprof/", code: http.StatusNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := httptest.NewRecorder()
-			newHandler(registry, func() bool { return tc.ready }).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, tc.path, nil))
+			handler := Handler(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), func() error { return tc.ready })
+			handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, tc.path, nil))
 			if w.Code != tc.code || !strings.Contains(w.Body.String(), tc.body) {
 				t.Errorf("%d %q, want %d with %q", w.Code, w.Body, tc.code, tc.body)
 			}
@@ -41,11 +44,11 @@ func TestHandler(t *testing.T) {
 }
 
 func TestServeEndsWithItsContext(t *testing.T) {
-	for name, address := range map[string]string{"serving": "127.0.0.1:0", "off": addressOff} {
+	for name, address := range map[string]string{"serving": "127.0.0.1:0", "off": Off} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
-			go func() { done <- serve(ctx, address, http.NotFoundHandler()) }()
+			go func() { done <- Serve(ctx, address, http.NotFoundHandler()) }()
 			select {
 			case err := <-done:
 				t.Fatalf("ended at once: %v", err)
@@ -60,7 +63,10 @@ func TestServeEndsWithItsContext(t *testing.T) {
 }
 
 func TestServeSaysWhereItCannotListen(t *testing.T) {
-	err := serve(t.Context(), "192.0.2.1:1", http.NotFoundHandler())
+	if err := Serve(t.Context(), "256.0.0.1:1", http.NotFoundHandler()); err == nil {
+		t.Error("served at an address that is none")
+	}
+	err := Serve(t.Context(), "192.0.2.1:1", http.NotFoundHandler())
 	if err == nil || !strings.Contains(err.Error(), "192.0.2.1:1") {
 		t.Errorf("error %v, want one that names the address", err)
 	}
