@@ -151,8 +151,10 @@ test-apiserver: kube ## Tests against a real API server alone
 	KUBEBUILDER_ASSETS=$(CURDIR)/build/kube/bin go test -count=1 -tags apiserver ./agent/reporter/... ./cmd/manager/... ./config/policy/... ./controllers/explain/... ./controllers/hub/... ./controllers/policystatus/... ./controllers/startup/... ./webhook ./test/bench/apiserver/...
 
 .PHONY: test-e2e
-test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too)
-	cd test/e2e && go test -count=1 -timeout 60m -p 1 -parallel 2 -v ./...
+test-e2e: kube ## Real clusters from creation to the first packet (root; ENGINE=kube-router too; RUN= for some); all that is said is in build/e2e.json
+	@mkdir -p build
+	cd test/e2e && go tool -modfile=../../hack/testsum.mod gotestsum --format testname --jsonfile $(CURDIR)/build/e2e.json -- \
+	  -count=1 -timeout 60m -p 1 -parallel 2 $(if $(RUN),-run '$(RUN)') ./...
 
 .PHONY: chaos
 chaos: NODES = 3
