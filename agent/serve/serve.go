@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -41,6 +42,20 @@ func Handler(metrics http.Handler, ready func() error) http.Handler {
 
 // Off is the address at which nothing is served.
 const Off = "0"
+
+// IsAddress reports whether Serve can be asked for the address: a host, which
+// may be empty, and a port, or Off.
+func IsAddress(a string) bool {
+	if a == Off {
+		return true
+	}
+	_, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
 
 // Serve serves the handler at the address until ctx ends, and returns nil then. It
 // returns an error if it cannot listen.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/policygate/policygate/agent/session"
 )
 
 func nodeName(name string) string {
@@ -31,15 +33,12 @@ func TestFlags(t *testing.T) {
 		want *options
 	}{
 		"none": {want: &options{
-			NodeName: "n1", Namespace: "policygate-system", HubService: "policygate-hub", CAConfigMap: "policygate-ca",
-			TokenFile: "/var/run/secrets/policygate/token", ConditionType: "policygate.io/PolicyProgrammed",
+			NodeName: "n1", Hub: session.DefaultHub(),
+			ConditionType:      "policygate.io/PolicyProgrammed",
 			MetricsBindAddress: "127.0.0.1:9445", XtablesLock: "/run/xtables.lock",
 		}},
 		"--node-name":            {args: []string{"--node-name=n2"}, want: defaults(func(o *options) { o.NodeName = "n2" })},
-		"--namespace":            {args: []string{"--namespace=gate"}, want: defaults(func(o *options) { o.Namespace = "gate" })},
-		"--hub-service":          {args: []string{"--hub-service=hub"}, want: defaults(func(o *options) { o.HubService = "hub" })},
-		"--ca-configmap":         {args: []string{"--ca-configmap=ca"}, want: defaults(func(o *options) { o.CAConfigMap = "ca" })},
-		"--token-file":           {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.TokenFile = "/t" })},
+		"--token-file":           {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.Hub.TokenFile = "/t" })},
 		"--condition-type":       {args: []string{"--condition-type=x.io/Y"}, want: defaults(func(o *options) { o.ConditionType = "x.io/Y" })},
 		"--kubeconfig":           {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
 		"--metrics-bind-address": {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
@@ -74,16 +73,13 @@ func TestValidateNamesEachWrongFlag(t *testing.T) {
 		want   []string
 	}{
 		"no node name":      {change: func(o *options) { o.NodeName = "" }, want: []string{`--node-name "": want the name of a node`}},
-		"a namespace":       {change: func(o *options) { o.Namespace = "a.b" }, want: []string{`--namespace "a.b": want `}},
-		"a Service":         {change: func(o *options) { o.HubService = "1x" }, want: []string{`--hub-service "1x": want `}},
-		"a ConfigMap":       {change: func(o *options) { o.CAConfigMap = "A" }, want: []string{`--ca-configmap "A": want `}},
-		"a relative path":   {change: func(o *options) { o.TokenFile = "token" }, want: []string{`--token-file "token": want an absolute path`}},
+		"a relative path":   {change: func(o *options) { o.Hub.TokenFile = "token" }, want: []string{`--token-file "token": want an absolute path`}},
 		"a lock file":       {change: func(o *options) { o.XtablesLock = "lock" }, want: []string{`--xtables-lock "lock": want an absolute path`}},
 		"OVS' directory":    {change: func(o *options) { o.OVSRunDir = "ovs" }, want: []string{`--ovs-run-dir "ovs": want an absolute path`}},
 		"a condition type":  {change: func(o *options) { o.ConditionType = "a b" }, want: []string{`--condition-type "a b": want `}},
 		"no port":           {change: func(o *options) { o.MetricsBindAddress = "127.0.0.1" }, want: []string{`--metrics-bind-address "127.0.0.1": want `}},
 		"a port too large":  {change: func(o *options) { o.MetricsBindAddress = ":65536" }, want: []string{`--metrics-bind-address ":65536": want `}},
-		"several are named": {change: func(o *options) { o.NodeName, o.TokenFile = "", "" }, want: []string{"--node-name", "--token-file"}},
+		"several are named": {change: func(o *options) { o.NodeName, o.Hub.TokenFile = "", "" }, want: []string{"--node-name", "--token-file"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOptions(nodeName)
@@ -101,13 +97,6 @@ func TestValidateNamesEachWrongFlag(t *testing.T) {
 	}
 }
 
-func TestTheHubIsNamedAsItsService(t *testing.T) {
-	o := newOptions(nodeName)
-	if got, want := o.serverName(), "policygate-hub.policygate-system.svc"; got != want {
-		t.Errorf("server name %q, want %q", got, want)
-	}
-}
-
 func FuzzOptions(f *testing.F) {
 	f.Add("n1", "--namespace=gate --metrics-bind-address=0")
 	f.Add("", "--node-name=n2 --token-file=t --xtables-lock=")
@@ -122,8 +111,8 @@ func FuzzOptions(f *testing.F) {
 			return
 		}
 		// What is taken can be a part of names and paths.
-		if !filepath.IsAbs(o.TokenFile) || strings.ContainsAny(o.serverName()+o.NodeName, "/ \x00") ||
-			strings.Count(o.serverName(), ".") != 2 || o.CAConfigMap == "" {
+		if !filepath.IsAbs(o.Hub.TokenFile) || strings.ContainsAny(o.Hub.ServerName()+o.NodeName, "/ \x00") ||
+			strings.Count(o.Hub.ServerName(), ".") != 2 || o.Hub.CAConfigMap == "" {
 			t.Fatalf("node %q and %q are taken as %+v", node, line, o)
 		}
 	})

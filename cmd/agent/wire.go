@@ -51,8 +51,8 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	}()
 	var confirmer *confirm.Confirmer // made below, and before any session
 	sessions := session.New(session.Options{
-		ServerName: o.serverName(),
-		TokenFile:  o.TokenFile,
+		ServerName: o.Hub.ServerName(),
+		TokenFile:  o.Hub.TokenFile,
 		Hello: func(ctx context.Context) *hubv1.Hello {
 			return &hubv1.Hello{Version: version(), BootId: bootID, State: confirmer.State(ctx)}
 		},
@@ -72,7 +72,7 @@ func runAgent(ctx context.Context, o *options, log logr.Logger) error {
 	})
 	discovery := &session.Discovery{
 		CoreV1: api.coreV1, DiscoveryV1: api.discoveryV1,
-		Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
+		Namespace: o.Hub.Namespace, Service: o.Hub.Service, ConfigMap: o.Hub.CAConfigMap, Log: log.WithName("discovery"),
 	}
 
 	log.Info("The agent starts", "version", version(), "bootID", bootID)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
+	"github.com/policygate/policygate/agent/session"
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
 )
 
@@ -39,8 +40,8 @@ func TestFlags(t *testing.T) {
 		want *options
 	}{
 		"none but the required one": {want: &options{
-			Northbound: []string{"tcp:ovn-nb:6641"}, Namespace: "policygate-system", HubService: "policygate-hub", CAConfigMap: "policygate-ca",
-			TokenFile: "/var/run/secrets/policygate/token", MetricsBindAddress: ":9445",
+			Northbound: []string{"tcp:ovn-nb:6641"}, Hub: session.DefaultHub(),
+			MetricsBindAddress: ":9445",
 		}},
 		"several servers": {
 			args: []string{"--northbound=tcp:[fd00::1]:6641", "--northbound=unix:/run/ovn/ovnnb_db.sock"},
@@ -54,10 +55,7 @@ func TestFlags(t *testing.T) {
 				o.Northbound, o.Key, o.Certificate, o.CA = append(o.Northbound, "ssl:ovn-nb:6641"), "/k", "/c", "/a"
 			}),
 		},
-		"--namespace":            {args: []string{"--namespace=gate"}, want: defaults(func(o *options) { o.Namespace = "gate" })},
-		"--hub-service":          {args: []string{"--hub-service=hub"}, want: defaults(func(o *options) { o.HubService = "hub" })},
-		"--ca-configmap":         {args: []string{"--ca-configmap=ca"}, want: defaults(func(o *options) { o.CAConfigMap = "ca" })},
-		"--token-file":           {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.TokenFile = "/t" })},
+		"--token-file":           {args: []string{"--token-file=/t"}, want: defaults(func(o *options) { o.Hub.TokenFile = "/t" })},
 		"--kubeconfig":           {args: []string{"--kubeconfig=/k"}, want: defaults(func(o *options) { o.Kubeconfig = "/k" })},
 		"--metrics-bind-address": {args: []string{"--metrics-bind-address=0"}, want: defaults(func(o *options) { o.MetricsBindAddress = "0" })},
 	} {
@@ -80,18 +78,15 @@ func TestValidateNamesWhatIsWrong(t *testing.T) {
 		args []string
 		want string
 	}{
-		"no server":                {want: `--northbound "": want the address`},
-		"a server without a port":  {args: []string{"--northbound=tcp:ovn-nb"}, want: `--northbound "tcp:ovn-nb": want tcp:HOST:PORT`},
-		"a server without a host":  {args: []string{"--northbound=tcp::6641"}, want: `--northbound "tcp::6641"`},
-		"another protocol":         {args: []string{"--northbound=http://x:1"}, want: `--northbound "http://x:1"`},
-		"a relative socket":        {args: []string{"--northbound=unix:nb.sock"}, want: `--northbound "unix:nb.sock"`},
-		"TLS without a key":        {args: []string{"--northbound=ssl:a:1", "--northbound-certificate=/c", "--northbound-ca=/a"}, want: `--northbound-key "": want a file`},
-		"a relative key":           {args: []string{someServer, "--northbound-key=k"}, want: `--northbound-key "k": want an absolute path`},
-		"a namespace of two words": {args: []string{someServer, "--namespace=a b"}, want: `--namespace "a b"`},
-		"a Service that is none":   {args: []string{someServer, "--hub-service=1"}, want: `--hub-service "1"`},
-		"a ConfigMap that is none": {args: []string{someServer, "--ca-configmap="}, want: `--ca-configmap ""`},
-		"a relative token":         {args: []string{someServer, "--token-file=t"}, want: `--token-file "t"`},
-		"no port for metrics":      {args: []string{someServer, "--metrics-bind-address=x"}, want: `--metrics-bind-address "x"`},
+		"no server":               {want: `--northbound "": want the address`},
+		"a server without a port": {args: []string{"--northbound=tcp:ovn-nb"}, want: `--northbound "tcp:ovn-nb": want tcp:HOST:PORT`},
+		"a server without a host": {args: []string{"--northbound=tcp::6641"}, want: `--northbound "tcp::6641"`},
+		"another protocol":        {args: []string{"--northbound=http://x:1"}, want: `--northbound "http://x:1"`},
+		"a relative socket":       {args: []string{"--northbound=unix:nb.sock"}, want: `--northbound "unix:nb.sock"`},
+		"TLS without a key":       {args: []string{"--northbound=ssl:a:1", "--northbound-certificate=/c", "--northbound-ca=/a"}, want: `--northbound-key "": want a file`},
+		"a relative key":          {args: []string{someServer, "--northbound-key=k"}, want: `--northbound-key "k": want an absolute path`},
+		"a relative token":        {args: []string{someServer, "--token-file=t"}, want: `--token-file "t"`},
+		"no port for metrics":     {args: []string{someServer, "--metrics-bind-address=x"}, want: `--metrics-bind-address "x"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -12,9 +12,9 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/policygate/policygate/agent/serve"
+	"github.com/policygate/policygate/agent/session"
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
 )
 
@@ -25,23 +25,14 @@ type options struct {
 	Certificate        string
 	CA                 string
 	Services           bool
-	Namespace          string
-	HubService         string
-	CAConfigMap        string
-	TokenFile          string
+	Hub                session.Hub
 	Kubeconfig         string
 	MetricsBindAddress string
 }
 
 // newOptions returns the defaults.
 func newOptions() *options {
-	return &options{ //nolint:gosec // The token file is a path, not a credential.
-		Namespace:          "policygate-system",
-		HubService:         "policygate-hub",
-		CAConfigMap:        "policygate-ca",
-		TokenFile:          "/var/run/secrets/policygate/token",
-		MetricsBindAddress: ":9445",
-	}
+	return &options{Hub: session.DefaultHub(), MetricsBindAddress: ":9445"}
 }
 
 // AddFlags adds the flags that set o, with o's values as defaults.
@@ -58,16 +49,7 @@ func (o *options) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.Services, "services", o.Services,
 		"Watch Services and EndpointSlices, and say of which the database lacks the ClusterIP beside the Pods behind it. "+
 			"For Kube-OVN up to 1.15, which puts it there; needs the component config/kube-ovn/services.")
-	fs.StringVar(&o.Namespace, "namespace", o.Namespace,
-		"Namespace that Policy Gate is installed in. Nothing is watched in any other.")
-	fs.StringVar(&o.HubService, "hub-service", o.HubService,
-		"Service of the manager's hub. Its EndpointSlices are watched to find each replica, and <service>.<namespace>.svc "+
-			"is the name that the replicas' certificates must be for.")
-	fs.StringVar(&o.CAConfigMap, "ca-configmap", o.CAConfigMap,
-		"ConfigMap whose key ca.crt holds the certificates to trust the hub by. It is watched, since the manager rotates them.")
-	fs.StringVar(&o.TokenFile, "token-file", o.TokenFile,
-		"Projected ServiceAccount token of audience policygate-hub, which proves to the hub who speaks. It is read anew for "+
-			"each session, since the kubelet replaces it.")
+	o.Hub.AddFlags(fs)
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig,
 		"Kubeconfig to reach the API server by, to run outside of a Pod. Empty: the Pod's ServiceAccount.")
 	fs.StringVar(&o.MetricsBindAddress, "metrics-bind-address", o.MetricsBindAddress,
@@ -99,19 +81,8 @@ func (o *options) Validate() error {
 			wrong(flag, file, "an absolute path")
 		}
 	}
-	if problems := validation.IsDNS1123Label(o.Namespace); len(problems) > 0 {
-		wrong("namespace", o.Namespace, "the name of a namespace")
-	}
-	if problems := validation.IsDNS1035Label(o.HubService); len(problems) > 0 {
-		wrong("hub-service", o.HubService, "the name of a Service")
-	}
-	if problems := validation.IsDNS1123Subdomain(o.CAConfigMap); len(problems) > 0 {
-		wrong("ca-configmap", o.CAConfigMap, "the name of a ConfigMap")
-	}
-	if !filepath.IsAbs(o.TokenFile) {
-		wrong("token-file", o.TokenFile, "an absolute path")
-	}
-	if o.MetricsBindAddress != serve.Off && !isHostPort(o.MetricsBindAddress) {
+	errs = append(errs, o.Hub.Validate()...)
+	if !serve.IsAddress(o.MetricsBindAddress) {
 		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")
 	}
 	return errors.Join(errs...)
@@ -121,17 +92,17 @@ func (o *options) Validate() error {
 func isServer(kind, where string) bool {
 	switch kind {
 	case "tcp", "ssl":
-		return isHostPort(where) && !strings.HasPrefix(where, ":")
+		return isHostPort(where)
 	case "unix":
 		return filepath.IsAbs(where)
 	}
 	return false
 }
 
-// isHostPort reports whether a is a host, which may be empty, and a port.
+// isHostPort reports whether a is a host and a port.
 func isHostPort(a string) bool {
-	_, port, err := net.SplitHostPort(a)
-	if err != nil {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil || host == "" {
 		return false
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
@@ -145,6 +116,3 @@ func (o *options) tls() *ovsdb.TLS {
 	}
 	return &ovsdb.TLS{Certificate: o.Certificate, PrivateKey: o.Key, CA: o.CA}
 }
-
-// serverName is what the hub's certificates are for.
-func (o *options) serverName() string { return o.HubService + "." + o.Namespace + ".svc" }

@@ -64,8 +64,8 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var confirmer *confirm.Confirmer // made below, and before any session
 	sessions := session.New(session.Options{
-		ServerName: o.serverName(),
-		TokenFile:  o.TokenFile,
+		ServerName: o.Hub.ServerName(),
+		TokenFile:  o.Hub.TokenFile,
 		Hello: func(ctx context.Context) *hubv1.Hello {
 			return &hubv1.Hello{Version: version(), BootId: noBoot, State: confirmer.State(ctx)}
 		},
@@ -80,7 +80,7 @@ func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
 	})
 	discovery := &session.Discovery{
 		CoreV1: api.CoreV1().RESTClient(), DiscoveryV1: api.DiscoveryV1().RESTClient(),
-		Namespace: o.Namespace, Service: o.HubService, ConfigMap: o.CAConfigMap, Log: log.WithName("discovery"),
+		Namespace: o.Hub.Namespace, Service: o.Hub.Service, ConfigMap: o.Hub.CAConfigMap, Log: log.WithName("discovery"),
 	}
 	ready := func() error {
 		if err := sessions.Ready(); err != nil {
