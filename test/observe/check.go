@@ -34,11 +34,12 @@ func Quiet() map[string]string {
 	const absent = "it asks for what is missing"
 	const never = "a series is made when it happens first"
 	return map[string]string{
-		"alert PolicyGateManagerDown":  absent,
-		"alert PolicyGateNoGateOpens":  "gates open",
-		"alert PolicyGateInconclusive": never,
-		"alert PolicyGateLooksFail":    never,
-		"alert PolicyGateListsFail":    never,
+		"alert PolicyGateManagerDown":    absent,
+		"alert PolicyGateNorthboundDown": "the policy engine is not Kube-OVN",
+		"alert PolicyGateNoGateOpens":    "gates open",
+		"alert PolicyGateInconclusive":   never,
+		"alert PolicyGateLooksFail":      never,
+		"alert PolicyGateListsFail":      never,
 	}
 }
 
