@@ -235,7 +235,7 @@ func (s state) count() string {
 	for _, n := range s.span {
 		switch {
 		case n.name == hubv1.Northbound && n.confirmed:
-			beside = " and " + northboundDatabase
+			beside = " and " + hubv1.NorthboundTitle
 		case n.name == hubv1.Northbound:
 		default:
 			nodes++
@@ -251,13 +251,10 @@ func (s state) count() string {
 	return fmt.Sprintf("%d/%d node%s%s", confirmed, nodes, plural, beside)
 }
 
-// northboundDatabase is what people call hubv1.Northbound.
-const northboundDatabase = "OVN's northbound database"
-
 // place returns what people call a node of the span, behind "waiting for".
 func place(name string) string {
 	if name == hubv1.Northbound {
-		return northboundDatabase + " (" + name + ")"
+		return hubv1.NorthboundTitle + " (" + name + ")"
 	}
 	return name
 }

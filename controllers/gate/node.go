@@ -172,8 +172,8 @@ func (l *Ledger) warn(name string, n *node) {
 	stalled := "nothing was confirmed here for %s although Pods waited for it: " +
 		"until it confirms one, Pods of other nodes may start without it"
 	if name == hubv1.Northbound {
-		unseen = "the agent of " + northboundDatabase + " cannot read it, so nothing is confirmed of it: "
-		stalled = northboundDatabase + " has confirmed nothing for %s although Pods waited for it: " +
+		unseen = "the agent of " + hubv1.NorthboundTitle + " cannot read it, so nothing is confirmed of it: "
+		stalled = hubv1.NorthboundTitle + " has confirmed nothing for %s although Pods waited for it: " +
 			"until it confirms one, Pods may start without it"
 	}
 	if n.unseen() {

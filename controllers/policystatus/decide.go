@@ -224,29 +224,26 @@ func (n *node) view(now time.Time) view {
 	return v
 }
 
-// northboundDatabase is what people call hubv1.Northbound.
-const northboundDatabase = "OVN's northbound database"
-
 // lagging returns what is wrong with a node that has not confirmed.
 func (n *node) lagging(answered bool) (lag, text string) {
 	database := n.name == hubv1.Northbound
 	switch {
 	case n.connected && n.unseen && database:
-		return v1alpha1.LagUnsupported, "the agent of " + northboundDatabase + " cannot read it"
+		return v1alpha1.LagUnsupported, "the agent of " + hubv1.NorthboundTitle + " cannot read it"
 	case n.connected && n.unseen:
 		return v1alpha1.LagUnsupported, "the agent cannot see into the node's dataplane"
 	case answered && n.lag == v1alpha1.LagInconclusive && database:
-		return n.lag, "it cannot be told what " + northboundDatabase + " has of it; its agent's log says why"
+		return n.lag, "it cannot be told what " + hubv1.NorthboundTitle + " has of it; its agent's log says why"
 	case answered && n.lag != "" && database:
-		return n.lag, "in " + northboundDatabase + ": " + n.text
+		return n.lag, "in " + hubv1.NorthboundTitle + ": " + n.text
 	case answered && n.lag != "":
 		return n.lag, n.text
 	case !n.connected && !answered && database:
-		return v1alpha1.LagNoAgent, "no agent is connected that sees " + northboundDatabase
+		return v1alpha1.LagNoAgent, "no agent is connected that sees " + hubv1.NorthboundTitle
 	case !n.connected && !answered:
 		return v1alpha1.LagNoAgent, "no agent is connected from the node"
 	case database:
-		return v1alpha1.LagNoAnswer, "the agent of " + northboundDatabase + " has not confirmed yet, nor said what is missing"
+		return v1alpha1.LagNoAnswer, "the agent of " + hubv1.NorthboundTitle + " has not confirmed yet, nor said what is missing"
 	}
 	return v1alpha1.LagNoAnswer, "the node's agent has not confirmed yet, nor said what is missing"
 }

@@ -101,7 +101,7 @@ func (s state) programmed(views []view) metav1.Condition {
 		_, desired := s.count(views)
 		c.Message = "in force on " + nodes(desired)
 		if desired < len(views) {
-			c.Message += ", and in " + northboundDatabase
+			c.Message += ", and in " + hubv1.NorthboundTitle
 		}
 	case drifted:
 		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.PolicyReasonDrifted

@@ -109,21 +109,33 @@ func (t *text) place(e *Explanation) {
 
 // awaited says what a Pod that is held waits for.
 func (e *Explanation) awaited() string {
-	holding := 0
+	nodes, holding, unwritten := 0, 0, false
 	for i := range e.Nodes {
-		if e.Nodes[i].Holds {
-			holding++
+		n := &e.Nodes[i]
+		switch {
+		case n.northbound():
+			unwritten = n.Holds
+		case n.Holds:
+			nodes, holding = nodes+1, holding+1
+		default:
+			nodes++
 		}
+	}
+	beside := ""
+	if unwritten {
+		beside = ", nor has " + hubv1.NorthboundTitle
 	}
 	switch {
 	case !e.Computed:
 		return "what must be confirmed for it is not known yet"
-	case holding == 1 && len(e.Nodes) == 1:
-		return "the one node that is asked has not confirmed"
+	case holding == 1 && nodes == 1:
+		return "the one node that is asked has not confirmed" + beside
 	case holding == 1:
-		return fmt.Sprintf("1 of the %d nodes that are asked has not confirmed", len(e.Nodes))
+		return fmt.Sprintf("1 of the %d nodes that are asked has not confirmed%s", nodes, beside)
 	case holding > 1:
-		return fmt.Sprintf("%d of the %d nodes that are asked have not confirmed", holding, len(e.Nodes))
+		return fmt.Sprintf("%d of the %d nodes that are asked have not confirmed%s", holding, nodes, beside)
+	case unwritten:
+		return hubv1.NorthboundTitle + " has not confirmed"
 	case !e.Listed:
 		return "the API server's lists of policies and namespaces have not come in yet"
 	}
@@ -136,7 +148,7 @@ func (t *text) node(n *Node) {
 	name := "Node " + n.Name
 	switch {
 	case n.northbound():
-		name = "OVN's northbound database (" + n.Name + ")"
+		name = hubv1.NorthboundTitle + " (" + n.Name + ")"
 	case n.Own:
 		name += ", its own,"
 	}

@@ -9,3 +9,6 @@ package hubv1
 // as these have no colon. So nothing runs there, no Release goes there, and no
 // node's agent can be taken for it.
 const Northbound = "kube-ovn:northbound"
+
+// NorthboundTitle is what people are told that it is called.
+const NorthboundTitle = "OVN's northbound database"

@@ -123,7 +123,7 @@ func enforced(n v1alpha1.NodeCounts) string {
 // database.
 func place(name string) string {
 	if name == hubv1.Northbound {
-		return "OVN's northbound database (" + name + ")"
+		return hubv1.NorthboundTitle + " (" + name + ")"
 	}
 	return "node " + name
 }
