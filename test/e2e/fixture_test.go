@@ -99,10 +99,10 @@ func (f fixture) namespace(t *testing.T, labels map[string]string) string {
 var injected = map[string]string{v1alpha1.KeyInject: v1alpha1.InjectNamespace}
 
 // eventually polls until check says yes, and fails with its last words if it
-// does not within the time.
+// does not within the time. It logs what took more than half of that.
 func eventually(t *testing.T, timeout time.Duration, what string, check func() (bool, string)) {
 	t.Helper()
-	last := ""
+	last, began := "", time.Now()
 	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, timeout, true, func(context.Context) (bool, error) {
 		done, words := check()
 		last = words
@@ -110,6 +110,9 @@ func eventually(t *testing.T, timeout time.Duration, what string, check func() (
 	})
 	if err != nil {
 		t.Fatalf("%s: not within %v: %s", what, timeout, last)
+	}
+	if took := time.Since(began); took > timeout/2 {
+		t.Logf("%s: took %v of %v", what, took.Round(time.Millisecond), timeout)
 	}
 }
 
