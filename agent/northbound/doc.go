@@ -54,5 +54,7 @@
 //
 // A view of the database is compared with the one before, row by row, and only
 // rows that have changed are read; each text of a match is read once. A question
-// costs the ACLs of the port groups of its two ports.
+// costs the ACLs of the port groups of its two ports, and those whose match names
+// no port: with IPv6 Kube-OVN writes two such for each policy, for neighbour
+// discovery, which at 1,000 policies made a question 44 µs instead of 27.
 package northbound

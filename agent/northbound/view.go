@@ -144,15 +144,17 @@ func switchOf(r Row) *switchRow {
 func groupOf(r Row) *group {
 	g := &group{
 		id: id(r.Identity()), name: r.String("name"),
-		ports: map[id]struct{}{}, acls: ids(r.References("acls")), policy: policyOf(r),
+		ports: map[id]struct{}{}, acls: ids(r.References("acls")),
 	}
 	for _, p := range r.References("ports") {
 		g.ports[id(p)] = struct{}{}
 	}
-	// Kube-OVN has a group for each node as well, with "node/<name>" in the
-	// place of a policy.
-	if strings.HasPrefix(g.policy, "node/") && strings.HasPrefix(g.name, "node.") {
-		g.policy = ""
+	// Kube-OVN has a group for each node and for each subnet on each node as well,
+	// with "node/<node>" or "<subnet>/<node>" in the place of a policy. Their names
+	// are in that order; that of a policy's group is the other way round.
+	policy := policyOf(r)
+	if namespace, name, ok := strings.Cut(policy, "/"); ok && g.name == strings.ReplaceAll(name+"."+namespace, "-", ".") {
+		g.policy = policy
 	}
 	return g
 }

@@ -145,11 +145,14 @@ func (e *Engine) Apply(ctx context.Context, objects Objects) error {
 		return err
 	}
 	for _, g := range groups {
-		np := texts(g["external_ids"])[npKey]
-		if namespace, name, _ := strings.Cut(np, "/"); np != "" && namespace != "node" && !known[np] {
-			if err := e.remove(ctx, types.NamespacedName{Namespace: namespace, Name: name}, g["name"].(string), np); err != nil {
-				return err
-			}
+		keys := texts(g["external_ids"])
+		np := keys[npKey]
+		if np == "" || known[np] || keys[nodeKey] != "" { // the latter is a node's, or a subnet's there
+			continue
+		}
+		namespace, name, _ := strings.Cut(np, "/")
+		if err := e.remove(ctx, types.NamespacedName{Namespace: namespace, Name: name}, g["name"].(string), np); err != nil {
+			return err
 		}
 	}
 	for _, n := range objects.Nodes {

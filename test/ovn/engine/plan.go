@@ -27,8 +27,8 @@ const (
 	netpolTier                                = 2
 
 	// Keys of external_ids.
-	npKey, parentKey, vendorKey = "np", "parent", "vendor"
-	vendor                      = "kube-ovn"
+	npKey, parentKey, vendorKey, nodeKey = "np", "parent", "vendor", "node"
+	vendor                               = "kube-ovn"
 
 	allocatedAnnotation   = "ovn.kubernetes.io/allocated"
 	addressAnnotation     = "ovn.kubernetes.io/ip_address"
