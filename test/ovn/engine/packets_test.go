@@ -155,7 +155,7 @@ func (w *world) policyRows() string {
 			w.Fatal(err)
 		}
 		for line := range strings.Lines(found) {
-			if !strings.Contains(line, "np=node/") && strings.TrimSpace(line) != "" {
+			if !strings.Contains(line, "node=") && strings.TrimSpace(line) != "" {
 				rows.WriteString(line)
 			}
 		}
