@@ -12,7 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -105,6 +107,36 @@ func TestTheNorthboundDeploymentIsRestricted(t *testing.T) {
 	read(t, "service_account.yaml", &account)
 	if account.Name != pod.ServiceAccountName || d.Name != account.Name {
 		t.Errorf("Deployment %s runs as %s, the account is %s", d.Name, pod.ServiceAccountName, account.Name)
+	}
+}
+
+func TestPrometheusReachesTheNorthboundDeployment(t *testing.T) {
+	var d appsv1.Deployment
+	read(t, "deployment.yaml", &d)
+	var policy networkingv1.NetworkPolicy
+	read(t, filepath.Join("prometheus", "networkpolicy.yaml"), &policy)
+	var monitor struct {
+		Spec struct {
+			Selector            metav1.LabelSelector `json:"selector"`
+			PodMetricsEndpoints []struct {
+				Port string `json:"port"`
+			} `json:"podMetricsEndpoints"`
+		} `json:"spec"`
+	}
+	read(t, filepath.Join("prometheus", "monitor.yaml"), &monitor)
+	port := d.Spec.Template.Spec.Containers[0].Ports[0]
+	if got := policy.Spec.Ingress[0].Ports[0]; got.Port.IntVal != port.ContainerPort || *got.Protocol != corev1.ProtocolTCP {
+		t.Errorf("the policy opens %s %s, the metrics are at %d", *got.Protocol, got.Port, port.ContainerPort)
+	}
+	if got := monitor.Spec.PodMetricsEndpoints[0].Port; got != port.Name {
+		t.Errorf("scraped is port %q, the Deployment has %q", got, port.Name)
+	}
+	labels := d.Spec.Template.Labels
+	if diff := cmp.Diff(labels, monitor.Spec.Selector.MatchLabels); diff != "" {
+		t.Errorf("selected for scraping (-labels +selector):\n%s", diff)
+	}
+	if diff := cmp.Diff(labels, policy.Spec.PodSelector.MatchLabels); diff != "" {
+		t.Errorf("selected by the policy (-labels +selector):\n%s", diff)
 	}
 }
 
