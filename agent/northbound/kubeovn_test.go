@@ -66,7 +66,10 @@ func TestKubeOVN(t *testing.T) {
 		addresses[name] = strings.Fields(r.Strings("addresses")[0])[1:]
 	}
 	const both, v4, v6 = 0, 4, 6
-	model := New(d.newest)
+	look, err := New(d.newest).Look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		what     string
 		protocol flow.Protocol
@@ -123,10 +126,6 @@ func TestKubeOVN(t *testing.T) {
 				continue
 			}
 			f := flow.Flow{Protocol: test.protocol, Src: netip.MustParseAddr(addresses[test.src][i]), Dst: netip.MustParseAddr(addresses[test.dst][i]), Port: test.port}
-			look, err := model.Look(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
 			answers, err := look.Together(t.Context(), []Question{{Flow: f}})
 			if err != nil {
 				t.Fatal(err)

@@ -4,7 +4,6 @@
 package session
 
 import (
-	"fmt"
 	"path/filepath"
 
 	"github.com/spf13/pflag"
@@ -48,13 +47,9 @@ func (h *Hub) AddFlags(fs *pflag.FlagSet) {
 			"each session, since the kubelet replaces it.")
 }
 
-// Validate returns all that is wrong with h, each naming its flag, none if
-// nothing is.
-func (h *Hub) Validate() []error {
-	var errs []error
-	wrong := func(flag, value, want string) {
-		errs = append(errs, fmt.Errorf("--%s %q: want %s", flag, value, want))
-	}
+// Validate passes to wrong each flag that is not usable, with its value and what
+// would be.
+func (h *Hub) Validate(wrong func(flag, value, want string)) {
 	if problems := validation.IsDNS1123Label(h.Namespace); len(problems) > 0 {
 		wrong("namespace", h.Namespace, "the name of a namespace")
 	}
@@ -67,7 +62,6 @@ func (h *Hub) Validate() []error {
 	if !filepath.IsAbs(h.TokenFile) {
 		wrong("token-file", h.TokenFile, "an absolute path")
 	}
-	return errs
 }
 
 // ServerName is the name that the replicas' certificates are for.

@@ -5,6 +5,7 @@ package session
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -37,11 +38,18 @@ func TestHubFlags(t *testing.T) {
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			if errs := got.Validate(); len(errs) > 0 {
-				t.Errorf("Validate: %v", errs)
+			if err := wrongIn(&got); err != nil {
+				t.Errorf("Validate: %v", err)
 			}
 		})
 	}
+}
+
+// wrongIn returns what Validate says, as the commands print it.
+func wrongIn(h *Hub) error {
+	var errs []error
+	h.Validate(func(flag, value, want string) { errs = append(errs, fmt.Errorf("--%s %q: want %s", flag, value, want)) })
+	return errors.Join(errs...)
 }
 
 func TestHubValidateNamesEachWrongFlag(t *testing.T) {
@@ -61,7 +69,7 @@ func TestHubValidateNamesEachWrongFlag(t *testing.T) {
 			t.Parallel()
 			h := DefaultHub()
 			tc.change(&h)
-			err := errors.Join(h.Validate()...)
+			err := wrongIn(&h)
 			if err == nil {
 				t.Fatal("no error")
 			}

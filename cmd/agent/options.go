@@ -68,7 +68,7 @@ func (o *options) Validate() error {
 	if problems := validation.IsDNS1123Subdomain(o.NodeName); len(problems) > 0 {
 		wrong("node-name", o.NodeName, "the name of a node")
 	}
-	errs = append(errs, o.Hub.Validate()...)
+	o.Hub.Validate(wrong)
 	if problems := validation.IsQualifiedName(o.ConditionType); len(problems) > 0 {
 		wrong("condition-type", o.ConditionType, "the type of a condition, such as "+string(v1alpha1.ConditionProgrammed))
 	}

@@ -81,7 +81,7 @@ func (o *options) Validate() error {
 			wrong(flag, file, "an absolute path")
 		}
 	}
-	errs = append(errs, o.Hub.Validate()...)
+	o.Hub.Validate(wrong)
 	if !serve.IsAddress(o.MetricsBindAddress) {
 		wrong("metrics-bind-address", o.MetricsBindAddress, "an address and a port, such as 127.0.0.1:9445 or :9445, or 0")
 	}

@@ -254,7 +254,7 @@ func (s state) count() string {
 // place returns what people call a node of the span, behind "waiting for".
 func place(name string) string {
 	if name == hubv1.Northbound {
-		return hubv1.NorthboundTitle + " (" + name + ")"
+		return hubv1.NorthboundPlace
 	}
 	return name
 }

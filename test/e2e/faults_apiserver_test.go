@@ -90,9 +90,15 @@ func (f fixture) restarts(t *testing.T) map[string]int32 {
 // leads waits until a manager that runs holds the Lease and renews it.
 func (f fixture) leads(t *testing.T) {
 	t.Helper()
+	f.renewed(t, testbed.Namespace, leaderLease, 60*time.Second)
+}
+
+// renewed waits until whoever holds a Lease renews it.
+func (f fixture) renewed(t *testing.T, ns, name string, timeout time.Duration) {
+	t.Helper()
 	var first *metav1.MicroTime
-	eventually(t, 60*time.Second, "a leader renews its Lease", func() (bool, string) {
-		lease, err := f.Client.CoordinationV1().Leases(testbed.Namespace).Get(t.Context(), "policygate-leader", metav1.GetOptions{})
+	eventually(t, timeout, "Lease "+ns+"/"+name+" is renewed", func() (bool, string) {
+		lease, err := f.Client.CoordinationV1().Leases(ns).Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil || lease.Spec.HolderIdentity == nil || lease.Spec.RenewTime == nil {
 			return false, fmt.Sprint(err)
 		}

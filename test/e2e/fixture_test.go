@@ -274,13 +274,16 @@ func hasHold(p *corev1.Pod) bool {
 }
 
 // isHeld says that the hold runs.
-func isHeld(p *corev1.Pod) bool {
+func isHeld(p *corev1.Pod) bool { return holdOf(p).Running != nil }
+
+// holdOf returns how the newest hold is, and zero if there was none.
+func holdOf(p *corev1.Pod) corev1.ContainerState {
 	for _, s := range p.Status.InitContainerStatuses {
 		if s.Name == v1alpha1.HoldContainerName {
-			return s.State.Running != nil
+			return s.State
 		}
 	}
-	return false
+	return corev1.ContainerState{}
 }
 
 func isDone(p *corev1.Pod) bool {

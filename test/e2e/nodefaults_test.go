@@ -216,14 +216,11 @@ func heldSince(p *corev1.Pod, since time.Time) bool {
 // heldFrom returns when the newest hold began, whether or not it has ended, and
 // zero if there was none.
 func heldFrom(p *corev1.Pod) time.Time {
-	for _, s := range p.Status.InitContainerStatuses {
-		switch {
-		case s.Name != v1alpha1.HoldContainerName:
-		case s.State.Running != nil:
-			return s.State.Running.StartedAt.Time
-		case s.State.Terminated != nil:
-			return s.State.Terminated.StartedAt.Time
-		}
+	switch hold := holdOf(p); {
+	case hold.Running != nil:
+		return hold.Running.StartedAt.Time
+	case hold.Terminated != nil:
+		return hold.Terminated.StartedAt.Time
 	}
 	return time.Time{}
 }

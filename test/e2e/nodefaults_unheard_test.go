@@ -46,7 +46,7 @@ func nodeNotReady(t *testing.T, f fixture) {
 	// The wait is told before the node counts as gone, which is 20 s after it was
 	// last heard of: by a leader that stays, whose successor would take as long.
 	f.leadElsewhere(t, f.serverNode)
-	f.heardOf(t, f.serverNode)
+	f.renewed(t, corev1.NamespaceNodeLease, f.serverNode.Name, 30*time.Second)
 	if err := f.Cluster.StopNode(t.Context(), f.serverNode); err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func nodeNotReady(t *testing.T, f fixture) {
 func (f fixture) leadElsewhere(t *testing.T, node *cluster.Node) {
 	t.Helper()
 	eventually(t, 2*time.Minute, "a leader elsewhere than on "+node.Name, func() (bool, string) {
-		lease, err := f.Client.CoordinationV1().Leases(testbed.Namespace).Get(t.Context(), "policygate-leader", metav1.GetOptions{})
+		lease, err := f.Client.CoordinationV1().Leases(testbed.Namespace).Get(t.Context(), leaderLease, metav1.GetOptions{})
 		if err != nil || lease.Spec.HolderIdentity == nil {
 			return false, fmt.Sprint(err)
 		}
@@ -110,22 +110,6 @@ func (f fixture) leadElsewhere(t *testing.T, node *cluster.Node) {
 		return false, fmt.Sprintf("%s is deleted: %v", holder, err)
 	})
 	f.rolledOut(t)
-}
-
-// heardOf waits until a node's kubelet renews its Lease.
-func (f fixture) heardOf(t *testing.T, node *cluster.Node) {
-	t.Helper()
-	var first *metav1.MicroTime
-	eventually(t, 30*time.Second, "the kubelet of "+node.Name+" renews its Lease", func() (bool, string) {
-		lease, err := f.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), node.Name, metav1.GetOptions{})
-		if err != nil || lease.Spec.RenewTime == nil {
-			return false, fmt.Sprint(err)
-		}
-		if first == nil {
-			first = lease.Spec.RenewTime
-		}
-		return lease.Spec.RenewTime.After(first.Time), first.String()
-	})
 }
 
 func (f fixture) ready(t *testing.T, node *cluster.Node) bool {

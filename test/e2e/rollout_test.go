@@ -27,6 +27,7 @@ import (
 
 const (
 	managerDeployment = "policygate-manager"
+	leaderLease       = "policygate-leader"
 	// overlap is long against a watch, and short enough to see a rotation's end.
 	overlap = 10 * time.Second
 	// pace is how often a Pod is created, realEvery how many of them are meant.

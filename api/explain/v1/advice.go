@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	hubv1 "github.com/policygate/policygate/api/hub/v1"
 	tracev1 "github.com/policygate/policygate/api/trace/v1"
 )
 
@@ -101,13 +102,13 @@ func (n *Node) adviseNorthbound(add func(format string, args ...any)) {
 	}
 	switch {
 	case !n.Connected:
-		add("OVN's northbound database: see whether a Pod of Deployment policygate-northbound runs, and its log.")
+		add(hubv1.NorthboundTitle + ": see whether a Pod of Deployment policygate-northbound runs, and its log.")
 	case lacks(func(l *Lack) bool { return l.Now != nil && l.Now.Error == "" && l.Now.Verdict == l.Want }):
-		add("OVN's northbound database: it is there by now. It confirms with its next looks.")
+		add(hubv1.NorthboundTitle + ": it is there by now. It confirms with its next looks.")
 	case lacks(func(l *Lack) bool { return l.Now == nil || l.Now.Verdict != tracev1.Inconclusive }):
-		add("OVN's northbound database: kube-ovn-controller has not written there yet what the policies demand. It does so within seconds; if it lasts, see its log: no node can enforce it before.")
+		add(hubv1.NorthboundTitle + ": kube-ovn-controller has not written there yet what the policies demand. It does so within seconds; if it lasts, see its log: no node can enforce it before.")
 	default:
-		add("OVN's northbound database: ask again in a moment. If it stays so, " + log)
+		add(hubv1.NorthboundTitle + ": ask again in a moment. If it stays so, " + log)
 	}
 }
 

@@ -112,13 +112,13 @@ func (e *Explanation) awaited() string {
 	nodes, holding, unwritten := 0, 0, false
 	for i := range e.Nodes {
 		n := &e.Nodes[i]
-		switch {
-		case n.northbound():
+		if n.northbound() {
 			unwritten = n.Holds
-		case n.Holds:
-			nodes, holding = nodes+1, holding+1
-		default:
-			nodes++
+			continue
+		}
+		nodes++
+		if n.Holds {
+			holding++
 		}
 	}
 	beside := ""
@@ -148,7 +148,7 @@ func (t *text) node(n *Node) {
 	name := "Node " + n.Name
 	switch {
 	case n.northbound():
-		name = hubv1.NorthboundTitle + " (" + n.Name + ")"
+		name = hubv1.NorthboundPlace
 	case n.Own:
 		name += ", its own,"
 	}

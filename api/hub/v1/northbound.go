@@ -10,5 +10,9 @@ package hubv1
 // node's agent can be taken for it.
 const Northbound = "kube-ovn:northbound"
 
-// NorthboundTitle is what people are told that it is called.
-const NorthboundTitle = "OVN's northbound database"
+const (
+	// NorthboundTitle is what people are told that it is called.
+	NorthboundTitle = "OVN's northbound database"
+	// NorthboundPlace is the same where the names of nodes stand beside it.
+	NorthboundPlace = NorthboundTitle + " (" + Northbound + ")"
+)

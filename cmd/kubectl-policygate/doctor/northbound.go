@@ -3,6 +3,8 @@
 
 package doctor
 
+import hubv1 "github.com/policygate/policygate/api/hub/v1"
+
 // northbound adds whether OVN's northbound database is seen, where it is asked.
 func (e *examination) northbound() {
 	const (
@@ -24,13 +26,13 @@ func (e *examination) northbound() {
 	switch {
 	case asked == 0:
 	case connected == 0:
-		e.add(Fail, subject, do, "no agent is connected that sees OVN's northbound database")
+		e.add(Fail, subject, do, "no agent is connected that sees "+hubv1.NorthboundTitle)
 	case unread != "":
 		e.add(Warn, subject, "Gates do not wait for it meanwhile, so that what kube-ovn-controller has yet to write is not seen. See the log of Deployment policygate-northbound.",
-			"OVN's northbound database cannot be read: %s", unread)
+			hubv1.NorthboundTitle+" cannot be read: %s", unread)
 	case connected < asked:
-		e.add(Warn, subject, do, "the agent of OVN's northbound database is connected to %d of the manager's %d Pods", connected, asked)
+		e.add(Warn, subject, do, "the agent of "+hubv1.NorthboundTitle+" is connected to %d of the manager's %d Pods", connected, asked)
 	default:
-		e.add(OK, subject, "", "OVN's northbound database is seen")
+		e.add(OK, subject, "", hubv1.NorthboundTitle+" is seen")
 	}
 }

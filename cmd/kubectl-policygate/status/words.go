@@ -123,7 +123,7 @@ func enforced(n v1alpha1.NodeCounts) string {
 // database.
 func place(name string) string {
 	if name == hubv1.Northbound {
-		return hubv1.NorthboundTitle + " (" + name + ")"
+		return hubv1.NorthboundPlace
 	}
 	return "node " + name
 }
@@ -178,7 +178,7 @@ func advice(p *v1alpha1.PolicyStatus) []string {
 		lines = append(lines, "Waiting does not mend what the policy engine does not carry out: write the policy otherwise, or see the engine's documentation.")
 	}
 	if unwritten {
-		lines = append(lines, "No node can enforce what is not in OVN's northbound database: kube-ovn-controller writes it within seconds; if it lasts, see its log.")
+		lines = append(lines, "No node can enforce what is not in "+hubv1.NorthboundTitle+": kube-ovn-controller writes it within seconds; if it lasts, see its log.")
 	}
 	if unread {
 		lines = append(lines, "See whether a Pod of Deployment policygate-northbound runs, and its log, which says why it cannot tell.")
