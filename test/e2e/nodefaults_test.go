@@ -115,7 +115,7 @@ func newNode(t *testing.T, f fixture) {
 }
 
 // noMorePods has the API server refuse further Pods in a namespace, until the
-// returned function is called: its DaemonSet's, for one.
+// returned function is called, which waits for those of the agents.
 func (f fixture) noMorePods(t *testing.T, ns string) func() {
 	t.Helper()
 	quotas := f.Client.CoreV1().ResourceQuotas(ns)
@@ -138,12 +138,25 @@ func (f fixture) noMorePods(t *testing.T, ns string) func() {
 	})
 	return func() {
 		end()
-		// Any change has the controller try at once.
-		change := fmt.Appendf(nil, `{"metadata":{"annotations":{"example.org/tried":%q}}}`, time.Now())
-		_, err := f.Client.AppsV1().DaemonSets(ns).Patch(t.Context(), "policygate-agent", types.MergePatchType, change, metav1.PatchOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		// Any change has the controller try at once. It may be behind its own writes
+		// then, and would try again after a time that has grown with each refusal, to
+		// minutes, if nothing changed any more.
+		var changed time.Time
+		eventually(t, 60*time.Second, "the agents have a Pod for each node", func() (bool, string) {
+			pods, err := f.Client.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=policygate-agent"})
+			if err != nil {
+				return false, err.Error()
+			}
+			if len(pods.Items) == len(f.Cluster.Nodes()) {
+				return true, ""
+			}
+			if time.Since(changed) > time.Second {
+				changed = time.Now()
+				change := fmt.Appendf(nil, `{"metadata":{"annotations":{"example.org/tried":%q}}}`, changed)
+				_, err = f.Client.AppsV1().DaemonSets(ns).Patch(t.Context(), "policygate-agent", types.MergePatchType, change, metav1.PatchOptions{})
+			}
+			return false, fmt.Sprintf("%d Pods, %v", len(pods.Items), err)
+		})
 	}
 }
 
