@@ -13,7 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/policygate/policygate/internal/apiclient"
 )
 
 // clients are those of the two groups of the API that the agent uses.
@@ -63,20 +64,15 @@ func newScheme() *runtime.Scheme {
 	return s
 }
 
-// clientConfig returns how to reach the API server: by the kubeconfig, or as
-// the Pod's ServiceAccount if that is empty.
+// clientConfig returns how the agent reaches the API server, see
+// apiclient.Config.
 func clientConfig(kubeconfig string) (*rest.Config, error) {
-	load := rest.InClusterConfig
-	if kubeconfig != "" {
-		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", kubeconfig) }
-	}
-	config, err := load()
+	config, err := apiclient.Config(kubeconfig)
 	if err != nil {
 		return nil, err
 	}
 	// A node's 110 Pods may be released at once, with a patch each; the
 	// default of 5 a second would hold the last for 20 s.
 	config.QPS, config.Burst = 50, 200
-	config.UserAgent = rest.DefaultKubernetesUserAgent()
 	return config, nil
 }

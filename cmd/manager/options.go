@@ -25,6 +25,7 @@ import (
 	"github.com/policygate/policygate/controllers/expect"
 	"github.com/policygate/policygate/controllers/gate"
 	"github.com/policygate/policygate/controllers/hub"
+	"github.com/policygate/policygate/internal/apiclient"
 	"github.com/policygate/policygate/webhook/inject"
 )
 
@@ -245,6 +246,7 @@ func (o *options) run(ctx context.Context, log logr.Logger) error {
 	if err != nil {
 		return fmt.Errorf("configure the client: %w", err)
 	}
+	apiclient.Redial(config)
 	if err := awaitAPIServer(ctx, config, o.healthAddress, log); err != nil {
 		return err
 	}

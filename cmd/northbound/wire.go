@@ -14,8 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/clock"
 
 	"github.com/policygate/policygate/agent/confirm"
@@ -25,6 +23,7 @@ import (
 	"github.com/policygate/policygate/agent/serve"
 	"github.com/policygate/policygate/agent/session"
 	hubv1 "github.com/policygate/policygate/api/hub/v1"
+	"github.com/policygate/policygate/internal/apiclient"
 	"github.com/policygate/policygate/internal/ovs/ovsdb"
 )
 
@@ -35,7 +34,7 @@ const noBoot = "none"
 // runNorthbound wires the parts together and runs them until ctx ends or one
 // fails.
 func runNorthbound(ctx context.Context, o *options, log logr.Logger) error {
-	config, err := clientConfig(o.Kubeconfig)
+	config, err := apiclient.Config(o.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("configure the client: %w", err)
 	}
@@ -117,21 +116,6 @@ type part struct{ *northbound.Dataplane }
 // Look implements confirm.Dataplane.
 func (p part) Look(ctx context.Context) (confirm.Look, error) {
 	return dataplane.Look[northbound.Question, northbound.Answer](p.Dataplane.Look(ctx))
-}
-
-// clientConfig returns how to reach the API server: by the kubeconfig, or as
-// the Pod's ServiceAccount if that is empty.
-func clientConfig(kubeconfig string) (*rest.Config, error) {
-	load := rest.InClusterConfig
-	if kubeconfig != "" {
-		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", kubeconfig) }
-	}
-	config, err := load()
-	if err != nil {
-		return nil, err
-	}
-	config.UserAgent = rest.DefaultKubernetesUserAgent()
-	return config, nil
 }
 
 // version is that of the build, for people.

@@ -57,6 +57,9 @@ func start(t *testing.T, o testbed.Options) fixture {
 		// The test's own context has ended by now.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		if t.Failed() {
+			t.Log(bed.LastWords(ctx))
+		}
 		if err := bed.Stop(ctx); err != nil {
 			t.Errorf("stop the cluster: %v", err)
 		}

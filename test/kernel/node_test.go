@@ -3,7 +3,8 @@
 
 // Package kernel_test holds agent/kernel and agent/trace against the kernel:
 // rules are loaded into a network namespace, packets are sent through it, and
-// what arrives must be what the verdicts say.
+// what arrives must be what the verdicts say. So are internal/apiclient's
+// connections, which meet rules that come late.
 //
 // The namespaces have no names and end with the test's process, so nothing can
 // be left behind. The tests need root, or the right to be root of a user
@@ -104,6 +105,19 @@ func (ns *namespace) do(t testing.TB, f func() error) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// begin calls f on a thread of its own that is in the namespace, and does not
+// wait for it.
+func (ns *namespace) begin(t *testing.T, f func()) {
+	go func() {
+		// The thread is never unlocked: it ends with this goroutine.
+		runtime.LockOSThread()
+		if err := unix.Setns(ns.fd, unix.CLONE_NEWNET); err != nil {
+			t.Errorf("enter the namespace: %v", err)
+		}
+		f()
+	}()
 }
 
 // run runs a program in the namespace with the given input.

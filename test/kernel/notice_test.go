@@ -9,14 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
@@ -79,19 +77,6 @@ func (n *noticed) nothing(t *testing.T, last func(), want string) {
 		t.Errorf("noticed %q as well", got)
 	default:
 	}
-}
-
-// begin calls f on a thread of its own that is in the namespace, and does not
-// wait for it.
-func (ns *namespace) begin(t *testing.T, f func()) {
-	go func() {
-		// The thread is never unlocked: it ends with this goroutine.
-		runtime.LockOSThread()
-		if err := unix.Setns(ns.fd, unix.CLONE_NEWNET); err != nil {
-			t.Errorf("enter the namespace: %v", err)
-		}
-		f()
-	}()
 }
 
 func TestACommitIsNoticed(t *testing.T) {

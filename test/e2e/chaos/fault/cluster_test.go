@@ -97,6 +97,9 @@ func startScene(t *testing.T) scene {
 		// The test's own context has ended by now.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		if t.Failed() {
+			t.Log(bed.LastWords(ctx))
+		}
 		if err := bed.Stop(ctx); err != nil {
 			t.Error(err)
 		}
