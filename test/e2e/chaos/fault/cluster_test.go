@@ -89,7 +89,11 @@ const namespace = "faults"
 
 func startScene(t *testing.T) scene {
 	t.Helper()
-	bed, err := testbed.Start(t.Context(), testbed.Options{Name: "fault-kinds", Nodes: 3, Progress: t.Output()})
+	bed, err := testbed.Start(t.Context(), testbed.Options{
+		Name: "fault-kinds", Nodes: 3, Progress: t.Output(),
+		// Or a Pod that is made while a replica starts again is let in without a gate.
+		Components: []string{"fail"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
