@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,11 +17,17 @@ import (
 // about one for each event of its sessions.
 const lastWords = 15
 
+// lastWordsTime bounds what a test has left for that: what failed may be the
+// API server.
+const lastWordsTime = 20 * time.Second
+
 // LastWords returns what a person needs who sees only a test's output: each Pod
 // of Policy Gate with its node, how often its containers were started, what
 // ended the last of them, and the end of the logs. What cannot be read is said
 // in its place.
 func (t *Testbed) LastWords(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, lastWordsTime)
+	defer cancel()
 	pods, err := t.Client.CoreV1().Pods(Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Sprintf("Pods of %s: %v\n", Namespace, err)
